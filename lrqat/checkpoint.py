@@ -1,0 +1,213 @@
+"""Reading a fused checkpoint: integers, scales and floating tensors, one at a time, without torch.
+
+A fused checkpoint is a Hugging Face folder in compressed-tensors' `pack-quantized` format plus
+`lrqat.json` (see `lrqat.manifest`). Each quantised projection X is three tensors:
+
+    X.weight_packed  int32 (out, ceil(in * bits / 32))   integers, see `lrqat.packing`
+    X.weight_scale   float32 (out, groups)               values exact in the grid's scale type
+    X.weight_shape   int64 (2,)                          out, in
+
+Everything else is a plain floating tensor. Files are treated as hostile: hashes are compared before
+anything is read, and shapes, integers and scales are checked when they are.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+# Imported for its effect: numpy learns the name "bfloat16", which safetensors needs.
+import ml_dtypes  # noqa: F401
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from lrqat import manifest as manifests
+from lrqat.errors import CheckpointError
+from lrqat.grid import Grid, find_grid
+from lrqat.packing import container_bits, unpack_rows
+
+PACKED, SCALE, SHAPE = ".weight_packed", ".weight_scale", ".weight_shape"
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """One trained projection.
+
+    Attributes:
+        name: module name, without ".weight".
+        q: int8 (out, in), within the grid's range.
+        scale: float32 (out, groups), finite, non-zero, exact in `grid.scale_dtype`.
+        grid: the grid it was trained on.
+    """
+
+    name: str
+    q: NDArray[np.int8]
+    scale: NDArray[np.float32]
+    grid: Grid
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """The product scale * q as float32 (out, in). Exact: 8 + 11 significant bits fit in 24."""
+        rows, columns = self.q.shape
+        grouped = self.q.reshape(rows, self.scale.shape[1], -1).astype(np.float32)
+        return (grouped * self.scale[:, :, None]).reshape(rows, columns)
+
+
+class Checkpoint:
+    """A fused checkpoint that has been opened and verified. Use `Checkpoint.open`."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any], config: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.config = config
+        self._file_of = _index(path)
+        self._handles: dict[str, Any] = {}
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: bool = True) -> "Checkpoint":
+        """Open the checkpoint in the folder `path`.
+
+        With `verify` (the default) the sha256 of every file is compared with lrqat.json first.
+        Raises CheckpointError if anything is missing, altered or inconsistent.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise CheckpointError(f"no checkpoint folder at {path}")
+        manifest = manifests.read(path)
+        if verify:
+            manifests.verify_files(path, manifest["files"])
+        try:
+            config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path / 'config.json'} cannot be read: {error}") from None
+        return cls(path, manifest, config)
+
+    @property
+    def quantized_names(self) -> list[str]:
+        """Module names of the quantised projections, in the manifest's order."""
+        return list(self.manifest["tensors"])
+
+    @cached_property
+    def floating_names(self) -> list[str]:
+        """Names of the tensors that stay in floating point, sorted."""
+        parts = {
+            name + suffix for name in self.quantized_names for suffix in (PACKED, SCALE, SHAPE)
+        }
+        return sorted(set(self._file_of) - parts)
+
+    @property
+    def grids(self) -> set[str]:
+        """Names of the grids that occur."""
+        return {entry["grid"] for entry in self.manifest["tensors"].values()}
+
+    def grid(self, name: str) -> Grid:
+        """The grid of the projection `name`. Raises CheckpointError for another name."""
+        return find_grid(self._entry(name)["grid"])
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a quantised projection (out, in) or of a floating tensor; nothing is read."""
+        if name in self.manifest["tensors"]:
+            out_features, in_features = self._entry(name)["shape"]
+            return int(out_features), int(in_features)
+        return tuple(self._slice(name).get_shape())
+
+    def quantized(self, name: str) -> QuantizedTensor:
+        """Read one projection. Raises CheckpointError if its integers or scales are not valid."""
+        grid, (rows, columns) = self.grid(name), self.shape(name)
+        packed, scale = self._read(name + PACKED), self._read(name + SCALE)
+        stored_shape = self._read(name + SHAPE).tolist()
+        if stored_shape != [rows, columns]:
+            raise CheckpointError(
+                f"{name}: the tensor file says {stored_shape}, lrqat.json says {[rows, columns]}"
+            )
+        if packed.dtype != np.int32 or packed.ndim != 2 or packed.shape[0] != rows:
+            raise CheckpointError(f"{name}: packed integers are {packed.dtype} {packed.shape}")
+        try:
+            q = unpack_rows(packed, container_bits(grid.bits), columns)
+        except ValueError as error:
+            raise CheckpointError(f"{name}: {error}") from None
+        if q.size and (q.min() < grid.q_min or q.max() > grid.q_max):
+            raise CheckpointError(
+                f"{name}: integers {q.min()}..{q.max()} leave {grid.name}'s "
+                f"{grid.q_min}..{grid.q_max}"
+            )
+        return QuantizedTensor(name, q, _valid_scale(name, scale, grid, rows, columns), grid)
+
+    def floating(self, name: str) -> NDArray[Any]:
+        """Read one floating tensor in the type it is stored in (bfloat16 through ml_dtypes)."""
+        return self._read(name)
+
+    def floating_dtype(self, name: str) -> str:
+        """The safetensors name of a floating tensor's type: F32, F16 or BF16; nothing is read."""
+        return str(self._slice(name).get_dtype())
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        entry = self.manifest["tensors"].get(name)
+        shape = entry.get("shape") if isinstance(entry, dict) else None
+        if not (isinstance(shape, list) and len(shape) == 2 and all(_positive(n) for n in shape)):
+            raise CheckpointError(f"lrqat.json has no valid entry for {name!r}")
+        return entry
+
+    def _open_file(self, name: str) -> Any:
+        file_name = self._file_of.get(name)
+        if file_name is None:
+            raise CheckpointError(f"{self.path} has no tensor {name!r}")
+        if file_name not in self._handles:
+            self._handles[file_name] = _open_safetensors(self.path / file_name)
+        return self._handles[file_name]
+
+    def _slice(self, name: str) -> Any:
+        return self._open_file(name).get_slice(name)
+
+    def _read(self, name: str) -> NDArray[Any]:
+        try:
+            return self._open_file(name).get_tensor(name)
+        except SafetensorError as error:
+            raise CheckpointError(f"{self.path}: cannot read {name!r}: {error}") from None
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int) and value > 0
+
+
+def _valid_scale(
+    name: str, scale: NDArray[Any], grid: Grid, rows: int, columns: int
+) -> NDArray[np.float32]:
+    """`scale` as float32 (rows, groups), or CheckpointError saying what is wrong with it."""
+    if scale.shape != (rows, grid.groups(columns)):
+        raise CheckpointError(
+            f"{name}: scales have shape {scale.shape}, {grid.name} needs "
+            f"{(rows, grid.groups(columns))}"
+        )
+    scale = scale.astype(np.float32)
+    problems = {
+        "not finite": ~np.isfinite(scale),
+        "zero": scale == 0,
+        f"not exact in {grid.scale_dtype}": scale != scale.astype(grid.scale_dtype),
+    }
+    if not grid.signed_scale:
+        problems[f"negative, which {grid.name} does not allow"] = scale < 0
+    for problem, where in problems.items():
+        if where.any():
+            row, group = np.argwhere(where)[0]
+            raise CheckpointError(
+                f"{name}: {int(where.sum())} scales are {problem}, the first "
+                f"({scale[row, group]}) at row {row}, group {group}; train again"
+            )
+    return scale
+
+
+def _open_safetensors(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="numpy")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+
+def _index(path: Path) -> dict[str, str]:
+    """Map each tensor name to the safetensors file of `path` that holds it."""
+    files = sorted(file for file in path.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{path} holds no .safetensors file")
+    return {name: file.name for file in files for name in _open_safetensors(file).keys()}  # noqa: SIM118

@@ -1,0 +1,37 @@
+"""Errors that a user can cause. Every message names the thing, its value, and what to do next."""
+
+
+class UserError(Exception):
+    """Bad input: the tools print the message alone and exit with status 2."""
+
+
+class GridError(UserError):
+    """An unknown grid, or one that cannot hold the tensor asked of it."""
+
+
+class CheckpointError(UserError):
+    """A fused checkpoint that is missing, incomplete, altered, or of another version."""
+
+
+class ModelError(UserError):
+    """A model folder that is missing or is not a causal language model that we can quantise."""
+
+
+class DataError(UserError):
+    """Text that is missing, empty, too short, or in a form that we cannot read."""
+
+
+class OutputError(UserError):
+    """An output that exists already, or that cannot be written."""
+
+
+class ExportRefusedError(UserError):
+    """An export that would not be exact. There is no approximate fallback."""
+
+
+class NonFiniteLossError(UserError):
+    """Training diverged; the last good state has been kept."""
+
+
+class RuntimeUnavailableError(UserError):
+    """A runtime (llama.cpp, ONNX Runtime) that is needed here is not installed or cannot load."""

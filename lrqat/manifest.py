@@ -1,0 +1,95 @@
+"""lrqat.json: what a fused checkpoint says of itself beyond what Hugging Face folders can say.
+
+The file is written last, so a folder without it is not a checkpoint, and it holds the sha256 of
+every other file, so an altered or truncated checkpoint cannot be mistaken for a good one.
+
+Schema (version 1), every key required unless marked:
+
+    format       "lrqat-checkpoint"
+    version      1
+    tool         {"name", "version", "git_commit" or null}
+    tensors      {module name: {"grid": name, "shape": [out, in]}}     the quantised projections
+    kept         {module name: reason}                                 linear layers left in float
+    base_model   {"name", "revision" or null, "dtype"}
+    training     free-form provenance: data, sha256, seed, steps, tokens, rates, method
+    reference    (optional) {"perplexity", "standard_error", "tokens", "context", "rule",
+                 "data", "data_sha256"}: the fake-quant model measured in PyTorch at the end
+    files        {file name: {"sha256", "bytes"}}
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from lrqat.errors import CheckpointError
+
+FILE_NAME = "lrqat.json"
+FORMAT = "lrqat-checkpoint"
+VERSION = 1
+_REQUIRED = {"tool": dict, "tensors": dict, "kept": dict, "base_model": dict, "files": dict}
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file, read in pieces so that memory does not grow with it."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The manifest of `folder`. Raises CheckpointError if it is missing, unreadable or foreign."""
+    path = folder / FILE_NAME
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} is not a fused checkpoint: it has no {FILE_NAME}. "
+            "Train one with tools/train.py, or check the path"
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is not valid JSON ({error}); restore it, or train again"
+        ) from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{path} does not describe an lrqat checkpoint")
+    if manifest.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path} has format version {manifest.get('version')!r} and this lrqat reads "
+            f"{VERSION}; use the lrqat that wrote it ({manifest.get('tool')})"
+        )
+    for key, kind in _REQUIRED.items():
+        if not isinstance(manifest.get(key), kind):
+            raise CheckpointError(f"{path} lacks a valid {key!r}; restore it, or train again")
+    return manifest
+
+
+def describe_files(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    """The `files` entry of a manifest for the files `names` of `folder`."""
+    return {
+        name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size}
+        for name in sorted(names)
+    }
+
+
+def verify_files(folder: Path, files: dict[str, Any]) -> None:
+    """Compare every file of a manifest with what is on disk.
+
+    Raises CheckpointError naming the first file that is missing, of another size, or altered.
+    """
+    for name, expected in files.items():
+        path = folder / name
+        if Path(name).name != name or not isinstance(expected, dict):
+            raise CheckpointError(f"{folder / FILE_NAME} names {name!r}, which is not a file name")
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing; restore it, or train again")
+        size = path.stat().st_size
+        if size != expected.get("bytes"):
+            raise CheckpointError(
+                f"{path} has {size} bytes where {expected.get('bytes')} were written: it is "
+                "truncated or altered; restore it, or train again"
+            )
+        if sha256_of(path) != expected.get("sha256"):
+            raise CheckpointError(
+                f"{path} does not match the sha256 in {FILE_NAME}: it was altered after "
+                "training; restore it, or train again"
+            )

@@ -1,0 +1,61 @@
+"""Integers in int32 words, as compressed-tensors' `pack-quantized` format lays them out.
+
+A row of `in` integers of `bits` bits becomes ceil(in * bits / 32) words. Element i is stored as
+`q + 2^(bits-1)`, the lowest bits first: with 4 bits, word w holds elements 8w .. 8w+7, element 8w
+in bits 0..3. Only 2, 4 and 8 bits are written: there every version of the format agrees (3, 5, 6
+and 7 bits changed layout in 2026 under the same name).
+
+Source: compressed_tensors/compressors/pack_quantized/helpers.py, which is the oracle in the tests.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+CONTAINER_BITS = (2, 4, 8)
+
+
+def container_bits(bits: int) -> int:
+    """The narrowest container that holds `bits`-bit integers. Raises ValueError above 8."""
+    for container in CONTAINER_BITS:
+        if bits <= container:
+            return container
+    raise ValueError(f"no container holds {bits}-bit integers; the widest has 8")
+
+
+def pack_rows(q: NDArray[np.int8], bits: int) -> NDArray[np.int32]:
+    """Pack `q` (out, in) int8 into (out, ceil(in * bits / 32)) int32.
+
+    Raises ValueError if an integer does not fit `bits` (2, 4 or 8) in two's complement.
+    """
+    if bits not in CONTAINER_BITS:
+        raise ValueError(f"cannot pack {bits} bits; containers have {CONTAINER_BITS}")
+    offset = 1 << (bits - 1)
+    if q.size and (q.min() < -offset or q.max() >= offset):
+        raise ValueError(f"integers {q.min()}..{q.max()} do not fit {bits} bits")
+    per_byte = 8 // bits
+    rows, columns = q.shape
+    words = -(-columns * bits // 32)
+    codes = np.zeros((rows, words * 32 // bits), np.uint8)
+    # The shift to unsigned wraps in uint8, which is what we want: -8 + 8 = 0 in 4 bits.
+    codes[:, :columns] = q.astype(np.uint8) + np.uint8(offset)
+    packed = np.zeros((rows, words * 4), np.uint8)
+    for i in range(per_byte):
+        packed |= codes[:, i::per_byte] << np.uint8(i * bits)
+    return packed.view("<i4")
+
+
+def unpack_rows(packed: NDArray[np.int32], bits: int, columns: int) -> NDArray[np.int8]:
+    """Undo `pack_rows`: (out, words) int32 to (out, columns) int8.
+
+    Raises ValueError if `packed` is not wide enough, or wider than `columns` needs.
+    """
+    if bits not in CONTAINER_BITS:
+        raise ValueError(f"cannot unpack {bits} bits; containers have {CONTAINER_BITS}")
+    if packed.shape[1] != -(-columns * bits // 32):
+        raise ValueError(f"{packed.shape[1]} words do not hold {columns} integers of {bits} bits")
+    octets = np.ascontiguousarray(packed, "<i4").view(np.uint8)
+    per_byte, mask = 8 // bits, np.uint8((1 << bits) - 1)
+    codes = np.empty((packed.shape[0], octets.shape[1] * per_byte), np.uint8)
+    for i in range(per_byte):
+        codes[:, i::per_byte] = (octets >> np.uint8(i * bits)) & mask
+    return np.ascontiguousarray(codes[:, :columns] - np.uint8(1 << (bits - 1))).view(np.int8)

@@ -1,0 +1,202 @@
+"""Perplexity by llama-perplexity's rule, the same for every runtime.
+
+The text is tokenised once. Its tokens are cut into windows of `context` that do not overlap; the
+tail is dropped. If the tokenizer adds a beginning-of-sequence token, it replaces the first token of
+every window. Each window is run with an empty cache, and only its second half is scored: the logits
+at positions context/2 .. context-2, which predict the tokens context/2+1 .. context-1 (255 of 512).
+
+    perplexity = exp(mean nll)      standard error = perplexity * sqrt(var(nll) / (tokens - 1))
+
+Source: llama.cpp, tools/perplexity/perplexity.cpp, `perplexity` and `process_logits`.
+An evaluator is any function from tokens (n,) to logits (n, vocabulary): no torch is needed.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrqat.errors import DataError
+
+RULE = "llama-perplexity"
+LogitsFunction = Callable[[NDArray[np.int64]], NDArray[np.float32]]
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
+_CHUNK_LOGITS = 1 << 24  # 128 MB in float64, whatever the vocabulary
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The token windows that are scored.
+
+    Attributes:
+        tokens: int64 (windows, context).
+        context: tokens a window.
+    """
+
+    tokens: NDArray[np.int64]
+    context: int
+
+    @classmethod
+    def cut(
+        cls, tokens: Sequence[int], context: int, bos: int | None = None, limit: int | None = None
+    ) -> "Windows":
+        """Cut the tokens of a text into windows.
+
+        Args:
+            tokens: ids of the whole text, as the tokenizer gives them.
+            context: tokens a window, at least 4.
+            bos: id that replaces the first token of each window, or None.
+            limit: use only so many windows from the start; None: all.
+
+        Raises:
+            DataError: fewer than 2 * context tokens (llama-perplexity's own limit).
+        """
+        if context < 4:
+            raise DataError(f"--context {context} is too small; use at least 4, usually 512")
+        if len(tokens) < 2 * context:
+            raise DataError(
+                f"the text has {len(tokens)} tokens and perplexity over windows of {context} "
+                f"needs at least {2 * context}; give more text or a smaller --context"
+            )
+        count = len(tokens) // context
+        count = count if limit is None else min(count, limit)
+        cut = np.asarray(tokens[: count * context], np.int64).reshape(count, context).copy()
+        if bos is not None:
+            cut[:, 0] = bos
+        return cls(cut, context)
+
+    @property
+    def scored(self) -> slice:
+        """Positions of a window whose logits count."""
+        return slice(self.context // 2, self.context - 1)
+
+    @property
+    def scored_tokens(self) -> int:
+        """Number of predictions over all windows."""
+        return len(self.tokens) * (self.context - 1 - self.context // 2)
+
+    def targets(self, window: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The tokens that the scored positions of `window` predict."""
+        return window[self.context // 2 + 1 :]
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """A measured perplexity.
+
+    Attributes:
+        perplexity: exp of the mean negative log-likelihood (nats).
+        standard_error: of `perplexity`, from the spread over tokens.
+        tokens: predictions scored.
+        nll: float64 (tokens,), one negative log-likelihood each.
+    """
+
+    perplexity: float
+    standard_error: float
+    tokens: int
+    nll: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, nll: NDArray[np.float64]) -> "Perplexity":
+        """Summarise negative log-likelihoods (tokens,)."""
+        value = math.exp(float(nll.mean()))
+        error = value * math.sqrt(float(nll.var()) / (len(nll) - 1))
+        return cls(value, error, len(nll), nll)
+
+    def to_json(self) -> dict[str, float | int]:
+        """The three numbers."""
+        return {
+            "perplexity": self.perplexity,
+            "standard_error": self.standard_error,
+            "tokens": self.tokens,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same windows.
+
+    Attributes:
+        target: the one under test.
+        reference: the one it should equal.
+        kl: mean KL(reference || target) over the scored positions, nats.
+        same_top: share of positions where both give the same most likely token.
+    """
+
+    target: Perplexity
+    reference: Perplexity
+    kl: float
+    same_top: float
+
+    @property
+    def relative_difference(self) -> float:
+        """(target - reference) / reference, of the perplexities."""
+        return self.target.perplexity / self.reference.perplexity - 1
+
+    @property
+    def standard_errors(self) -> float:
+        """|mean difference of nll| in standard errors of that paired difference."""
+        difference = self.target.nll - self.reference.nll
+        spread = math.sqrt(float(difference.var()) / (len(difference) - 1))
+        return abs(float(difference.mean())) / spread if spread else 0.0
+
+
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Log-probabilities (n, vocabulary) in float64."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max(-1, keepdims=True)
+    wide -= np.log(np.exp(wide).sum(-1, keepdims=True))
+    return wide
+
+
+def perplexity(
+    logits_of: LogitsFunction, windows: Windows, progress: Progress | None = None
+) -> Perplexity:
+    """Measure one model. `progress` wraps the iterable of windows (for one: `tqdm.tqdm`)."""
+    nll = []
+    for window in progress(windows.tokens) if progress else windows.tokens:
+        logits = logits_of(window)[windows.scored]
+        for rows, targets in _row_chunks(windows.targets(window), logits):
+            nll.append(-_picked(log_softmax(rows), targets))
+    return Perplexity.of(np.concatenate(nll))
+
+
+def compare(
+    reference: LogitsFunction,
+    target: LogitsFunction,
+    windows: Windows,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Measure `target` against `reference` on the same windows, keeping no logits."""
+    nll_reference, nll_target, divergences, same = [], [], [], 0
+    for window in progress(windows.tokens) if progress else windows.tokens:
+        pair = (reference(window)[windows.scored], target(window)[windows.scored])
+        for rows_r, rows_t, targets in _row_chunks(windows.targets(window), *pair):
+            log_r, log_t = log_softmax(rows_r), log_softmax(rows_t)
+            nll_reference.append(-_picked(log_r, targets))
+            nll_target.append(-_picked(log_t, targets))
+            divergences.append((np.exp(log_r) * (log_r - log_t)).sum(-1))
+            same += int((log_r.argmax(-1) == log_t.argmax(-1)).sum())
+    return Comparison(
+        target=Perplexity.of(np.concatenate(nll_target)),
+        reference=Perplexity.of(np.concatenate(nll_reference)),
+        kl=float(np.concatenate(divergences).mean()),
+        same_top=same / windows.scored_tokens,
+    )
+
+
+def _picked(log_probs: NDArray[np.float64], targets: NDArray[np.int64]) -> NDArray[np.float64]:
+    return log_probs[np.arange(len(targets)), targets]
+
+
+def _row_chunks(
+    targets: NDArray[np.int64], *logits: NDArray[np.float32]
+) -> Iterable[tuple[Any, ...]]:
+    """Rows of each of `logits` with their targets, few enough at a time to bound memory."""
+    step = max(1, _CHUNK_LOGITS // logits[0].shape[-1])
+    for start in range(0, len(targets), step):
+        rows = slice(start, start + step)
+        yield (*(part[rows] for part in logits), targets[rows])

@@ -1,0 +1,77 @@
+"""Putting finished files in place: all of them, or none, and never over something without leave."""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lrqat.errors import OutputError
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Raise OutputError if `path` exists (and, a folder, is not empty) unless `overwrite`."""
+    occupied = path.exists() and not (path.is_dir() and not any(path.iterdir()))
+    if occupied and not overwrite:
+        raise OutputError(f"{path} exists already; give another --output, or add --overwrite")
+
+
+@contextmanager
+def explain_os_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk, a read-only folder and the like into an OutputError about `path`."""
+    try:
+        yield
+    except OSError as error:
+        reasons = {
+            errno.ENOSPC: "the disk is full; free some space and run the command again",
+            errno.EDQUOT: "the disk quota is used up; free some space and run the command again",
+            errno.EFBIG: "the file would be larger than allowed here (ulimit -f)",
+            errno.EACCES: "writing is not permitted there; choose another --output",
+            errno.EROFS: "the file system is read-only; choose another --output",
+        }
+        if error.errno not in reasons:
+            raise
+        raise OutputError(f"cannot write {path}: {reasons[error.errno]}") from None
+
+
+@contextmanager
+def staged_folder(target: Path, last: str) -> Iterator[Path]:
+    """A temporary folder whose files move into `target` when the block ends without an error.
+
+    Files are fsynced and moved one by one, `last` (the file that makes the folder valid) at the
+    end. If anything fails, the temporary folder is removed and `target` is as it was.
+
+    Raises:
+        OutputError: the disk is full or not writable.
+    """
+    with explain_os_errors(target):
+        target.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=target))
+        try:
+            yield staging
+            names = sorted(path.name for path in staging.iterdir())
+            for name in names:
+                os.chmod(staging / name, 0o666 & ~_umask())  # some writers leave files private
+                fsync(staging / name)
+            for name in sorted(names, key=lambda name: name == last):
+                os.replace(staging / name, target / name)
+            fsync(target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def fsync(path: Path) -> None:
+    """Make a file, or the names in a folder, durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

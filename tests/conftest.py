@@ -1,0 +1,83 @@
+"""Tiny models, tokenizers and fused checkpoints that stand alone, and the shared ones if present."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def text():
+    """Python source of the standard library, some 300 kB: text that every machine has."""
+    folder = Path(os.__file__).parent
+    names = ("argparse", "ast", "collections/__init__", "dataclasses", "inspect", "typing")
+    return "\n".join((folder / f"{name}.py").read_text(encoding="utf-8") for name in names)
+
+
+@pytest.fixture(scope="session")
+def text_file(text, tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "source.txt"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(text, tmp_path_factory):
+    """Folder of a random two-layer Llama with a byte-level BPE tokenizer of 512 tokens."""
+    from lrqat.base_model import make_tokenizer, make_untrained_model
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    tokenizer = make_tokenizer([text], vocabulary=512)
+    model = make_untrained_model(
+        len(tokenizer), hidden=128, intermediate=256, layers=2, heads=4, kv_heads=2, seed=0
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_fused(tiny_model, tmp_path_factory):
+    """Function grid -> folder of a fused checkpoint whose A and s have been moved at random."""
+    import torch
+
+    from lrqat import fuse, hub, surgery
+
+    made = {}
+
+    def make(grid, source=tiny_model, keep=()):
+        key = (grid, source, tuple(keep))
+        if key not in made:
+            torch.manual_seed(0)
+            model = hub.load_model(str(source), dtype=torch.float32)
+            plan = surgery.plan_surgery(model, grid, keep)
+            surgery.prepare(model, plan, rank=4)
+            for _, layer in surgery.quantized_layers(model):
+                torch.nn.init.normal_(layer.lora_a, std=2.0)
+                layer.scale.data.mul_(torch.empty_like(layer.scale).uniform_(0.9, 1.1))
+            folder = tmp_path_factory.mktemp("fused") / grid
+            base = {"name": source.name, "revision": None, "dtype": "float32"}
+            fuse.fuse(model, hub.load_tokenizer(source), folder, plan=plan, base_model=base)
+            made[key] = folder
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def fused_checkpoint(make_fused):
+    """Folder of a tiny fused q4_0 checkpoint."""
+    return make_fused("q4_0")
+
+
+def shared_model(name):
+    """Mark and path for a test on one of the shared models; skipped where they are absent."""
+    path = SHARED / "models" / name
+    return pytest.param(
+        path, id=name, marks=pytest.mark.skipif(not path.is_dir(), reason=f"no shared {name}")
+    )
