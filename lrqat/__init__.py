@@ -18,10 +18,9 @@ _PUBLIC = {
     "prepare": "lrqat.surgery",
     "plan_surgery": "lrqat.surgery",
     "TrainConfig": "lrqat.config",
-    "train": "lrqat.train",
-    "fuse": "lrqat.fuse",
+    "train": "lrqat.training",
+    "plan_training": "lrqat.plan",
     "load_reference": "lrqat.reference",
-    "perplexity": "lrqat.perplexity",
     "UserError": "lrqat.errors",
 }
 

@@ -1,0 +1,98 @@
+"""What every command does alike: output, JSON, errors, exit status.
+
+Exit status: 0 done; 1 a check failed; 2 bad input; 130 interrupted. With `--json`, standard output
+holds one JSON object and nothing else; everything for people goes to standard error.
+"""
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lrqat.errors import UserError
+from lrqat.publish import explain_os_errors
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+class Output:
+    """Where a command prints.
+
+    Args:
+        as_json: keep standard output for the JSON object.
+    """
+
+    def __init__(self, as_json: bool) -> None:
+        self._as_json = as_json
+        # No colour or wrapping when piped, so that logs and greps see whole lines.
+        stream = sys.stderr if as_json else sys.stdout
+        width = None if stream.isatty() else 200
+        self.console = Console(file=stream, width=width, highlight=False)
+
+    def say(self, message: str) -> None:
+        """Print one line for people."""
+        self.console.print(escape(message), soft_wrap=True)
+
+    def warn(self, message: str) -> None:
+        """Print a warning on standard error."""
+        Console(stderr=True, highlight=False).print(
+            f"[yellow]warning:[/] {escape(message)}", soft_wrap=True
+        )
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Print a table; every column but the first is right-aligned."""
+        table = Table(title=escape(title), title_justify="left", title_style="bold")
+        for i, column in enumerate(columns):
+            table.add_column(column, justify="right" if i else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(escape(str(cell)) for cell in row))
+        self.console.print(table)
+
+    def result(self, value: dict[str, Any]) -> None:
+        """Print the JSON object, if it was asked for."""
+        if self._as_json:
+            print(json.dumps(value, allow_nan=False), flush=True)
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """An argument parser that shows defaults, with `--json`."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    made.add_argument(
+        "--json", action="store_true", help="print one JSON object, and nothing else, on stdout"
+    )
+    return made
+
+
+def run(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
+    """Run a command's `main` and exit; a user's mistake becomes one message, not a traceback."""
+    _quiet_libraries()
+    try:
+        with explain_os_errors(Path.cwd()):
+            status = main(None)
+    except UserError as error:
+        Console(stderr=True, highlight=False).print(
+            f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True
+        )
+        status = BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = INTERRUPTED
+    sys.exit(status)
+
+
+def _quiet_libraries() -> None:
+    """Leave the screen to our own progress; libraries may still report errors."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", module=r"(torch|transformers|datasets|onnxscript)\b")

@@ -1,0 +1,110 @@
+"""Train a model on a quantisation grid (LR-QAT) and write the fused checkpoint."""
+
+import argparse
+import dataclasses
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from lrqat.config import TrainConfig
+from lrqat.grid import GRIDS
+from lrqat.plan import TrainingPlan, plan_training
+from tools import command
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = command.parser(__doc__ or "")
+    parser.add_argument("--model", required=True, help="model folder or Hugging Face hub id")
+    parser.add_argument(
+        "--data", required=True, help=".txt, .jsonl or .parquet file, or a Hugging Face dataset"
+    )
+    parser.add_argument("--output", required=True, help="folder for the fused checkpoint")
+    hints = typing.get_type_hints(TrainConfig)
+    for field in dataclasses.fields(TrainConfig):
+        if "help" in field.metadata:
+            _add_option(parser, field, hints[field.name])
+    parser.add_argument("--resume", metavar="auto|STATE", help="continue from a saved state")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in --output")
+    return parser
+
+
+def _add_option(parser: argparse.ArgumentParser, field: Any, hint: Any) -> None:
+    flag = "--" + field.name.replace("_", "-")
+    text = field.metadata["help"]
+    if field.name == "grid":
+        text += "; " + "; ".join(f"{grid.name}: {grid.summary}" for grid in GRIDS.values())
+    options: dict[str, Any] = {"help": text, "default": field.default}
+    if hint is bool:
+        options["action"] = "store_true"
+    elif isinstance(field.default, tuple):
+        options.update(action="append", default=[], metavar="PATTERN")
+    else:
+        options["type"] = _plain_type(hint)
+    parser.add_argument(flag, **options)
+
+
+def _plain_type(hint: Any) -> Any:
+    """`int | None` and the like: the type that the text is converted to."""
+    if isinstance(hint, types.UnionType):
+        return next(part for part in typing.get_args(hint) if part is not type(None))
+    return hint
+
+
+def config_from(args: argparse.Namespace) -> TrainConfig:
+    values = {field.name: getattr(args, field.name) for field in dataclasses.fields(TrainConfig)}
+    return TrainConfig(**{**values, "keep": tuple(args.keep)})
+
+
+def show_plan(out: command.Output, plan: TrainingPlan, config: TrainConfig) -> None:
+    surgery = plan.surgery
+    columns = next(iter(surgery.quantized.values()))[1]
+    out.say(
+        f"{len(surgery.quantized)} projections, {surgery.weights:,} weights, go on {config.grid} "
+        f"({surgery.grid.bits_per_weight(columns):.3g} bits a weight)"
+    )
+    for name, reason in surgery.kept.items():
+        out.say(f"stays in floating point: {name} ({reason})")
+    out.say(
+        f"{plan.trainable:,} trainable parameters (rank {config.rank}), "
+        f"{str(plan.dtype).removeprefix('torch.')} on {plan.device}"
+    )
+    memory = plan.memory.to_json()
+    total = memory.pop("total")
+    parts = ", ".join(f"{name} {_mib(size)}" for name, size in memory.items() if size)
+    out.say(f"estimated peak memory: {_mib(total)} ({parts})")
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    out = command.Output(args.json)
+    config = config_from(args)
+    plan = plan_training(config)
+    show_plan(out, plan, config)
+    if args.dry_run:
+        out.result(plan.to_json())
+        return command.OK
+    from lrqat.training import train  # slow to import, and --dry-run does not need it
+
+    report = train(config, overwrite=args.overwrite, resume=args.resume, say=out.say)
+    out.say(
+        f"{report.changed:.2%} of the integers changed; {report.seconds:.0f} s of training; "
+        f"fused checkpoint in {report.output}"
+    )
+    if report.made_worse:
+        out.warn(
+            f"training made the model worse: perplexity {report.after.perplexity:.4f} against "
+            f"{report.rounded.perplexity:.4f} at round-to-nearest. Try a lower --learning-rate, "
+            "more --steps, or --teacher self"
+        )
+    out.result(report.to_json())
+    return command.OK
+
+
+if __name__ == "__main__":
+    command.run(main)
