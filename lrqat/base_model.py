@@ -5,11 +5,19 @@ text, with the libraries that real ones are made with.
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -58,3 +66,44 @@ def make_untrained_model(
         eos_token_id=0,
     )
     return LlamaForCausalLM(config).eval()
+
+
+def train_base_model(
+    model: Any, blocks: Any, *, steps: int, batch_size: int, learning_rate: float, folder: Path
+) -> None:
+    """Train `model` from scratch, in place, with a plain Trainer.
+
+    Args:
+        model: from `make_untrained_model`.
+        blocks: a `lrqat.data.TokenBlocks`.
+        steps: optimiser steps.
+        batch_size: blocks a step.
+        learning_rate: peak; 5 % warm-up, cosine decay.
+        folder: the Trainer's own; nothing is saved in it.
+    """
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=batch_size,
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, steps // 20),
+        adam_beta2=0.95,
+        weight_decay=0.1,
+        seed=0,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+    def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        ids = torch.stack([row["input_ids"] for row in rows])
+        return {"input_ids": ids, "labels": ids}
+
+    model.train()
+    trainer = Trainer(model=model, args=arguments, train_dataset=blocks, data_collator=collate)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    model.eval()

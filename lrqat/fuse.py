@@ -19,7 +19,9 @@ from torch import Tensor, nn
 import lrqat
 from lrqat import manifest as manifests
 from lrqat.checkpoint import PACKED, SCALE, SHAPE
+from lrqat.errors import ModelError
 from lrqat.grid import Grid
+from lrqat.layer import LRQATLinear
 from lrqat.packing import container_bits, pack_rows
 from lrqat.publish import staged_folder
 from lrqat.surgery import SurgeryPlan, quantized_layers
@@ -70,6 +72,7 @@ def fuse(
         `path`.
 
     Raises:
+        ModelError: a trained tensor holds NaN or infinity.
         OutputError: the disk is full or the folder is not writable.
     """
     path = Path(path)
@@ -147,6 +150,7 @@ def _state(model: nn.Module, stored_dtype: torch.dtype) -> dict[str, Tensor]:
     layers = dict(quantized_layers(model))
     state: dict[str, Tensor] = {}
     for name, layer in layers.items():
+        _refuse_non_finite(name, layer)
         q = layer.integers().cpu().numpy()
         packed = pack_rows(q, container_bits(layer.grid.bits))
         state[name + PACKED] = torch.from_numpy(packed.astype(np.int32, copy=False))
@@ -159,6 +163,15 @@ def _state(model: nn.Module, stored_dtype: torch.dtype) -> dict[str, Tensor]:
         if name.rpartition(".")[0] not in layers and name != tied:
             state[name] = _narrowest(tensor, stored_dtype)
     return state
+
+
+def _refuse_non_finite(name: str, layer: LRQATLinear) -> None:
+    for parameter, value in layer.named_parameters():
+        if not torch.isfinite(value).all():
+            raise ModelError(
+                f"{name}.{parameter} holds NaN or infinity, so there are no integers to write; "
+                "train again with lower rates"
+            )
 
 
 def _tied_head(model: Any) -> str | None:

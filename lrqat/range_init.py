@@ -18,7 +18,10 @@ _CHUNK_WEIGHTS = 1 << 22  # 16 MB in float32: the search holds three of these
 
 
 def min_max(weight: Tensor, grid: Grid, p: float = 4.0) -> Tensor:
-    """The smallest scale that clips nothing. `p` is not used.
+    """The smallest scale that covers every weight. `p` is not used.
+
+    Where scales may be negative it is the signed-max rule of llama.cpp's Q4_0: the weight of
+    largest magnitude is exactly q_min, and one of nearly that size on the other side is clipped.
 
     Args:
         weight: (out, in), any floating dtype.
@@ -64,7 +67,7 @@ def _grouped(weight: Tensor, grid: Grid) -> Tensor:
 
 
 def _covering_scale(grouped: Tensor, grid: Grid) -> Tensor:
-    """Smallest scale (out, groups) whose range covers a group (out, groups, size)."""
+    """Scales (out, groups) that cover groups (out, groups, size), see `min_max`."""
     low, high = grouped.amin(-1), grouped.amax(-1)
     if not grid.signed_scale:
         return torch.maximum(high / grid.q_max, low / grid.q_min)

@@ -1,4 +1,4 @@
-"""Tiny models, tokenizers and fused checkpoints that stand alone, and the shared ones if present."""
+"""Tiny models, tokenizers and fused checkpoints that stand alone; the shared ones if present."""
 
 import os
 from pathlib import Path

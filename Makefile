@@ -1,0 +1,53 @@
+# Two commands are all the set-up there is:
+#
+#   make demo    set everything up, train a small model with LR-QAT, export it to GGUF and ONNX, run
+#                both in llama.cpp and ONNX Runtime, and print the proof
+#   make test    set everything up, check style and types, run all tests
+#
+# Both can be run again: what is done is not done twice. Other targets: check, fast, clean.
+#
+#   PYTHON=python3.12          the interpreter of the virtual environment (3.11 or newer)
+#   PIP_ARGS="--index-url ..." passed to pip; on Linux without a GPU, PyTorch's own CPU index saves
+#                              gigabytes (see README.md)
+
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+export HF_HUB_DISABLE_TELEMETRY = 1
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo test fast check setup clean
+
+demo: $(READY)
+	@echo "== demo: base model, LR-QAT, export, both runtimes"
+	@$(BIN)/python tools/demo.py --output runs/demo
+
+test: check
+	@echo "== test: everything, the slow ones too"
+	@$(BIN)/python -m pytest
+
+fast: $(READY)
+	@$(BIN)/python -m pytest -m "not slow"
+
+check: $(READY)
+	@echo "== check: style and types"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+setup: $(READY)
+
+# torch first and alone: its wheel is named exactly, so that pip cannot pick another build for it.
+$(READY): pyproject.toml constraints.txt
+	@echo "== setup: virtual environment in $(VENV), with the pinned dependencies (about a minute)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt torch==2.13.0
+	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt \
+		-e ".[gguf,onnx,llama-cpp,dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

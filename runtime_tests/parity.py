@@ -1,0 +1,251 @@
+"""The proof that an exported file computes what was trained, cheapest part first.
+
+    L0  the file's own bytes: integers and scales equal the checkpoint's, every tensor, bit for bit
+    L1  the graph: an F32 twin (the same dequantised weights) against PyTorch, |d logit| < 1e-4
+    L2  the runtime: perplexity and KL of the real file in the real runtime, on the same windows
+
+L2's tolerance depends on what the runtime does to activations, and this is the one place that says
+so. ONNX Runtime at accuracy level 1 computes in float32: the perplexities agree to 1e-5, the noise
+of summation order. llama.cpp rounds activations to 8 bits (blocks of 32, fp16 scale) inside every
+quantised matrix product, on purpose and for speed: its file cannot agree with a float32 reference
+to better than that rounding, which by itself costs a KL of a few 1e-4 to 1e-3. So there the bounds
+are 0.5 % of perplexity, three standard errors of the paired difference, and a KL of 2e-3; and L1,
+which runs the same graph without that rounding, shows that nothing else is in the difference.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lrqat import hub
+from lrqat.checkpoint import Checkpoint
+from lrqat.errors import UserError
+from lrqat.perplexity import Comparison, LogitsFunction, Progress, Windows, compare
+from lrqat.reference import load_reference, torch_logits
+from lrqat.text import encode, window_bos
+from runtime_tests.targets import open_target
+
+L1_BOUND = 1e-4
+L1_WINDOWS = 2
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Bounds of L2; None where a runtime needs no such allowance.
+
+    Attributes:
+        relative: |relative difference of perplexity|.
+        standard_errors: of the paired difference of log-likelihoods.
+        kl: mean KL, nats.
+    """
+
+    relative: float
+    standard_errors: float | None
+    kl: float
+
+    def holds(self, comparison: Comparison) -> bool:
+        """Whether a comparison keeps within all bounds."""
+        return (
+            abs(comparison.relative_difference) <= self.relative
+            and comparison.kl <= self.kl
+            and (self.standard_errors is None or comparison.standard_errors <= self.standard_errors)
+        )
+
+
+@dataclass(frozen=True)
+class Prover:
+    """How one kind of file is proved.
+
+    Attributes:
+        verify: (file, checkpoint) -> mismatching elements by tensor (L0).
+        twin: (file, checkpoint, context) -> logits of the F32 twin (L1).
+        tolerance: of L2.
+    """
+
+    verify: Callable[[Path, Checkpoint], dict[str, int]]
+    twin: Callable[[Path, Checkpoint, int], AbstractContextManager[LogitsFunction]]
+    tolerance: Tolerance
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was found about one file.
+
+    Attributes:
+        file: its path as given.
+        runtime: what ran it.
+        bytes: size of the model's files.
+        tensors: tensors compared in L0.
+        mismatches: elements that differ in L0, by tensor; empty is a pass.
+        same_tokens: whether the runtime's tokenizer gives the reference's ids for the text.
+        logit_difference: largest |d logit| of L1.
+        comparison: L2.
+        tolerance: bounds of L2.
+    """
+
+    file: str
+    runtime: str
+    bytes: int
+    tensors: int
+    mismatches: dict[str, int]
+    same_tokens: bool
+    logit_difference: float
+    comparison: Comparison
+    tolerance: Tolerance
+
+    @property
+    def verdicts(self) -> dict[str, bool]:
+        """Pass or fail of each level; tokens count as part of L2."""
+        return {
+            "L0": not self.mismatches,
+            "L1": self.logit_difference < L1_BOUND,
+            "L2": self.same_tokens and self.tolerance.holds(self.comparison),
+        }
+
+    @property
+    def passed(self) -> bool:
+        """Whether all levels hold."""
+        return all(self.verdicts.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """The proof for machines."""
+        comparison = self.comparison
+        return {
+            "file": self.file,
+            "runtime": self.runtime,
+            "bytes": self.bytes,
+            "l0": {"tensors": self.tensors, "mismatches": sum(self.mismatches.values())},
+            "l1": {"max_logit_difference": self.logit_difference},
+            "l2": {
+                "perplexity": comparison.target.perplexity,
+                "standard_error": comparison.target.standard_error,
+                "reference_perplexity": comparison.reference.perplexity,
+                "relative_difference": comparison.relative_difference,
+                "standard_errors_apart": comparison.standard_errors,
+                "kl": comparison.kl,
+                "same_top": comparison.same_top,
+                "tokens": comparison.target.tokens,
+                "same_tokens": self.same_tokens,
+            },
+            "verdicts": self.verdicts,
+            "passed": self.passed,
+        }
+
+
+def prove(
+    checkpoint_path: str | Path,
+    files: list[str],
+    text: str,
+    *,
+    context: int = 512,
+    limit: int | None = None,
+    progress: Callable[[str], Progress | None] = lambda what: None,
+) -> list[Proof]:
+    """Prove exported files against the fused checkpoint they came from.
+
+    Args:
+        checkpoint_path: folder of the fused checkpoint.
+        files: .gguf files and ONNX folders.
+        text: evaluation text.
+        context: tokens a window.
+        limit: windows at most; None: all.
+        progress: from what is measured to a wrapper of the iterable of windows.
+
+    Returns:
+        One proof a file, in order.
+
+    Raises:
+        UserError: a file of an unknown kind, no runtime for it, or too short a text.
+    """
+    provers = [_prover(Path(file)) for file in files]
+    checkpoint = Checkpoint.open(checkpoint_path)
+    tokenizer = hub.load_tokenizer(checkpoint.path)
+    tokens = encode(tokenizer, text)
+    windows = Windows.cut(tokens, context, window_bos(tokenizer), limit)
+    reference = torch_logits(load_reference(checkpoint))
+    proofs = []
+    for file, prover in zip(files, provers, strict=True):
+        path = Path(file)
+        mismatches = prover.verify(path, checkpoint)
+        with prover.twin(path, checkpoint, context) as twin:
+            difference = _largest_difference(reference, twin, windows)
+        with open_target(file, context=context) as target:
+            proof = Proof(
+                file=file,
+                runtime=target.runtime,
+                bytes=target.bytes,
+                tensors=len(mismatches),
+                mismatches={name: count for name, count in mismatches.items() if count},
+                same_tokens=target.encode(text) == tokens and target.bos == window_bos(tokenizer),
+                logit_difference=difference,
+                comparison=compare(reference, target.logits, windows, progress(target.runtime)),
+                tolerance=prover.tolerance,
+            )
+        proofs.append(proof)
+    return proofs
+
+
+def _largest_difference(reference: LogitsFunction, twin: LogitsFunction, windows: Windows) -> float:
+    differences = (np.abs(reference(w) - twin(w)).max() for w in windows.tokens[:L1_WINDOWS])
+    # A NaN anywhere must fail the comparison with the bound, and max() would hide it.
+    return float(np.max(np.fromiter(differences, np.float64)))
+
+
+@contextmanager
+def _gguf_twin(path: Path, checkpoint: Checkpoint, context: int) -> Iterator[LogitsFunction]:
+    """A second export of the checkpoint in which every tensor is F32, run by llama.cpp."""
+    from exporters import gguf
+    from runtime_tests.llama_cpp import LlamaCpp
+
+    with tempfile.TemporaryDirectory(prefix="lrqat-twin-") as folder:
+        twin = Path(folder) / "twin.gguf"
+        gguf.write(gguf.plan(checkpoint, gguf.Options(type="f32")), twin)
+        with LlamaCpp.open(twin, n_ctx=context) as llama:
+            yield llama.logits
+
+
+@contextmanager
+def _onnx_twin(path: Path, checkpoint: Checkpoint, context: int) -> Iterator[LogitsFunction]:
+    """The same folder with ONNX Runtime's quantised kernels off: plain float32 products."""
+    from runtime_tests.onnx_runtime import OnnxRuntime
+
+    with OnnxRuntime.open(path, twin=True) as session:
+        yield session.logits
+
+
+def _verify_gguf(path: Path, checkpoint: Checkpoint) -> dict[str, int]:
+    from exporters import gguf
+
+    return gguf.verify(path, checkpoint)
+
+
+def _verify_onnx(path: Path, checkpoint: Checkpoint) -> dict[str, int]:
+    from exporters import onnx
+
+    return onnx.verify(path, checkpoint)
+
+
+_PROVERS: tuple[tuple[Callable[[Path], bool], Prover], ...] = (
+    (
+        lambda path: path.suffix == ".gguf" and path.is_file(),
+        Prover(_verify_gguf, _gguf_twin, Tolerance(5e-3, standard_errors=3.0, kl=2e-3)),
+    ),
+    (
+        lambda path: (path / "model.onnx").is_file(),
+        Prover(_verify_onnx, _onnx_twin, Tolerance(1e-5, standard_errors=None, kl=1e-5)),
+    ),
+)
+
+
+def _prover(path: Path) -> Prover:
+    for recognises, prover in _PROVERS:
+        if recognises(path):
+            return prover
+    raise UserError(
+        f"{path} is neither a .gguf file nor an ONNX folder; export it with tools/export.py"
+    )

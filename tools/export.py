@@ -1,0 +1,85 @@
+"""Export a fused checkpoint to GGUF (llama.cpp) or ONNX (ONNX Runtime), bit for bit.
+
+What cannot be exact is refused, with the reason and the exact alternatives.
+"""
+
+import argparse
+import dataclasses
+import time
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from exporters import FORMATS, load_format
+from lrqat.checkpoint import Checkpoint
+from lrqat.errors import UserError
+from tools import command
+
+
+def build_parser(formats: Sequence[str] = tuple(FORMATS)) -> argparse.ArgumentParser:
+    parser = command.parser(__doc__ or "")
+    parser.add_argument("checkpoint", help="folder of a fused checkpoint, from tools/train.py")
+    parser.add_argument("--format", required=True, help=f"one of {', '.join(FORMATS)}")
+    parser.add_argument("--output", help="file or folder; default: inside the checkpoint's folder")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
+    for name in formats:
+        group = parser.add_argument_group(f"options of {name}")
+        for field in dataclasses.fields(load_format(name).Options):
+            group.add_argument(
+                "--" + field.name.replace("_", "-"),
+                type=_converter(field.type),
+                default=argparse.SUPPRESS,
+                help=f"{field.metadata['help']} (default: {field.default})",
+            )
+    return parser
+
+
+def _converter(hint: Any) -> type:
+    """The type that the text of an option is converted to: str unless the field is a number."""
+    kinds = [hint, *typing.get_args(hint)]
+    return next((kind for kind in kinds if kind in (int, float)), str)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse with the options of the chosen format only; --help shows those of all."""
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--format")
+    chosen = first.parse_known_args(argv)[0].format
+    if chosen is None:
+        return build_parser().parse_args(argv)
+    load_format(chosen)  # a wrong name gets our message, with the nearest one
+    return build_parser([chosen]).parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    out = command.Output(args.json)
+    exporter = load_format(args.format)
+    checkpoint = Checkpoint.open(args.checkpoint)
+    names = {field.name for field in dataclasses.fields(exporter.Options)} & vars(args).keys()
+    plan = exporter.plan(checkpoint, exporter.Options(**{n: getattr(args, n) for n in names}))
+    path = Path(args.output) if args.output else checkpoint.path / exporter.default_name(checkpoint)
+    if args.dry_run:
+        for line in plan.summary():
+            out.say(line)
+        out.result(plan.to_json())
+        return command.BAD_INPUT if plan.refusals else command.OK
+    if path.resolve() == checkpoint.path.resolve():
+        raise UserError(f"--output {path} is the checkpoint itself; name a file or folder in it")
+    start = time.monotonic()
+    with tqdm(desc=f"writing {path.name}", unit="tensor") as bar:
+        report = exporter.write(
+            plan, path, overwrite=args.overwrite, progress=lambda name: bar.update(1)
+        )
+    seconds = time.monotonic() - start
+    out.say(f"{path}: {report.bytes:,} bytes in {seconds:.1f} s, every tensor verified bit for bit")
+    out.result(report.to_json() | {"seconds": seconds})
+    return command.OK
+
+
+if __name__ == "__main__":
+    command.run(main)
