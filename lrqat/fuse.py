@@ -78,7 +78,8 @@ def fuse(
     path = Path(path)
     state = _state(model, getattr(torch, str(base_model["dtype"])))
     with staged_folder(path, last=manifests.FILE_NAME) as staging:
-        save_torch_state_dict(state, str(staging), metadata={"format": "pt", "lrqat": "1"})
+        # One metadata entry only: safetensors writes several in random order.
+        save_torch_state_dict(state, str(staging), metadata={"format": "pt"})
         _save_config(model, plan, staging)
         tokenizer.save_pretrained(staging)
         card = _CARD.format(grid=plan.grid.name, base=base_model["name"], version=lrqat.__version__)

@@ -2,13 +2,24 @@
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from lrqat.errors import OutputError
+
+_REASONS: dict[int | None, str] = {
+    errno.ENOSPC: "the disk is full; free some space and run the command again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the command again",
+    errno.EFBIG: "the file would be larger than allowed here (ulimit -f)",
+    errno.EACCES: "writing is not permitted there; choose another --output",
+    errno.EROFS: "the file system is read-only; choose another --output",
+}
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
@@ -23,17 +34,19 @@ def explain_os_errors(path: Path) -> Iterator[None]:
     """Turn a full disk, a read-only folder and the like into an OutputError about `path`."""
     try:
         yield
-    except OSError as error:
-        reasons = {
-            errno.ENOSPC: "the disk is full; free some space and run the command again",
-            errno.EDQUOT: "the disk quota is used up; free some space and run the command again",
-            errno.EFBIG: "the file would be larger than allowed here (ulimit -f)",
-            errno.EACCES: "writing is not permitted there; choose another --output",
-            errno.EROFS: "the file system is read-only; choose another --output",
-        }
-        if error.errno not in reasons:
+    except (OSError, SafetensorError) as error:
+        reason = _REASONS.get(_error_number(error))
+        if reason is None:
             raise
-        raise OutputError(f"cannot write {path}: {reasons[error.errno]}") from None
+        raise OutputError(f"cannot write {path}: {reason}") from None
+
+
+def _error_number(error: OSError | SafetensorError) -> int | None:
+    """The errno behind an error; safetensors says it in words only."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else None
 
 
 @contextmanager

@@ -1,0 +1,288 @@
+"""Training from end to end on a tiny model, its failures, and a run that is really killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from lrqat.checkpoint import Checkpoint
+from lrqat.config import TrainConfig
+from lrqat.errors import CheckpointError, DataError, NonFiniteLossError, OutputError, UserError
+from lrqat.losses import Objective, cross_entropy, distillation
+from lrqat.plan import plan_training
+from lrqat.trainer import ADAPTERS
+from lrqat.training import train
+
+FAST = {"steps": 8, "batch_size": 2, "sequence_length": 32, "rank": 4, "context": 32}
+FAST |= {"eval_windows": 4, "save_every": 2}
+
+
+@pytest.fixture
+def settings(tiny_model, text_file, tmp_path):
+    return {
+        "model": str(tiny_model),
+        "data": str(text_file),
+        "output": str(tmp_path / "run"),
+        **FAST,
+    }
+
+
+@pytest.mark.parametrize("teacher", ["none", "self"])
+@pytest.mark.parametrize("phi", ["fp32", "fixed"])
+def test_training_lowers_the_loss_and_the_checkpoint_is_what_was_measured(settings, teacher, phi):
+    settings |= {"steps": 40, "learning_rate": 3e-2, "rank": 16, "teacher": teacher, "phi": phi}
+    report = train(TrainConfig(**settings))
+    checkpoint = Checkpoint.open(report.output)
+    assert report.changed > 0.001
+    recorded = checkpoint.manifest["reference"]
+    assert recorded["perplexity"] == report.after.perplexity
+    assert recorded["rule"] == "llama-perplexity"
+    assert checkpoint.manifest["training"]["tokens"] == 40 * 2 * 32
+    if teacher == "none":  # a random model: any training on text helps
+        assert report.after.perplexity < 0.97 * report.rounded.perplexity
+        assert not report.made_worse
+    assert (report.output / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_recorded_reference_is_reproduced_from_the_checkpoint(settings):
+    from lrqat import hub
+    from lrqat.data import documents, split_held_out
+    from lrqat.perplexity import Windows, perplexity
+    from lrqat.reference import load_reference, torch_logits
+    from lrqat.text import EvaluationText, encode, window_bos
+
+    report = train(TrainConfig(**settings))
+    checkpoint = Checkpoint.open(report.output)
+    tokenizer = hub.load_tokenizer(report.output)
+    text = EvaluationText.of("x", split_held_out(documents(settings["data"], tokenizer))[0])
+    windows = Windows.cut(encode(tokenizer, text.text), 32, window_bos(tokenizer), 4)
+    again = perplexity(torch_logits(load_reference(checkpoint)), windows)
+    assert text.sha256 == checkpoint.manifest["reference"]["data_sha256"]
+    assert again.perplexity == pytest.approx(report.after.perplexity, rel=1e-6)
+
+
+def test_bfloat16_compute_trains_scales_too(settings):
+    report = train(TrainConfig(**settings, dtype="bfloat16", scale_learning_rate=1e-4))
+    state = load_file(report.output / "checkpoints" / "checkpoint-8" / ADAPTERS)
+    assert {tensor.dtype.name for tensor in state.values()} == {"float32"}
+    assert report.after.tokens > 0
+
+
+def test_the_same_seed_gives_the_same_bytes(settings, tmp_path):
+    outputs = [train(TrainConfig(**settings | {"output": str(tmp_path / n)})).output for n in "ab"]
+    first, second = ((path / "model.safetensors").read_bytes() for path in outputs)
+    assert first == second
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_result(settings, tmp_path):
+    """SIGKILL in the middle, `--resume auto`, and the bytes of an uninterrupted run."""
+    settings |= {"steps": 60, "save_every": 5}
+    whole = train(TrainConfig(**settings | {"output": str(tmp_path / "whole")})).output
+    arguments = [sys.executable, "tools/train.py"]
+    for name, value in settings.items():
+        arguments += ["--" + name.replace("_", "-"), str(value)]
+    states = tmp_path / "run" / "checkpoints"
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (states / "checkpoint-10" / "trainer_state.json").is_file():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "run" / "lrqat.json").exists(), "nothing half-written"
+    with pytest.raises(OutputError, match="--resume auto"):
+        train(TrainConfig(**settings))
+    resumed = train(TrainConfig(**settings), resume="auto").output
+    tensors = [load_file(path / "model.safetensors") for path in (whole, resumed)]
+    assert all(np.array_equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
+
+
+def test_resuming_with_other_settings_is_refused(settings):
+    train(TrainConfig(**settings))
+    with pytest.raises(UserError, match=r"learning_rate 0\.001, this one has 0\.5"):
+        train(TrainConfig(**settings | {"learning_rate": 0.5}), resume="auto")
+    with pytest.raises(UserError, match="not a complete saved state"):
+        train(TrainConfig(**settings), resume=settings["output"])
+
+
+def test_an_existing_checkpoint_is_untouched_without_overwrite(settings):
+    report = train(TrainConfig(**settings))
+    before = {p.name: p.read_bytes() for p in report.output.iterdir() if p.is_file()}
+    with pytest.raises(OutputError, match="--overwrite"):
+        train(TrainConfig(**settings))
+    assert before == {p.name: p.read_bytes() for p in report.output.iterdir() if p.is_file()}
+    train(TrainConfig(**settings | {"seed": 1}), overwrite=True)
+    assert Checkpoint.open(report.output).manifest["training"]["seed"] == 1
+
+
+def test_a_non_finite_loss_stops_and_keeps_the_last_good_state(settings, monkeypatch):
+    calls = iter(range(1000))
+
+    def diverging(logits, input_ids):
+        loss = cross_entropy(logits, input_ids)
+        return loss * float("nan") if next(calls) == 5 else loss
+
+    monkeypatch.setattr("lrqat.losses.cross_entropy", diverging)
+    with pytest.raises(NonFiniteLossError, match=r"step 6; .*checkpoint-5.*--learning-rate"):
+        train(TrainConfig(**settings))
+    output = settings["output"]
+    assert not os.path.exists(f"{output}/lrqat.json")
+    state = load_file(f"{output}/checkpoints/checkpoint-5/{ADAPTERS}")
+    assert all(np.isfinite(tensor).all() for tensor in state.values())
+
+
+def test_a_non_finite_gradient_stops_before_the_step(settings, monkeypatch):
+    calls = iter(range(1000))
+
+    def exploding(logits, input_ids):
+        loss = cross_entropy(logits, input_ids)
+        if next(calls) == 3:
+            loss.register_hook(lambda grad: grad * float("inf"))
+        return loss
+
+    monkeypatch.setattr("lrqat.losses.cross_entropy", exploding)
+    with pytest.raises(NonFiniteLossError, match=r"gradient of .* step 4"):
+        train(TrainConfig(**settings))
+    state = load_file(f"{settings['output']}/checkpoints/checkpoint-3/{ADAPTERS}")
+    assert all(np.isfinite(tensor).all() for tensor in state.values())
+
+
+def test_a_full_disk_leaves_nothing_half_written(settings):
+    """A real limit on file size, in a process of its own, hit while the checkpoint is written."""
+    code = """
+import json, resource, signal, sys
+from lrqat import fuse, hub, surgery
+import torch
+settings = json.loads(sys.argv[1])
+model = hub.load_model(settings["model"], dtype=torch.float32)
+plan = surgery.plan_surgery(model, "q4_0")
+surgery.prepare(model, plan, rank=4)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+base = {"name": "tiny", "revision": None, "dtype": "float32"}
+try:
+    fuse.fuse(model, hub.load_tokenizer(settings["model"]), settings["output"], plan=plan,
+              base_model=base)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(settings)], capture_output=True, text=True
+    )
+    assert "OutputError cannot write" in done.stdout, done.stderr
+    assert os.listdir(settings["output"]) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"model": "/no/such/folder"}, UserError, "no model folder at /no/such/folder"),
+        ({"data": "/no/such.txt"}, DataError, r"no text file at /no/such\.txt"),
+        ({"data": "/no/such.jsonl"}, DataError, r"no file at /no/such\.jsonl"),
+        ({"grid": "q4"}, UserError, "did you mean q4_0"),
+        ({"teacher": "/no/teacher"}, UserError, "no model folder at /no/teacher"),
+        ({"sequence_length": 10_000_000}, DataError, "less than one sequence"),
+        ({"context": 1_000_000}, DataError, "smaller --context"),
+        ({"device": "nonsense"}, UserError, "--device 'nonsense'"),
+    ],
+)
+def test_bad_input_is_named_and_nothing_is_written(settings, change, error, match):
+    with pytest.raises(error, match=match):
+        train(TrainConfig(**settings | change))
+    assert not os.path.exists(settings["output"])
+
+
+@pytest.mark.parametrize(
+    "change", [{"steps": 0}, {"rank": 0}, {"phi": "x"}, {"learning_rate": -1}, {"dtype": "int8"}]
+)
+def test_settings_out_of_range_are_refused_at_once(settings, change):
+    flag = "--" + next(iter(change)).replace("_", "-")
+    with pytest.raises(UserError, match=flag):
+        TrainConfig(**settings | change)
+
+
+def test_models_that_are_not_causal_are_refused(settings, tmp_path):
+    from transformers import BertConfig
+
+    BertConfig(num_hidden_layers=1).save_pretrained(tmp_path / "t5")
+    (tmp_path / "t5" / "config.json").write_text('{"model_type": "t5", "is_encoder_decoder": true}')
+    with pytest.raises(UserError, match="not a causal language model"):
+        plan_training(TrainConfig(**settings | {"model": str(tmp_path / "t5")}))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no config\.json"):
+        plan_training(TrainConfig(**settings | {"model": str(tmp_path / "empty")}))
+
+
+def test_a_fused_checkpoint_is_not_trained_again(settings, fused_checkpoint):
+    with pytest.raises(UserError, match="already a fused checkpoint"):
+        plan_training(TrainConfig(**settings | {"model": str(fused_checkpoint)}))
+
+
+def test_a_damaged_weight_file_is_named(settings, tiny_model, tmp_path):
+    import shutil
+
+    broken = shutil.copytree(tiny_model, tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(UserError, match="broken"):
+        train(TrainConfig(**settings | {"model": str(broken)}))
+
+
+def test_the_plan_counts_what_training_trains(settings):
+    from lrqat import hub, surgery
+    from lrqat.trainer import trained_parameters
+
+    config = TrainConfig(**settings)
+    plan = plan_training(config)
+    model = hub.load_model(config.model, dtype=torch.float32)
+    surgery.prepare(model, plan.surgery, rank=config.rank)
+    assert plan.trainable == sum(p.numel() for p in trained_parameters(model).values())
+    json.dumps(plan.to_json())
+
+
+def test_distillation_is_kl_and_vanishes_at_the_teacher():
+    logits = torch.randn(2, 5, 11)
+    other = torch.randn(2, 5, 11)
+    assert distillation(logits, logits).item() == pytest.approx(0, abs=1e-6)
+    p, q = other.log_softmax(-1), logits.log_softmax(-1)
+    expected = (p.exp() * (p - q)).sum(-1).mean()
+    assert distillation(logits, other).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_cross_entropy_is_the_models_own(tiny_model):
+    from lrqat import hub
+
+    model = hub.load_model(str(tiny_model), dtype=torch.float32)
+    ids = torch.randint(0, 500, (2, 33))
+    expected = model(input_ids=ids, labels=ids).loss
+    torch.testing.assert_close(Objective()(model, ids), expected)
+
+
+def test_an_unfinished_state_is_not_resumed_from(settings):
+    report = train(TrainConfig(**settings))
+    (report.output / "checkpoints" / "checkpoint-8" / "trainer_state.json").unlink()
+    from lrqat.resume import find_state
+
+    state = find_state(report.output / "checkpoints", "auto", TrainConfig(**settings))
+    assert state is not None
+    assert state.name == "checkpoint-6"
+
+
+def test_a_state_of_another_rank_cannot_be_loaded(settings, tiny_model):
+    from lrqat import hub, surgery
+    from lrqat.trainer import load_adapters
+
+    report = train(TrainConfig(**settings))
+    model = hub.load_model(str(tiny_model), dtype=torch.float32)
+    surgery.prepare(model, surgery.plan_surgery(model, "q4_0"), rank=8)
+    with pytest.raises(CheckpointError, match="--rank"):
+        load_adapters(model, report.output / "checkpoints" / "checkpoint-8")
