@@ -194,6 +194,7 @@ def _save_config(model: Any, plan: SurgeryPlan, folder: Path) -> None:
     config = copy.deepcopy(model.config)
     # float32, so that from_pretrained without arguments loses no bit of a weight or a scale.
     config.dtype = torch.float32
+    config.architectures = [type(model).__name__]  # unset on a model made from a configuration
     config.quantization_config = quantization_config(plan)
     config.save_pretrained(folder)
     if getattr(model, "generation_config", None) is not None:

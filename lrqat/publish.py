@@ -66,19 +66,13 @@ def staged_folder(target: Path, last: str) -> Iterator[Path]:
             yield staging
             names = sorted(path.name for path in staging.iterdir())
             for name in names:
-                os.chmod(staging / name, 0o666 & ~_umask())  # some writers leave files private
+                os.chmod(staging / name, 0o666 & ~umask())  # some writers leave files private
                 fsync(staging / name)
             for name in sorted(names, key=lambda name: name == last):
                 os.replace(staging / name, target / name)
             fsync(target)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def fsync(path: Path) -> None:
@@ -88,3 +82,68 @@ def fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def replaced_folder(target: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary sibling folder that becomes `target` when the block ends without an error.
+
+    A folder that was there before is moved aside, and deleted only once the new one is in place; if
+    anything fails it is as it was, and the temporary folder is removed.
+
+    Raises:
+        OutputError: `target` is occupied and `overwrite` is false, or the disk is full or not
+            writable.
+    """
+    refuse_existing(target, overwrite)
+    with explain_os_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(target)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.{os.getpid()}.", dir=target.parent))
+        aside = staging.with_suffix(".old")
+        try:
+            yield staging
+            for path in sorted(staging.iterdir()):
+                os.chmod(path, 0o666 & ~umask())
+                fsync(path)
+            os.chmod(staging, 0o777 & ~umask())
+            fsync(staging)
+            refuse_existing(target, overwrite)
+            if target.exists():
+                os.replace(target, aside)
+            os.replace(staging, target)
+            fsync(target.parent)
+        finally:
+            if aside.exists() and not target.exists():
+                os.replace(aside, target)
+            for leftover in (staging, aside):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Delete temporary folders whose process is gone; restore what one of them had moved aside."""
+    for leftover in sorted(target.parent.glob(f".{target.name}.*")):
+        owner = leftover.name.removeprefix(f".{target.name}.").partition(".")[0]
+        if not owner.isdigit() or _is_alive(int(owner)):
+            continue
+        if leftover.suffix == ".old" and not target.exists():
+            os.replace(leftover, target)
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it exists and belongs to someone else
+        return True
+    return True
+
+
+def umask() -> int:
+    """The process's file mode mask; reading it means setting it twice."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -5,6 +5,7 @@ fake-quant reference in PyTorch), or a Hugging Face model (PyTorch, float32). `_
 registry: a new runtime is one entry.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def _open_gguf(path: str, context: int) -> Iterator[Target]:
 
     if not Path(path).is_file():
         raise UserError(f"no GGUF file at {path}; write one with tools/export.py --format gguf")
-    with LlamaCpp.open(path, n_ctx=context) as llama:
+    with LlamaCpp.open(path, n_ctx=context, n_threads=os.cpu_count() or 1) as llama:
         yield Target(
             runtime="llama.cpp",
             logits=llama.logits,

@@ -1,0 +1,206 @@
+"""Reading the header of a GGUF file that nobody vouches for.
+
+    "GGUF"  u32 version  u64 tensors  u64 entries
+    entries:  string key, u32 type, value      (string: u64 length, bytes;
+                                                array: u32 type, u64 length, items)
+    tensors:  string name, u32 dimensions, u64 each, u32 type, u64 offset
+    padding to the alignment, then the tensors' data, each padded
+
+Every count is compared with the bytes that are left before anything is made of it, so time and
+memory stay within a small multiple of the file's size whatever it says. (gguf.GGUFReader 0.19
+trusts counts: a file of 43 bytes can hang it.) Source: ggml/src/gguf.cpp, whose rules on names,
+dimensions and offsets are the ones applied here.
+"""
+
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGUFValueType as Type
+from numpy.typing import NDArray
+
+from lrqat.errors import UserError
+
+_MAX_DIMENSIONS = 4
+_SCALARS = {
+    Type.UINT8: "B",
+    Type.INT8: "b",
+    Type.UINT16: "H",
+    Type.INT16: "h",
+    Type.UINT32: "I",
+    Type.INT32: "i",
+    Type.FLOAT32: "f",
+    Type.UINT64: "Q",
+    Type.INT64: "q",
+    Type.FLOAT64: "d",
+    Type.BOOL: "?",
+}
+
+
+class GgufFileError(UserError):
+    """A GGUF file that is truncated, altered or not one at all."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a file.
+
+    Attributes:
+        name: its name.
+        type: its ggml type.
+        shape: (out, in) or (n,), the reverse of the order in the file.
+        start: position of its data in the file, in bytes.
+        nbytes: length of its data.
+    """
+
+    name: str
+    type: GGMLQuantizationType
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says before its data.
+
+    Attributes:
+        metadata: values by key; arrays are lists.
+        tensors: by name, in file order.
+        data: the whole file as bytes, mapped, not read.
+    """
+
+    metadata: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+    data: NDArray[np.uint8]
+
+    def rows(self, name: str) -> NDArray[np.uint8]:
+        """Bytes of a tensor as (rows, row bytes)."""
+        info = self.tensors[name]
+        data = self.data[info.start : info.start + info.nbytes]
+        return data.reshape(math.prod(info.shape[:-1]), -1)
+
+
+def read_header(path: Path) -> Header:
+    """Read and check everything but the tensors' data.
+
+    Raises:
+        GgufFileError: the file is missing, truncated, altered, or not GGUF version 3.
+    """
+    try:
+        data: NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
+    except (OSError, ValueError) as error:
+        raise GgufFileError(f"{path} cannot be read: {error}") from None
+    cursor = _Cursor(path, data)
+    if cursor.take(4) != b"GGUF":
+        raise cursor.error("it does not begin with GGUF")
+    version = cursor.number("I")
+    if version != 3:
+        raise cursor.error(f"it has version {version}, and only 3 is read here")
+    tensor_count, entry_count = cursor.number("Q"), cursor.number("Q")
+    cursor.expect(entry_count, 13, "metadata entries")
+    metadata: dict[str, Any] = {}
+    for _ in range(entry_count):
+        key = cursor.string()
+        if key in metadata:
+            raise cursor.error(f"the key {key!r} occurs twice")
+        metadata[key] = cursor.value(cursor.number("I"))
+    cursor.expect(tensor_count, 32, "tensors")
+    alignment = metadata.get("general.alignment", 32)
+    if type(alignment) is not int or not 8 <= alignment <= 2**20 or alignment & (alignment - 1):
+        raise cursor.error(f"its alignment is {alignment!r}")
+    return Header(metadata, _read_tensors(cursor, tensor_count, alignment), data)
+
+
+def _read_tensors(cursor: "_Cursor", count: int, alignment: int) -> dict[str, TensorInfo]:
+    described = [_read_info(cursor) for _ in range(count)]
+    base = _padded(cursor.position, alignment)
+    tensors: dict[str, TensorInfo] = {}
+    expected = 0
+    for name, kind, shape, offset in described:
+        weights, size = GGML_QUANT_SIZES[kind]
+        if shape[-1] % weights:
+            raise cursor.error(f"rows of {name!r} are not whole blocks")
+        nbytes = math.prod(shape) // weights * size
+        if offset != expected or base + offset + nbytes > len(cursor.data):
+            raise cursor.error(f"the data of {name!r} is not where it must be, or is cut off")
+        if name in tensors:
+            raise cursor.error(f"the tensor {name!r} occurs twice")
+        tensors[name] = TensorInfo(name, kind, shape, base + offset, nbytes)
+        expected += _padded(nbytes, alignment)
+    return tensors
+
+
+def _read_info(cursor: "_Cursor") -> tuple[str, GGMLQuantizationType, tuple[int, ...], int]:
+    name, dimensions = cursor.string(), cursor.number("I")
+    if not 1 <= dimensions <= _MAX_DIMENSIONS:
+        raise cursor.error(f"the tensor {name!r} has {dimensions} dimensions")
+    shape = tuple(cursor.number("Q") for _ in range(dimensions))[::-1]
+    number, offset = cursor.number("I"), cursor.number("Q")
+    # A weight takes more than 1/8 byte in every type, so no honest shape is larger than this.
+    if min(shape) < 1 or math.prod(shape) > 8 * len(cursor.data):
+        raise cursor.error(f"the tensor {name!r} has the shape {shape}")
+    try:
+        return name, GGMLQuantizationType(number), shape, offset
+    except ValueError:
+        raise cursor.error(f"the tensor {name!r} has the unknown type {number}") from None
+
+
+def _padded(size: int, alignment: int) -> int:
+    return -(-size // alignment) * alignment
+
+
+class _Cursor:
+    """A position in the file that never passes its end."""
+
+    def __init__(self, path: Path, data: NDArray[np.uint8]) -> None:
+        self.path, self.data, self.position = path, data, 0
+
+    def error(self, what: str) -> GgufFileError:
+        return GgufFileError(f"{self.path} is not a valid GGUF file: {what}; export it again")
+
+    def expect(self, count: int, item_bytes: int, what: str) -> None:
+        """Raise unless `count` items of at least `item_bytes` can still follow."""
+        if count * item_bytes > len(self.data) - self.position:
+            raise self.error(f"it announces {count} {what} and is too short for them")
+
+    def take(self, size: int) -> bytes:
+        self.expect(size, 1, "bytes")
+        taken = self.data[self.position : self.position + size].tobytes()
+        self.position += size
+        return taken
+
+    def number(self, code: str) -> Any:
+        return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
+
+    def string(self) -> str:
+        try:
+            return self.take(self.number("Q")).decode("utf-8")
+        except UnicodeDecodeError:
+            raise self.error("a string is not UTF-8") from None
+
+    def value(self, kind: int) -> Any:
+        if kind == Type.STRING:
+            return self.string()
+        if kind == Type.ARRAY:
+            return self.array()
+        code = next((code for scalar, code in _SCALARS.items() if scalar == kind), None)
+        if code is None:
+            raise self.error(f"an entry has the unknown type {kind}")
+        return self.number(code)
+
+    def array(self) -> list[Any]:
+        kind, length = self.number("I"), self.number("Q")
+        if kind == Type.STRING:
+            self.expect(length, 8, "strings")
+            return [self.string() for _ in range(length)]
+        code = next((code for scalar, code in _SCALARS.items() if scalar == kind), None)
+        if code is None:
+            raise self.error(f"an array has items of type {kind}")
+        item = struct.calcsize("<" + code)
+        self.expect(length, item, "numbers")
+        return list(struct.unpack(f"<{length}{code}", self.take(length * item)))

@@ -1,0 +1,214 @@
+"""The plan of a GGUF file: every tensor, its type and its bytes, and every reason to refuse.
+
+Making a plan writes nothing. It reads floating matrices to see whether a narrower type holds them
+exactly, and nothing else of the weights.
+"""
+
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gguf
+
+from exporters.gguf.architectures import Architecture, find_architecture
+from exporters.gguf.blocks import Block, float_blocks, row_bytes
+from exporters.gguf.config_values import positive_int
+from exporters.gguf.key_values import KeyValue
+from exporters.gguf.options import Options
+from exporters.gguf.provenance import general_metadata, provenance
+from exporters.gguf.selection import choose_float_block, choose_integer_block, exact_types
+from exporters.gguf.sources import Source, find_sources
+from exporters.gguf.vocabulary import TokenizerFiles, load_vocabulary
+from lrqat.checkpoint import Checkpoint
+from lrqat.errors import ExportRefusedError
+
+_ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
+_MAX_NAME_BYTES = 63  # GGML_MAX_NAME less its terminating zero
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedTensor:
+    """One tensor of the file to be.
+
+    Attributes:
+        source: where it comes from.
+        block: the ggml type it is stored in.
+        note: what is not as in the checkpoint (empty: nothing).
+    """
+
+    source: Source
+    block: Block
+    note: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its data, without padding."""
+        return self.source.rows * row_bytes(self.block, self.source.shape[-1])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        source = self.source
+        return {
+            "name": source.name,
+            "type": self.block.NAME,
+            "shape": list(source.shape),
+            "bytes": self.nbytes,
+            "source": source.origin,
+            "quantized": source.quantized,
+            "rows_reordered": source.row_order is not None,
+            **({"note": self.note} if self.note else {}),
+        }
+
+
+@dataclass(eq=False)
+class Plan:
+    """What `write` will do.
+
+    Attributes:
+        checkpoint: the opened checkpoint.
+        options: the choices it was made with.
+        architecture: llama.cpp's name of the architecture.
+        tensors: in file order.
+        metadata: in file order, without general.architecture, which the writer puts first.
+        refusals: reasons not to write; a plan with any cannot be written.
+        notes: what a user should know.
+    """
+
+    checkpoint: Checkpoint
+    options: Options
+    architecture: str = ""
+    tensors: list[PlannedTensor] = field(default_factory=list)
+    metadata: list[KeyValue] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all tensors, padding included; the metadata comes on top."""
+        return sum(-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT for tensor in self.tensors)
+
+    @property
+    def file_type(self) -> gguf.LlamaFileType:
+        """What `general.file_type` says: the type of most quantised weights."""
+        weights: dict[gguf.LlamaFileType, int] = {}
+        for tensor in self.tensors:
+            if tensor.source.quantized:
+                kind = tensor.block.FILE_TYPE
+                weights[kind] = weights.get(kind, 0) + tensor.nbytes
+        return max(weights, key=lambda kind: weights[kind], default=gguf.LlamaFileType.ALL_F32)
+
+    def summary(self) -> list[str]:
+        """Lines of a table for people; tensors that differ by their block alone share a line."""
+        groups: dict[tuple[str, ...], list[PlannedTensor]] = {}
+        for tensor in self.tensors:
+            groups.setdefault(_alike(tensor), []).append(tensor)
+        lines = [f"{'tensor':<26} {'type':<5} {'shape':>14} {'count':>5} {'bytes':>14}  source"]
+        for (name, kind, shape, origin, note), members in groups.items():
+            total = sum(tensor.nbytes for tensor in members)
+            remark = ", rows reordered" if members[0].source.row_order is not None else ""
+            remark += f"; {note}" if note else ""
+            lines.append(
+                f"{name:<26} {kind:<5} {shape:>14} {len(members):>5} {total:>14,}  {origin}{remark}"
+            )
+        lines.append(f"{len(self.tensors)} tensors, {self.tensor_bytes:,} bytes")
+        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"refused: {reason}" for reason in self.refusals]
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `--json`; long metadata arrays are given by their length."""
+        return {
+            "format": "gguf",
+            "checkpoint": str(self.checkpoint.path),
+            "options": asdict(self.options),
+            "architecture": self.architecture,
+            "tensor_bytes": self.tensor_bytes,
+            "tensors": [tensor.to_json() for tensor in self.tensors],
+            "metadata": {
+                entry.key: len(entry.value) if isinstance(entry.value, list) else entry.value
+                for entry in self.metadata
+            },
+            "notes": self.notes,
+            "refusals": self.refusals,
+        }
+
+
+def plan(checkpoint: Checkpoint, options: Options | None = None) -> Plan:
+    """Plan the export of `checkpoint`.
+
+    Everything that stands in the way of an exact file becomes a refusal of the plan, all of them
+    at once.
+
+    Raises:
+        CheckpointError: the checkpoint itself is not valid.
+    """
+    made = Plan(checkpoint, options or Options())
+    try:
+        architecture = find_architecture(checkpoint.config)
+    except ExportRefusedError as error:
+        made.refusals.append(str(error))
+        return made
+    made.architecture = architecture.name
+    made.refusals += architecture.refuses(checkpoint.config)
+    _plan_tensors(made, architecture)
+    _plan_metadata(made, architecture)
+    return made
+
+
+def default_name(checkpoint: Checkpoint, options: Options | None = None) -> str:
+    """A file name that says what is in it, such as "model-q4_0.gguf"."""
+    chosen = options or Options()
+    types = {
+        exact_types(checkpoint.grid(name), checkpoint.shape(name)[1])[:1] or ("none",)
+        for name in checkpoint.quantized_names
+    }
+    by_itself = "-".join(sorted(name for (name,) in types))
+    return f"model-{by_itself if chosen.type == 'auto' else chosen.type}.gguf"
+
+
+def _alike(tensor: PlannedTensor) -> tuple[str, str, str, str, str]:
+    """Columns of the summary, the number of the block taken out of the names."""
+    source = tensor.source
+    name = re.sub(r"\.\d+\.", ".*.", source.name)
+    origin = re.sub(r"\.\d+\.", ".*.", source.origin)
+    return name, tensor.block.NAME, " x ".join(map(str, source.shape)), origin, tensor.note
+
+
+def _plan_tensors(made: Plan, architecture: Architecture) -> None:
+    try:
+        sources = find_sources(made.checkpoint, architecture)
+    except ExportRefusedError as error:
+        made.refusals.append(str(error))
+        return
+    for source in sources:
+        try:
+            made.tensors.append(_plan_tensor(made, source))
+        except ExportRefusedError as error:
+            made.refusals.append(str(error))
+
+
+def _plan_tensor(made: Plan, source: Source) -> PlannedTensor:
+    if len(source.name.encode()) > _MAX_NAME_BYTES:
+        raise ExportRefusedError(f"{source.name!r} is longer than {_MAX_NAME_BYTES} bytes")
+    if source.quantized:
+        return PlannedTensor(source, choose_integer_block(made.checkpoint, source, made.options))
+    if source.values is not None:
+        return PlannedTensor(source, float_blocks()["f32"])
+    block, note = choose_float_block(made.checkpoint, source, made.options)
+    return PlannedTensor(source, block, note)
+
+
+def _plan_metadata(made: Plan, architecture: Architecture) -> None:
+    checkpoint = made.checkpoint
+    made.metadata += general_metadata(checkpoint, made.file_type)
+    made.metadata += architecture.hyperparameters(checkpoint.config)
+    try:
+        files = TokenizerFiles.open(Path(checkpoint.path), checkpoint.config)
+        size = positive_int(checkpoint.config, "vocab_size")
+        vocabulary = load_vocabulary(files, size, made.options.pre)
+        made.metadata += vocabulary.metadata()
+        made.notes += vocabulary.notes
+    except ExportRefusedError as error:
+        made.refusals.append(str(error))
+    made.metadata += provenance(checkpoint)

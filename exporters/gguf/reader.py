@@ -1,0 +1,121 @@
+"""L0: what a GGUF file's own bytes hold, compared with the checkpoint, number by number.
+
+The file is parsed by `header`, not by the library that wrote it; the integers and scales come out
+of the file's bytes and the rows are put back in the checkpoint's order before they are compared.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from exporters.gguf.architectures import find_architecture
+from exporters.gguf.blocks import float_blocks, integer_blocks
+from exporters.gguf.header import Header, read_header
+from exporters.gguf.rows import block_scales
+from exporters.gguf.sources import Source, find_sources
+from lrqat.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class TensorCheck:
+    """The comparison of one tensor; all zero and no problem means equal bit for bit.
+
+    Attributes:
+        name: its name in the file.
+        integers: integers that differ.
+        scales: block scales that differ.
+        values: floating values that differ from what their type rounds the checkpoint's to.
+        rounded: floating values that their type does not hold exactly (as asked for).
+        problem: why it could not be compared at all (missing, another shape ...), or empty.
+    """
+
+    name: str
+    integers: int = 0
+    scales: int = 0
+    values: int = 0
+    rounded: int = 0
+    problem: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the file holds what it should."""
+        return not (self.integers or self.scales or self.values or self.problem)
+
+    def differences(self, source: Source | None) -> int:
+        """Elements that differ; all of them for a tensor that could not be compared."""
+        size = math.prod(source.shape) if source else 1
+        return size if self.problem else self.integers + self.scales + self.values
+
+
+def verify(path: str | Path, checkpoint: Checkpoint) -> dict[str, int]:
+    """Compare every tensor of the GGUF file `path` with `checkpoint`.
+
+    Returns:
+        Elements that differ, by GGUF name: integers, block scales, and floating values that are
+        not the checkpoint's (rounded to the type that they are stored in). All zero is a pass; a
+        missing tensor counts whole, one that the checkpoint does not have counts 1.
+
+    Raises:
+        GgufFileError: the file is not a valid GGUF file.
+        ExportRefusedError: the checkpoint has no form in GGUF.
+        CheckpointError: the checkpoint is not valid.
+    """
+    sources = {source.name: source for source in _sources(checkpoint)}
+    return {c.name: c.differences(sources.get(c.name)) for c in check_tensors(path, checkpoint)}
+
+
+def check_tensors(path: str | Path, checkpoint: Checkpoint) -> list[TensorCheck]:
+    """As `verify`, but saying what differs."""
+    header, sources = read_header(Path(path)), _sources(checkpoint)
+    checks = [_check(header, source, checkpoint) for source in sources]
+    extra = sorted(set(header.tensors) - {source.name for source in sources})
+    return checks + [TensorCheck(name, problem="not in the checkpoint") for name in extra]
+
+
+def _sources(checkpoint: Checkpoint) -> list[Source]:
+    return find_sources(checkpoint, find_architecture(checkpoint.config))
+
+
+def _check(header: Header, source: Source, checkpoint: Checkpoint) -> TensorCheck:
+    info = header.tensors.get(source.name)
+    if info is None:
+        return TensorCheck(source.name, problem="missing")
+    if info.shape != source.shape:
+        return TensorCheck(source.name, problem=f"shape {info.shape}, not {source.shape}")
+    kind = info.type.name.lower()
+    if kind in integer_blocks() and source.quantized:
+        return _check_integers(header, source, checkpoint, kind)
+    if kind in float_blocks():
+        return _check_values(header, source, checkpoint, kind)
+    return TensorCheck(source.name, problem=f"type {info.type.name}")
+
+
+def _check_integers(
+    header: Header, source: Source, checkpoint: Checkpoint, kind: str
+) -> TensorCheck:
+    q, d = integer_blocks()[kind].unpack(header.rows(source.name))
+    if source.row_order is not None:
+        back = np.argsort(source.row_order)
+        q, d = q[back], d[back]
+    expected = checkpoint.quantized(source.origin)
+    expected_d = block_scales(expected.scale, d.shape[1])
+    return TensorCheck(
+        source.name,
+        integers=int((q != expected.q).sum()),
+        # As bit patterns: NaN differs from all numbers and -0 from 0.
+        scales=int((d.astype(np.float16).view(np.uint16) != expected_d.view(np.uint16)).sum()),
+    )
+
+
+def _check_values(header: Header, source: Source, checkpoint: Checkpoint, kind: str) -> TensorCheck:
+    block = float_blocks()[kind]
+    found = block.unpack(header.rows(source.name)).view(np.uint32)
+    exact = source.read_values(checkpoint)
+    kept = block.unpack(block.pack(exact)).view(np.uint32)
+    return TensorCheck(
+        source.name,
+        values=int((found != kept).sum()),
+        rounded=int((kept != np.ascontiguousarray(exact).view(np.uint32)).sum()),
+    )

@@ -1,0 +1,28 @@
+r"""ONNX with standard QDQ: trained integers and scales, bit for bit, for ONNX Runtime and its kin.
+
+    from exporters import onnx
+    from lrqat.checkpoint import Checkpoint
+
+    plan = onnx.plan(Checkpoint.open("fused"), onnx.Options())
+    print("\n".join(plan.summary()))
+    onnx.write(plan, "fused/onnx")
+
+The folder holds model.onnx, model.onnx_data, the tokenizer, config.json and genai_config.json, with
+the names that ONNX Runtime GenAI, Optimum and transformers.js expect.
+"""
+
+from exporters.onnx.options import Options
+from exporters.onnx.planning import Plan, PlannedTensor, default_name, plan
+from exporters.onnx.verify import verify
+from exporters.onnx.writer import Report, write
+
+__all__ = [
+    "Options",
+    "Plan",
+    "PlannedTensor",
+    "Report",
+    "default_name",
+    "plan",
+    "verify",
+    "write",
+]

@@ -1,0 +1,145 @@
+"""The graph: a skeleton model traced by torch.onnx.export with a key-value cache.
+
+    inputs   input_ids, attention_mask, position_ids       int64 [batch, sequence / total]
+             past_key_values.I.key, .value                 float [batch, kv_heads, past, head_dim]
+    outputs  logits                                        float [batch, sequence, vocabulary]
+             present.I.key, .value                         float [batch, kv_heads, total, head_dim]
+
+These are the names that ONNX Runtime GenAI, Optimum and transformers.js look for.
+"""
+
+import contextlib
+import io
+import logging
+import warnings
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnxscript import opset21
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from lrqat.errors import ExportRefusedError
+
+PREFIX = "lm."
+# Distinct and above one: torch.export would take sizes 0 and 1, and equal ones, for constants.
+_BATCH, _SEQUENCE, _PAST = 2, 3, 5
+
+
+class WithFlatCache(nn.Module):
+    """Takes and returns the cache as a flat list, key and value of each layer in turn."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.lm = model
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        past: list[Tensor],
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Run the model; returns logits and the cache with the new tokens."""
+        cache = DynamicCache()
+        for i, (key, value) in enumerate(zip(past[::2], past[1::2], strict=True)):
+            cache.update(key, value, i)
+        output = self.lm(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        layers = output.past_key_values.layers
+        return output.logits, [part for layer in layers for part in (layer.keys, layer.values)]
+
+
+def cache_names(layers: int, prefix: str) -> list[str]:
+    """Names of the flat cache: PREFIX.I.key, PREFIX.I.value."""
+    return [f"{prefix}.{i}.{part}" for i in range(layers) for part in ("key", "value")]
+
+
+def trace(model: Any, opset: int) -> ir.Model:
+    """Export a skeleton to ONNX IR.
+
+    Args:
+        model: from `exporters.onnx.skeleton.build_skeleton`.
+        opset: ONNX operator set.
+
+    Returns:
+        The graph; initializers have the names of the plan, with `PREFIX` before them, and stand-in
+        values.
+
+    Raises:
+        ExportRefusedError: torch cannot export this architecture.
+    """
+    config = model.config.get_text_config()
+    head_dim = getattr(config, "head_dim", None) or (
+        config.hidden_size // config.num_attention_heads
+    )
+    layers = config.num_hidden_layers
+    shape = (_BATCH, config.num_key_value_heads, _PAST, head_dim)
+    past = [torch.zeros(shape) for _ in range(2 * layers)]
+    total = _PAST + _SEQUENCE
+    positions = torch.arange(_PAST, total).repeat(_BATCH, 1)
+    arguments = (
+        torch.ones(_BATCH, _SEQUENCE, dtype=torch.int64),
+        torch.ones(_BATCH, total, dtype=torch.int64),
+        positions,
+        past,
+    )
+    sequence = {0: "batch_size", 1: "sequence_length"}
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                WithFlatCache(model).eval(),
+                arguments,
+                dynamo=True,
+                verbose=False,
+                opset_version=opset,
+                custom_translation_table={
+                    torch.ops.lrqat.dequantize.default: _translate_dequantize
+                },
+                input_names=[
+                    "input_ids",
+                    "attention_mask",
+                    "position_ids",
+                    *cache_names(layers, "past_key_values"),
+                ],
+                output_names=["logits", *cache_names(layers, "present")],
+                dynamic_shapes={
+                    "input_ids": sequence,
+                    "attention_mask": {0: "batch_size", 1: "total_sequence_length"},
+                    "position_ids": sequence,
+                    "past": [{0: "batch_size", 2: "past_sequence_length"}] * len(past),
+                },
+            )
+        except torch.onnx.OnnxExporterError as error:
+            lines = str(error.__cause__ or error).strip().splitlines()
+            raise ExportRefusedError(
+                f"torch.onnx.export cannot trace {type(model).__name__}: {lines[0]}"
+            ) from None
+    assert program is not None
+    return program.model
+
+
+def _translate_dequantize(q: Any, scale: Any, block: int) -> Any:
+    if block == 0:
+        return opset21.DequantizeLinear(q, scale, axis=1)
+    return opset21.DequantizeLinear(q, scale, axis=0, block_size=block)
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Keep the exporter's progress and advice off the screen; errors still raise."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,89 @@
+"""Writing a planned ONNX folder: streamed, read back, compared, and only then given its name."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from exporters.onnx.folder import write_companions
+from exporters.onnx.graph import PREFIX, trace
+from exporters.onnx.passes.attach_weights import attach_weights
+from exporters.onnx.passes.describe import describe
+from exporters.onnx.passes.name_initializers import name_initializers
+from exporters.onnx.planning import Plan
+from exporters.onnx.skeleton import build_skeleton
+from exporters.onnx.verify import DATA, MODEL, verify
+from lrqat.errors import ExportRefusedError, OutputError
+from lrqat.publish import refuse_existing, replaced_folder
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        path: the folder.
+        bytes: size of model.onnx and its data.
+        tensors: initializers that hold weights.
+        quantized: how many of them are trained integers, all verified.
+    """
+
+    path: str
+    bytes: int
+    tensors: int
+    quantized: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        return asdict(self)
+
+
+def write(
+    plan: Plan, path: str | Path, overwrite: bool = False, progress: Progress | None = None
+) -> Report:
+    """Write `plan` to the folder `path`.
+
+    The folder gets its name only after the file has been read back and every weight compared with
+    the checkpoint; if anything fails, `path` is as it was.
+
+    Args:
+        plan: what `exporters.onnx.plan` returned, without refusals.
+        path: folder to write.
+        overwrite: whether an existing folder may be replaced.
+        progress: called with the name of every tensor as it is written.
+
+    Raises:
+        ExportRefusedError: the plan has refusals, or torch cannot trace the model.
+        OutputError: the folder exists, cannot be written, or reads back differently.
+    """
+    if plan.refusals:
+        reasons = "\n".join(f"- {reason}" for reason in plan.refusals)
+        raise ExportRefusedError(f"the export would not be exact:\n{reasons}")
+    target = Path(path)
+    refuse_existing(target, overwrite)  # before the long part
+    skeleton = build_skeleton(plan)
+    model = trace(skeleton, plan.options.opset)
+    name_initializers(model, PREFIX)
+    attach_weights(model, plan, progress or (lambda name: None))
+    describe(model, plan)
+    with replaced_folder(target, overwrite) as staging:
+        # 4096: external data that starts on a page can be mapped into memory.
+        ir.save(model, staging / MODEL, external_data=DATA, alignment=4096)
+        write_companions(plan, staging, skeleton.config)
+        _refuse_mismatches(verify(staging, plan.checkpoint), target)
+        size = sum((staging / name).stat().st_size for name in (MODEL, DATA))
+    quantized = sum(tensor.kind == "integers" for tensor in plan.tensors)
+    return Report(str(target), size, len(plan.tensors), quantized)
+
+
+def _refuse_mismatches(mismatches: dict[str, int], target: Path) -> None:
+    wrong = [name for name, count in mismatches.items() if count]
+    if wrong:
+        raise OutputError(
+            f"{target} was not written: {len(wrong)} tensors read back differently, the first "
+            f"{wrong[0]}; check the disk, and report this if it happens again"
+        )

@@ -1,0 +1,50 @@
+"""ONNX Runtime GenAI: text from an exported folder."""
+
+from pathlib import Path
+
+from lrqat.errors import RuntimeUnavailableError, UserError
+
+
+def generate_tokens(folder: str | Path, prompt: str, count: int) -> tuple[list[int], list[int]]:
+    """Continue `prompt` greedily with onnxruntime-genai.
+
+    Args:
+        folder: from the ONNX exporter.
+        prompt: text.
+        count: tokens to generate at most.
+
+    Returns:
+        Ids of the prompt as the runtime tokenised it, and ids of the continuation.
+
+    Raises:
+        RuntimeUnavailableError: onnxruntime-genai is not installed.
+        UserError: it cannot load the folder.
+    """
+    try:
+        import onnxruntime_genai as genai
+    except ImportError:
+        raise RuntimeUnavailableError(
+            "onnxruntime-genai is not installed: pip install 'lrqat[onnx]'"
+        ) from None
+    try:
+        model = genai.Model(str(folder))
+        tokenizer = genai.Tokenizer(model)
+        ids = [int(i) for i in tokenizer.encode(prompt)]
+        parameters = genai.GeneratorParams(model)
+        parameters.set_search_options(max_length=len(ids) + count, do_sample=False)
+        generator = genai.Generator(model, parameters)
+        generator.append_tokens(ids)
+        while not generator.is_done():
+            generator.generate_next_token()
+        sequence = [int(i) for i in generator.get_sequence(0)]
+    except RuntimeError as error:
+        raise UserError(f"onnxruntime-genai cannot run {folder}: {error}") from None
+    return ids, sequence[len(ids) :]
+
+
+def generate(folder: str | Path, prompt: str, count: int) -> str:
+    """As `generate_tokens`, but the continuation as text, by the runtime's own tokenizer."""
+    import onnxruntime_genai as genai
+
+    _, continuation = generate_tokens(folder, prompt, count)
+    return genai.Tokenizer(genai.Model(str(folder))).decode(continuation)

@@ -1,0 +1,127 @@
+"""ONNX Runtime: an exported folder as a function from tokens to logits.
+
+Accuracy level 1 keeps every product in float32. ONNX Runtime's own default, 4, rounds activations
+to 8 bits inside 4-bit products; it is faster and not what was trained.
+"""
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrqat.errors import RuntimeUnavailableError, UserError
+
+
+class OnnxRuntime:
+    """An open session. Use `OnnxRuntime.open`, best in a `with` statement.
+
+    Attributes:
+        session: the onnxruntime.InferenceSession.
+    """
+
+    def __init__(self, session: Any, cache: dict[str, NDArray[np.float32]]) -> None:
+        self.session: Any = session
+        self._empty_cache = cache
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        *,
+        accuracy_level: int = 1,
+        twin: bool = False,
+        threads: int | None = None,
+        optimized_path: str | Path | None = None,
+    ) -> "OnnxRuntime":
+        """Load `folder`/model.onnx on the CPU.
+
+        Args:
+            folder: from the ONNX exporter.
+            accuracy_level: of 4-bit products; 0 and 1 compute in float32, 4 in int8.
+            twin: use no quantised kernels at all: weights are dequantised once and multiplied as
+                float32 (the F32 twin of the L1 check).
+            threads: None: every core.
+            optimized_path: also save the optimised graph there, to look at.
+
+        Raises:
+            RuntimeUnavailableError: onnxruntime is not installed.
+            UserError: the model cannot be loaded.
+        """
+        try:
+            import onnxruntime
+        except ImportError:
+            raise RuntimeUnavailableError(
+                "onnxruntime is not installed: pip install 'lrqat[onnx]'"
+            ) from None
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or os.cpu_count() or 1
+        options.log_severity_level = 3
+        options.add_session_config_entry(
+            "session.qdq_matmulnbits_accuracy_level", str(accuracy_level)
+        )
+        if twin:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+        if optimized_path is not None:
+            options.optimized_model_filepath = str(optimized_path)
+        path = Path(folder) / "model.onnx"
+        try:
+            session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's errors share no base class
+            raise UserError(f"ONNX Runtime cannot load {path}: {error}") from None
+        return cls(session, _empty_cache(session))
+
+    def logits(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits (n, vocabulary) of tokens (n,), with an empty cache."""
+        count = len(tokens)
+        ids = np.ascontiguousarray(tokens, np.int64)[None]
+        feeds = {
+            "input_ids": ids,
+            "attention_mask": np.ones((1, count), np.int64),
+            "position_ids": np.arange(count, dtype=np.int64)[None],
+            **self._empty_cache,
+        }
+        return self.session.run(["logits"], feeds)[0][0]
+
+    def close(self) -> None:
+        """Free the session."""
+        self.session = None
+
+    def __enter__(self) -> "OnnxRuntime":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def provenance(folder: str | Path) -> dict[str, Any]:
+    """The `lrqat.*` facts that the file itself carries, numbers as numbers."""
+    with OnnxRuntime.open(folder) as opened:
+        properties = opened.session.get_modelmeta().custom_metadata_map
+    return {key: _plain(value) for key, value in properties.items() if key.startswith("lrqat.")}
+
+
+def _plain(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _empty_cache(session: Any, batch: int = 1) -> dict[str, NDArray[np.float32]]:
+    """A cache of no tokens, by input name: float32 (batch, kv_heads, 0, head_dim)."""
+    return {
+        entry.name: np.zeros((batch, entry.shape[1], 0, entry.shape[3]), np.float32)
+        for entry in session.get_inputs()
+        if entry.name.startswith("past_key_values.")
+    }

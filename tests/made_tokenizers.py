@@ -1,0 +1,68 @@
+"""Small tokenizers of both kinds, trained on the spot."""
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import normalizers as norms
+from tokenizers import processors as post
+
+SIZE = 512
+
+PIECES = {
+    "bytes": lambda use_regex: pre_tokenizers.ByteLevel(
+        add_prefix_space=False, use_regex=use_regex
+    ),
+    "digits": lambda: pre_tokenizers.Digits(individual_digits=True),
+    "split": lambda regex: pre_tokenizers.Split(Regex(regex), "isolated"),
+}
+
+
+def byte_level(text, steps, ignore_merges, size=SIZE):
+    tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
+    parts = [PIECES[kind](*arguments) for kind, *arguments in steps]
+    tokenizer.pre_tokenizer = parts[0] if len(parts) == 1 else pre_tokenizers.Sequence(parts)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([text], trainer)
+    return tokenizer
+
+
+def sentencepiece_like(text, folder, prefix_space=True, size=SIZE):
+    """A sentencepiece BPE model, in `folder`, and the tokenizer.json that it stands for."""
+    import sentencepiece
+
+    source = folder / "text.txt"
+    source.write_text(text, encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(source),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=size,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=prefix_space,
+        minloglevel=2,
+    )
+    model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    vocab = {model.IdToPiece(i): i for i in range(size)}
+    merges = [
+        (model.GetScore(i), (piece[:cut], piece[cut:]))
+        for piece, i in vocab.items()
+        for cut in range(1, len(piece))
+        if i > 258 and piece[:cut] in vocab and piece[cut:] in vocab
+    ]
+    ordered = [pair for _, pair in sorted(merges, key=lambda item: -item[0])]
+    tokenizer = Tokenizer(
+        models.BPE(vocab, ordered, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    steps = [norms.Prepend("\u2581")] if prefix_space else []
+    tokenizer.normalizer = norms.Sequence([*steps, norms.Replace(" ", "\u2581")])
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.post_processor = post.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
+    return tokenizer
