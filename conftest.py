@@ -8,7 +8,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+SHARED = Path(__file__).resolve().parents[1] / "shared"
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +73,23 @@ def make_fused(tiny_model, tmp_path_factory):
 def fused_checkpoint(make_fused):
     """Folder of a tiny fused q4_0 checkpoint."""
     return make_fused("q4_0")
+
+
+@pytest.fixture(scope="session")
+def onnx_folder(make_fused, tmp_path_factory):
+    """Function grid -> ONNX folder of `make_fused(grid)`; made once, not to be changed."""
+    from exporters import onnx
+    from lrqat.checkpoint import Checkpoint
+
+    made = {}
+
+    def make(grid):
+        if grid not in made:
+            made[grid] = tmp_path_factory.mktemp("onnx") / grid
+            onnx.write(onnx.plan(Checkpoint.open(make_fused(grid))), made[grid])
+        return made[grid]
+
+    return make
 
 
 def shared_model(name):

@@ -21,6 +21,7 @@ from lrqat.layer import LRQATLinear
 from lrqat.range_init import RANGE_INITS
 
 OUTPUT_HEAD = "output head"
+DEFAULT_FACTOR = 16  # alpha / r, see lrqat.config
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def prepare(
         model: the model that `plan` was made for, with its weights.
         plan: from `plan_surgery`.
         rank: r, columns of A and rows of B.
-        alpha: the update is (alpha / r) A B; None means alpha = r, a factor of one.
+        alpha: the update is (alpha / r) A B; None means alpha = 16 r.
         phi: form of the frozen weights, a name in `lrqat.downcast.DOWNCASTS`.
         range_init: start scales, a name in `lrqat.range_init.RANGE_INITS`.
         p: exponent of the L_p search.
@@ -135,7 +136,7 @@ def prepare(
                 grid=plan.grid,
                 downcast=DOWNCASTS[phi],
                 rank=rank,
-                alpha=float(rank if alpha is None else alpha),
+                alpha=float(DEFAULT_FACTOR * rank if alpha is None else alpha),
             ),
         )
     return model

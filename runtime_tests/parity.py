@@ -33,8 +33,8 @@ from runtime_tests.targets import open_target
 
 L1_BOUND = 1e-4
 L1_WINDOWS = 4
-# llama.cpp's rotary angles and PyTorch's drift apart with the position (see runtime_tests/llama_cpp):
-# on 256 positions that is a third of the bound, on 512 it can exceed it.
+# llama.cpp's rotary angles and PyTorch's drift apart with the position (runtime_tests/llama_cpp.py
+# says why): on 256 positions that is a third of the bound, on 512 it can exceed it.
 L1_POSITIONS = 256
 
 

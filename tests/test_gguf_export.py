@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import shared_model
 from gguf import GGUFReader
 
+from conftest import shared_model
 from exporters import gguf
 from exporters.gguf.architectures import find_architecture
 from exporters.gguf.architectures.llama import ARCHITECTURE

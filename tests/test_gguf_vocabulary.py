@@ -5,11 +5,11 @@ import random
 import shutil
 
 import pytest
-from conftest import SHARED, shared_model
 from made_tokenizers import SIZE, byte_level, sentencepiece_like
 from tokenizers import AddedToken, Tokenizer
 from tokenizers import processors as post
 
+from conftest import SHARED, shared_model
 from exporters import gguf
 from exporters.gguf.vocabulary import TokenizerFiles
 from exporters.gguf.vocabulary.pre_tokenizers import PRE_TOKENIZERS

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from conftest import shared_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from conftest import shared_model
 from lrqat import hub, surgery
 from lrqat.errors import GridError, ModelError, UserError
 

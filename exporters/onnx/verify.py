@@ -58,9 +58,12 @@ def read_model(folder: Path) -> ir.Model:
     if path.stat().st_size >= _MOST_PROTO_BYTES:
         raise OnnxFileError(f"{path} is larger than an ONNX protobuf can be; it is damaged")
     try:
-        return ir.load(path)
+        model = ir.load(path)
     except Exception as error:  # protobuf, onnx_ir and numpy each raise their own on hostile bytes
         raise OnnxFileError(f"{path} is not a valid ONNX file: {_first_line(error)}") from None
+    if len(model.graph) == 0:  # no bytes at all are a valid protobuf
+        raise OnnxFileError(f"{path} holds no graph; it is truncated, export it again")
+    return model
 
 
 def _mismatches(value: ir.Value | None, tensor: PlannedTensor, checkpoint: Checkpoint) -> int:

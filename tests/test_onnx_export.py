@@ -1,0 +1,226 @@
+"""The ONNX folder: layout, bytes, refusals, and that it appears whole or not at all."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from exporters import onnx as exporter
+from exporters.onnx.verify import OnnxFileError
+from lrqat.checkpoint import Checkpoint
+from lrqat.errors import ExportRefusedError, OutputError
+from lrqat.grid import GRIDS
+
+
+def export(folder, target, **options):
+    plan = exporter.plan(Checkpoint.open(folder), exporter.Options(**options))
+    exporter.write(plan, target)
+    return target
+
+
+@pytest.fixture
+def copy(onnx_folder, tmp_path):
+    return shutil.copytree(onnx_folder("q4_0"), tmp_path / "copy")
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_the_bytes_are_the_checkpoints_by_onnxs_own_reader(grid, onnx_folder, make_fused):
+    """numpy_helper, not our reader: integers, scales and floats of every planned tensor."""
+    folder, checkpoint = onnx_folder(grid), Checkpoint.open(make_fused(grid))
+    stored = {t.name: t for t in onnx.load(folder / "model.onnx").graph.initializer}
+    for name in checkpoint.quantized_names:
+        tensor = checkpoint.quantized(name)
+        q = onnx.numpy_helper.to_array(stored[f"{name}.weight"]).astype(np.int8)
+        scale = onnx.numpy_helper.to_array(stored[f"{name}.weight_scale"])
+        assert np.array_equal(q.T, tensor.q)
+        assert np.array_equal(scale.T if scale.ndim == 2 else scale[:, None], tensor.scale)
+    for name in checkpoint.floating_names:
+        value = onnx.numpy_helper.to_array(stored[name])
+        expected = checkpoint.floating(name).astype(np.float32)
+        assert np.array_equal(value, expected.T if name == "lm_head.weight" else expected)
+    assert not any(exporter.verify(folder, checkpoint).values())
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_the_file_is_valid_onnx_with_the_names_that_runtimes_expect(grid, onnx_folder):
+    path = onnx_folder(grid) / "model.onnx"
+    onnx.checker.check_model(str(path), full_check=True)
+    model = ir.load(path)
+    past = [f"past_key_values.{i}.{part}" for i in (0, 1) for part in ("key", "value")]
+    present = [f"present.{i}.{part}" for i in (0, 1) for part in ("key", "value")]
+    assert [v.name for v in model.graph.inputs] == [
+        *("input_ids", "attention_mask", "position_ids"),
+        *past,
+    ]
+    assert [v.name for v in model.graph.outputs] == ["logits", *present]
+    shape = [str(d) for d in model.graph.inputs[3].shape]
+    assert shape == ["batch_size", "2", "past_sequence_length", "32"]
+    assert {v.dtype for v in list(model.graph.inputs)[:3]} == {ir.DataType.INT64}
+
+
+def test_the_layout_is_the_one_that_onnx_runtime_fuses(onnx_folder):
+    model = ir.load(onnx_folder("q4_0") / "model.onnx")
+    nodes = [node for node in model.graph if node.op_type == "DequantizeLinear"]
+    assert len(nodes) == 14
+    for node in nodes:
+        weight, scale = node.inputs
+        rows, columns = weight.shape
+        assert weight.dtype == ir.DataType.INT4
+        assert tuple(scale.shape) == (rows // 32, columns)
+        assert node.attributes["axis"].value == 0
+        assert node.attributes["block_size"].value == 32
+        assert [use.op_type for use in node.outputs[0].consumers()] == ["MatMul"]
+
+
+def test_two_exports_are_the_same_bytes(onnx_folder, make_fused, tmp_path):
+    again = export(make_fused("q4_0"), tmp_path / "again")
+    first = onnx_folder("q4_0")
+    assert sorted(p.name for p in first.iterdir()) == sorted(p.name for p in again.iterdir())
+    for path in first.iterdir():
+        assert path.read_bytes() == (again / path.name).read_bytes(), path.name
+
+
+def test_the_file_says_where_it_comes_from_and_nothing_about_the_machine(onnx_folder, make_fused):
+    path = onnx_folder("q4_0") / "model.onnx"
+    properties = {p.key: p.value for p in onnx.load(path, load_external_data=False).metadata_props}
+    assert properties["lrqat.grid"] == "q4_0"
+    assert len(properties["lrqat.checkpoint_sha256"]) == 64
+    data = path.read_bytes()
+    for private in (os.getcwd(), sys.prefix, str(make_fused("q4_0")), "site-packages"):
+        assert private.encode() not in data
+
+
+def test_the_plan_writes_nothing_and_counts_the_bytes(make_fused, onnx_folder):
+    folder = make_fused("int4-g128")
+    before = sorted(folder.iterdir())
+    plan = exporter.plan(Checkpoint.open(folder), exporter.Options())
+    assert sorted(folder.iterdir()) == before
+    listed = json.loads(json.dumps(plan.to_json()))["tensors"]
+    assert {entry["type"] for entry in listed if entry["quantized"]} == {"INT4"}
+    data = (onnx_folder("int4-g128") / "model.onnx_data").stat().st_size
+    assert abs(data - plan.tensor_bytes) < 4096 * (len(plan.tensors) + 1), "padding apart"
+
+
+@pytest.mark.parametrize("options", [{"opset": 20}, {"accuracy_level": 3}])
+def test_options_that_are_not_offered_are_refused(options):
+    with pytest.raises(ExportRefusedError, match="not offered; choose"):
+        exporter.Options(**options)
+
+
+def test_an_existing_folder_is_untouched_without_overwrite(copy, make_fused):
+    plan = exporter.plan(Checkpoint.open(make_fused("q8_0")))
+    before = {p.name: p.read_bytes() for p in copy.iterdir()}
+    with pytest.raises(OutputError, match="--overwrite"):
+        exporter.write(plan, copy)
+    assert before == {p.name: p.read_bytes() for p in copy.iterdir()}
+    exporter.write(plan, copy, overwrite=True)
+    assert not any(exporter.verify(copy, plan.checkpoint).values())
+    assert [p.name for p in copy.parent.iterdir()] == ["copy"]
+
+
+def test_a_failure_while_writing_leaves_the_old_folder_and_no_litter(copy, make_fused, monkeypatch):
+    before = {p.name: p.read_bytes() for p in copy.iterdir()}
+
+    def failing(plan, folder, config):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("exporters.onnx.writer.write_companions", failing)
+    with pytest.raises(OutputError, match="disk is full"):
+        exporter.write(exporter.plan(Checkpoint.open(make_fused("q8_0"))), copy, overwrite=True)
+    assert before == {p.name: p.read_bytes() for p in copy.iterdir()}
+    assert [p.name for p in copy.parent.iterdir()] == ["copy"]
+
+
+def test_bytes_that_read_back_differently_are_not_published(make_fused, tmp_path, monkeypatch):
+    def flip(plan, folder, config):
+        data = folder / "model.onnx_data"
+        content = bytearray(data.read_bytes())
+        content[len(content) // 2] ^= 0x11
+        data.write_bytes(content)
+
+    monkeypatch.setattr("exporters.onnx.writer.write_companions", flip)
+    plan = exporter.plan(Checkpoint.open(make_fused("q4_0")))
+    with pytest.raises(OutputError, match="read back differently"):
+        exporter.write(plan, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_killed_export_leaves_the_old_folder_and_the_next_one_cleans_up(copy, make_fused):
+    """SIGKILL while the staged folder is there."""
+    code = """
+import sys, time
+from exporters import onnx
+from exporters.onnx import writer
+from lrqat.checkpoint import Checkpoint
+writer.write_companions = lambda *arguments: time.sleep(60)
+onnx.write(onnx.plan(Checkpoint.open(sys.argv[1])), sys.argv[2], overwrite=True)
+"""
+    before = {p.name: p.read_bytes() for p in copy.iterdir()}
+    process = subprocess.Popen([sys.executable, "-c", code, str(make_fused("q8_0")), str(copy)])
+    deadline = time.monotonic() + 120
+    while not list(copy.parent.glob(".copy.*/model.onnx")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert before == {p.name: p.read_bytes() for p in copy.iterdir()}
+    exporter.write(exporter.plan(Checkpoint.open(make_fused("q8_0"))), copy, overwrite=True)
+    assert [p.name for p in copy.parent.iterdir()] == ["copy"]
+
+
+@pytest.mark.parametrize("cut", [0, 10, 5000])
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx_data"])
+def test_truncated_files_are_named(copy, fused_checkpoint, name, cut):
+    path = copy / name
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(OnnxFileError):
+        exporter.verify(copy, Checkpoint.open(fused_checkpoint))
+
+
+def test_data_outside_the_folder_is_not_read(copy, fused_checkpoint, tmp_path):
+    model = onnx.load(copy / "model.onnx", load_external_data=False)
+    shutil.move(copy / "model.onnx_data", tmp_path / "secret")
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../secret"
+    (copy / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(OnnxFileError):
+        exporter.verify(copy, Checkpoint.open(fused_checkpoint))
+
+
+def test_random_damage_to_the_graph_is_an_error_or_a_mismatch_never_a_crash(copy, fused_checkpoint):
+    checkpoint = Checkpoint.open(fused_checkpoint)
+    path = copy / "model.onnx"
+    good, generator = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(40):
+        bad = bytearray(good)
+        for place in generator.integers(0, len(bad), 3):
+            bad[place] = generator.integers(0, 256)
+        path.write_bytes(bad)
+        try:
+            counts = exporter.verify(copy, checkpoint)
+        except OnnxFileError:
+            continue
+        assert counts.keys() == {t.name for t in exporter.plan(checkpoint).tensors}
+
+
+@pytest.mark.parametrize("change", [("axis", 1), ("block_size", 64)])
+def test_integers_under_another_axis_or_block_do_not_verify(copy, fused_checkpoint, change):
+    model = onnx.load(copy / "model.onnx", load_external_data=False)
+    node = next(n for n in model.graph.node if n.op_type == "DequantizeLinear")
+    next(a for a in node.attribute if a.name == change[0]).i = change[1]
+    (copy / "model.onnx").write_bytes(model.SerializeToString())
+    counts = exporter.verify(copy, Checkpoint.open(fused_checkpoint))
+    assert sum(map(bool, counts.values())) == 1
+    assert counts[node.input[0]] > 0
