@@ -25,7 +25,7 @@ from lrqat.data import TokenBlocks, documents, pack, split_held_out
 from lrqat.errors import NonFiniteLossError, OutputError, UserError
 from lrqat.fuse import fuse
 from lrqat.losses import Objective
-from lrqat.manifest import FILE_NAME
+from lrqat.manifest import FILE_NAME, sha256_of
 from lrqat.perplexity import RULE, Perplexity, Windows, perplexity
 from lrqat.plan import TrainingPlan, plan_training
 from lrqat.plots import plot_training
@@ -139,7 +139,8 @@ def train(
         output,
         plan=plan.surgery,
         base_model=base,
-        training=config.to_json() | {"tokens": config.steps * config.tokens_per_step},
+        training=config.to_json()
+        | {"tokens": config.steps * config.tokens_per_step, "data_sha256": _data_sha256(config)},
         reference=after.to_json()
         | {"context": config.context, "rule": RULE}
         | {"data": evaluation.name, "data_sha256": evaluation.sha256},
@@ -260,6 +261,11 @@ def _to_float32(model: Any) -> None:
 
 def _buffers(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [(n, b) for n, b in module.named_buffers(recurse=False) if b.is_floating_point()]
+
+
+def _data_sha256(config: TrainConfig) -> str | None:
+    """Hash of a training text that is a file; a hub dataset is known by its name."""
+    return sha256_of(Path(config.data)) if Path(config.data).is_file() else None
 
 
 def _describe_base(config: TrainConfig, model: Any) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+from lrqat import hub
 from lrqat.errors import RuntimeUnavailableError, UserError
+from lrqat.text import window_bos
 
 
 def generate_tokens(folder: str | Path, prompt: str, count: int) -> tuple[list[int], list[int]]:
@@ -14,7 +16,8 @@ def generate_tokens(folder: str | Path, prompt: str, count: int) -> tuple[list[i
         count: tokens to generate at most.
 
     Returns:
-        Ids of the prompt as the runtime tokenised it, and ids of the continuation.
+        Ids of the prompt as the runtime tokenised it, after BOS where the model's own tokenizer
+        adds one, and ids of the continuation.
 
     Raises:
         RuntimeUnavailableError: onnxruntime-genai is not installed.
@@ -26,10 +29,13 @@ def generate_tokens(folder: str | Path, prompt: str, count: int) -> tuple[list[i
         raise RuntimeUnavailableError(
             "onnxruntime-genai is not installed: pip install 'lrqat[onnx]'"
         ) from None
+    bos = window_bos(hub.load_tokenizer(folder)) if Path(folder).is_dir() else None
     try:
         model = genai.Model(str(folder))
         tokenizer = genai.Tokenizer(model)
         ids = [int(i) for i in tokenizer.encode(prompt)]
+        # The runtime's encode never adds BOS (chat templates spell it out), so we do.
+        ids = ids if bos is None else [bos, *ids]
         parameters = genai.GeneratorParams(model)
         parameters.set_search_options(max_length=len(ids) + count, do_sample=False)
         generator = genai.Generator(model, parameters)

@@ -70,7 +70,8 @@ def make_base_model(folder: Path, text: Path, steps: int) -> Path:
         model, blocks, steps=steps, batch_size=16, learning_rate=3e-3, folder=folder / "trainer"
     )
     tokenizer.save_pretrained(base)
-    model.save_pretrained(base)  # last: its presence says that the folder is complete
+    # float16, as models are published. Last: its presence says that the folder is complete.
+    model.half().save_pretrained(base)
     return base
 
 
