@@ -42,9 +42,11 @@ def explain_os_errors(path: Path) -> Iterator[None]:
 
 
 def _error_number(error: OSError | SafetensorError) -> int | None:
-    """The errno behind an error; safetensors says it in words only."""
-    if isinstance(error, OSError):
+    """The errno behind an error, which safetensors and numpy say in words only."""
+    if isinstance(error, OSError) and error.errno is not None:
         return error.errno
+    if re.search(r"\d+ requested and \d+ written", str(error)):  # numpy's tofile
+        return errno.ENOSPC
     found = re.search(r"os error (\d+)", str(error))
     return int(found[1]) if found else None
 
