@@ -114,16 +114,7 @@ def train(
     base = _describe_base(config, model)
     before = _measure(model, windows, "full precision", say)
     objective = Objective(_teacher(config, plan))
-    set_seed(config.seed)  # A and B depend on the seed alone, not on what ran before
-    prepare(
-        model,
-        plan.surgery,
-        rank=config.rank,
-        alpha=config.alpha,
-        phi=config.phi,
-        range_init=config.range_init,
-        progress=lambda names: tqdm(names, desc="preparing", unit="layer"),
-    )
+    _prepare(model, plan, config)
     rounded = _measure(model, windows, "round-to-nearest", say)
     with explain_os_errors(output):
         if state is None:  # states of an earlier run must not be taken for this one's
@@ -139,16 +130,26 @@ def train(
         output,
         plan=plan.surgery,
         base_model=base,
-        training=config.to_json()
-        | {"tokens": config.steps * config.tokens_per_step, "data_sha256": _data_sha256(config)},
-        reference=after.to_json()
-        | {"context": config.context, "rule": RULE}
-        | {"data": evaluation.name, "data_sha256": evaluation.sha256},
+        training=_describe_training(config),
+        reference=_describe_reference(after, config, evaluation),
     )
     with explain_os_errors(output):
         title = f"{base['name']}, {config.grid}"
         plot_training(progress.history, output / "training.png", title)
     return report
+
+
+def _prepare(model: Any, plan: TrainingPlan, config: TrainConfig) -> None:
+    set_seed(config.seed)  # A and B depend on the seed alone, not on what ran before
+    prepare(
+        model,
+        plan.surgery,
+        rank=config.rank,
+        alpha=config.alpha,
+        phi=config.phi,
+        range_init=config.range_init,
+        progress=lambda names: tqdm(names, desc="preparing", unit="layer"),
+    )
 
 
 def _refuse_unfinished(output: Path, overwrite: bool) -> None:
@@ -263,9 +264,24 @@ def _buffers(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [(n, b) for n, b in module.named_buffers(recurse=False) if b.is_floating_point()]
 
 
-def _data_sha256(config: TrainConfig) -> str | None:
-    """Hash of a training text that is a file; a hub dataset is known by its name."""
-    return sha256_of(Path(config.data)) if Path(config.data).is_file() else None
+def _describe_training(config: TrainConfig) -> dict[str, Any]:
+    """All settings, the tokens seen, and the hash of a text that is a file."""
+    data = Path(config.data)
+    return config.to_json() | {
+        "tokens": config.steps * config.tokens_per_step,
+        "data_sha256": sha256_of(data) if data.is_file() else None,
+    }
+
+
+def _describe_reference(
+    after: Perplexity, config: TrainConfig, evaluation: EvaluationText
+) -> dict[str, Any]:
+    return after.to_json() | {
+        "context": config.context,
+        "rule": RULE,
+        "data": evaluation.name,
+        "data_sha256": evaluation.sha256,
+    }
 
 
 def _describe_base(config: TrainConfig, model: Any) -> dict[str, Any]:

@@ -73,6 +73,13 @@ def parser(description: str) -> argparse.ArgumentParser:
     return made
 
 
+def add_text_options(to: argparse.ArgumentParser) -> None:
+    """The text that perplexity is measured on, and how it is cut."""
+    to.add_argument("--data", required=True, help="UTF-8 text file")
+    to.add_argument("--context", type=int, default=512, help="tokens a window")
+    to.add_argument("--windows", type=int, default=None, help="windows at most; default: all")
+
+
 def run(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
     """Run a command's `main` and exit; a user's mistake becomes one message, not a traceback."""
     _quiet_libraries()

@@ -16,9 +16,7 @@ from tools import command
 def build_parser() -> argparse.ArgumentParser:
     parser = command.parser(__doc__ or "")
     parser.add_argument("target", metavar="TARGET", help="folder, file or hub id")
-    parser.add_argument("--data", required=True, help="UTF-8 text file")
-    parser.add_argument("--context", type=int, default=512, help="tokens a window")
-    parser.add_argument("--windows", type=int, default=None, help="windows at most; default: all")
+    command.add_text_options(parser)
     return parser
 
 

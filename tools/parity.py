@@ -20,9 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command.parser(__doc__ or "")
     parser.add_argument("checkpoint", help="folder of the fused checkpoint")
     parser.add_argument("files", nargs="+", metavar="FILE", help=".gguf files and ONNX folders")
-    parser.add_argument("--data", required=True, help="UTF-8 text file")
-    parser.add_argument("--context", type=int, default=512, help="tokens a window")
-    parser.add_argument("--windows", type=int, default=None, help="windows at most; default: all")
+    command.add_text_options(parser)
     return parser
 
 

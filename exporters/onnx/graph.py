@@ -25,6 +25,7 @@ from lrqat.errors import ExportRefusedError
 PREFIX = "lm."
 # Distinct and above one: torch.export would take sizes 0 and 1, and equal ones, for constants.
 _BATCH, _SEQUENCE, _PAST = 2, 3, 5
+_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
 class WithFlatCache(nn.Module):
@@ -76,45 +77,22 @@ def trace(model: Any, opset: int) -> ir.Model:
         ExportRefusedError: torch cannot export this architecture.
     """
     config = model.config.get_text_config()
-    head_dim = getattr(config, "head_dim", None) or (
-        config.hidden_size // config.num_attention_heads
-    )
     layers = config.num_hidden_layers
-    shape = (_BATCH, config.num_key_value_heads, _PAST, head_dim)
-    past = [torch.zeros(shape) for _ in range(2 * layers)]
-    total = _PAST + _SEQUENCE
-    positions = torch.arange(_PAST, total).repeat(_BATCH, 1)
-    arguments = (
-        torch.ones(_BATCH, _SEQUENCE, dtype=torch.int64),
-        torch.ones(_BATCH, total, dtype=torch.int64),
-        positions,
-        past,
-    )
-    sequence = {0: "batch_size", 1: "sequence_length"}
+    translation = {torch.ops.lrqat.dequantize.default: _translate_dequantize}
     with _quiet():
         try:
             program = torch.onnx.export(
                 WithFlatCache(model).eval(),
-                arguments,
+                _example(config),
                 dynamo=True,
                 verbose=False,
                 opset_version=opset,
                 custom_translation_table={
                     torch.ops.lrqat.dequantize.default: _translate_dequantize
                 },
-                input_names=[
-                    "input_ids",
-                    "attention_mask",
-                    "position_ids",
-                    *cache_names(layers, "past_key_values"),
-                ],
+                input_names=[*_INPUTS, *cache_names(layers, "past_key_values")],
                 output_names=["logits", *cache_names(layers, "present")],
-                dynamic_shapes={
-                    "input_ids": sequence,
-                    "attention_mask": {0: "batch_size", 1: "total_sequence_length"},
-                    "position_ids": sequence,
-                    "past": [{0: "batch_size", 2: "past_sequence_length"}] * len(past),
-                },
+                dynamic_shapes=_dynamic_shapes(layers),
             )
         except torch.onnx.OnnxExporterError as error:
             lines = str(error.__cause__ or error).strip().splitlines()
@@ -123,6 +101,30 @@ def trace(model: Any, opset: int) -> ir.Model:
             ) from None
     assert program is not None
     return program.model
+
+
+def _example(config: Any) -> tuple[Any, ...]:
+    """Inputs to trace with: a batch of two, some tokens after some others."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cache = (_BATCH, config.num_key_value_heads, _PAST, head_dim)
+    total = _PAST + _SEQUENCE
+    return (
+        torch.ones(_BATCH, _SEQUENCE, dtype=torch.int64),
+        torch.ones(_BATCH, total, dtype=torch.int64),
+        torch.arange(_PAST, total).repeat(_BATCH, 1),
+        [torch.zeros(cache) for _ in range(2 * config.num_hidden_layers)],
+    )
+
+
+def _dynamic_shapes(layers: int) -> dict[str, Any]:
+    """Names of the dimensions that vary, as torch.export takes them."""
+    sequence = {0: "batch_size", 1: "sequence_length"}
+    return {
+        "input_ids": sequence,
+        "attention_mask": {0: "batch_size", 1: "total_sequence_length"},
+        "position_ids": sequence,
+        "past": [{0: "batch_size", 2: "past_sequence_length"}] * (2 * layers),
+    }
 
 
 def _translate_dequantize(q: Any, scale: Any, block: int) -> Any:
