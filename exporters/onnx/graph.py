@@ -87,9 +87,7 @@ def trace(model: Any, opset: int) -> ir.Model:
                 dynamo=True,
                 verbose=False,
                 opset_version=opset,
-                custom_translation_table={
-                    torch.ops.lrqat.dequantize.default: _translate_dequantize
-                },
+                custom_translation_table=translation,
                 input_names=[*_INPUTS, *cache_names(layers, "past_key_values")],
                 output_names=["logits", *cache_names(layers, "present")],
                 dynamic_shapes=_dynamic_shapes(layers),
