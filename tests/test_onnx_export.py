@@ -14,7 +14,9 @@ import onnx_ir as ir
 import pytest
 
 from exporters import onnx as exporter
+from exporters.onnx.folder import genai_config
 from exporters.onnx.verify import OnnxFileError
+from lrqat import hub
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import ExportRefusedError, OutputError
 from lrqat.grid import GRIDS
@@ -151,6 +153,47 @@ def test_bytes_that_read_back_differently_are_not_published(make_fused, tmp_path
     with pytest.raises(OutputError, match="read back differently"):
         exporter.write(plan, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_that_the_runtime_refuses_is_not_published(make_fused, tmp_path, monkeypatch):
+    """Every weight is right and the file still cannot run."""
+    pytest.importorskip("onnxruntime")
+
+    def rename_an_operator(plan, folder, config):
+        model = onnx.load(folder / "model.onnx", load_external_data=False)
+        next(node for node in model.graph.node if node.op_type == "MatMul").op_type = "NoSuchOp"
+        (folder / "model.onnx").write_bytes(model.SerializeToString())
+
+    monkeypatch.setattr("exporters.onnx.writer.write_companions", rename_an_operator)
+    with pytest.raises(OutputError, match=r"ONNX Runtime .* does not load it .*NoSuchOp"):
+        exporter.write(exporter.plan(Checkpoint.open(make_fused("q4_0"))), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verification_keeps_no_tensor_in_memory(copy, fused_checkpoint, monkeypatch):
+    module = sys.modules["exporters.onnx.verify"]  # the package's own name is the function
+    original, read = module.read_model, []
+
+    def remember(folder):
+        read.append(original(folder))
+        return read[-1]
+
+    monkeypatch.setattr(module, "read_model", remember)
+    assert not any(exporter.verify(copy, Checkpoint.open(fused_checkpoint)).values())
+    external = [v.const_value for v in read[0].graph.initializers.values()]
+    external = [tensor for tensor in external if isinstance(tensor, ir.ExternalTensor)]
+    assert len(external) > 20
+    assert all(tensor.raw is None for tensor in external)
+
+
+@pytest.mark.parametrize("level", [0, 1, 4])
+def test_the_accuracy_level_is_always_written(level, make_fused, tiny_model):
+    """Left out, ONNX Runtime takes 4, so 0 would mean the opposite of what it says."""
+    plan = exporter.plan(
+        Checkpoint.open(make_fused("q4_0")), exporter.Options(accuracy_level=level)
+    )
+    decoder = genai_config(plan, hub.load_config(str(tiny_model)))["model"]["decoder"]
+    assert decoder["session_options"]["session.qdq_matmulnbits_accuracy_level"] == str(level)
 
 
 @pytest.mark.slow

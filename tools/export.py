@@ -68,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             out.say(line)
         out.result(plan.to_json())
         return command.BAD_INPUT if plan.refusals else command.OK
-    if path.resolve() == checkpoint.path.resolve():
-        raise UserError(f"--output {path} is the checkpoint itself; name a file or folder in it")
+    if path.resolve() in (checkpoint.path.resolve(), *checkpoint.path.resolve().parents):
+        raise UserError(f"--output {path} is or holds the checkpoint; name another file or folder")
     start = time.monotonic()
     with tqdm(desc=f"writing {path.name}", unit="tensor") as bar:
         report = exporter.write(

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from exporters.onnx.graph import cache_names
+from exporters.onnx.graph import cache_names, cache_shape
 from exporters.onnx.planning import Plan
 from lrqat.write_json import write_json
 
@@ -73,21 +73,19 @@ def genai_config(plan: Plan, model_config: Any) -> dict[str, Any]:
 
 
 def _decoder(plan: Plan, text: Any) -> dict[str, Any]:
-    layers, heads = int(text.num_hidden_layers), int(text.num_attention_heads)
+    layers, kv_heads, head_size = cache_shape(text)
     cache = {"past": cache_names(1, "past_key_values"), "present": cache_names(1, "present")}
     named = {
         f"{k}_{p}_names": n.replace(".0.", ".%d.")
         for k, (key, value) in cache.items()
         for p, n in (("key", key), ("value", value))
     }
-    level = plan.options.accuracy_level
-    exact = {"session.qdq_matmulnbits_accuracy_level": str(level)} if level else {}
     return {
         "filename": "model.onnx",
-        "head_size": int(getattr(text, "head_dim", None) or text.hidden_size // heads),
+        "head_size": head_size,
         "hidden_size": int(text.hidden_size),
-        "num_attention_heads": heads,
-        "num_key_value_heads": int(text.num_key_value_heads),
+        "num_attention_heads": int(text.num_attention_heads),
+        "num_key_value_heads": kv_heads,
         "num_hidden_layers": layers,
         "inputs": {
             "input_ids": "input_ids",
@@ -99,7 +97,12 @@ def _decoder(plan: Plan, text: Any) -> dict[str, Any]:
             "logits": "logits",
             **{key: name for key, name in named.items() if key.startswith("present")},
         },
-        "session_options": {"log_id": "onnxruntime-genai", "provider_options": [], **exact},
+        "session_options": {
+            "log_id": "onnxruntime-genai",
+            "provider_options": [],
+            # Always written: without it ONNX Runtime takes 4, which rounds activations.
+            "session.qdq_matmulnbits_accuracy_level": str(plan.options.accuracy_level),
+        },
     }
 
 

@@ -62,6 +62,15 @@ def cache_names(layers: int, prefix: str) -> list[str]:
     return [f"{prefix}.{i}.{part}" for i in range(layers) for part in ("key", "value")]
 
 
+def cache_shape(config: Any) -> tuple[int, int, int]:
+    """Layers, key-value heads and head size of the cache, from a model's text configuration."""
+    heads = int(config.num_attention_heads)
+    # Architectures without grouped-query attention (GPT-NeoX, OPT) have no such entry.
+    kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    head_size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return int(config.num_hidden_layers), kv_heads, head_size
+
+
 def trace(model: Any, opset: int) -> ir.Model:
     """Export a skeleton to ONNX IR.
 
@@ -70,22 +79,22 @@ def trace(model: Any, opset: int) -> ir.Model:
         opset: ONNX operator set.
 
     Returns:
-        The graph; initializers have the names of the plan, with `PREFIX` before them, and stand-in
-        values.
+        The graph, not yet simplified; initializers have the names of the plan, with `PREFIX` before
+        them, and stand-in values.
 
     Raises:
         ExportRefusedError: torch cannot export this architecture.
     """
-    config = model.config.get_text_config()
-    layers = config.num_hidden_layers
-    translation = {torch.ops.lrqat.dequantize.default: _translate_dequantize}
+    layers, kv_heads, head_size = cache_shape(model.config.get_text_config())
+    translation: dict[Any, Any] = {torch.ops.lrqat.dequantize.default: _translate_dequantize}
     with _quiet():
         try:
             program = torch.onnx.export(
                 WithFlatCache(model).eval(),
-                _example(config),
+                _example(layers, kv_heads, head_size),
                 dynamo=True,
                 verbose=False,
+                optimize=False,  # done by passes.simplify, which leaves weights alone
                 opset_version=opset,
                 custom_translation_table=translation,
                 input_names=[*_INPUTS, *cache_names(layers, "past_key_values")],
@@ -101,16 +110,14 @@ def trace(model: Any, opset: int) -> ir.Model:
     return program.model
 
 
-def _example(config: Any) -> tuple[Any, ...]:
+def _example(layers: int, kv_heads: int, head_size: int) -> tuple[Any, ...]:
     """Inputs to trace with: a batch of two, some tokens after some others."""
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cache = (_BATCH, config.num_key_value_heads, _PAST, head_dim)
     total = _PAST + _SEQUENCE
     return (
         torch.ones(_BATCH, _SEQUENCE, dtype=torch.int64),
         torch.ones(_BATCH, total, dtype=torch.int64),
         torch.arange(_PAST, total).repeat(_BATCH, 1),
-        [torch.zeros(cache) for _ in range(2 * config.num_hidden_layers)],
+        [torch.zeros(_BATCH, kv_heads, _PAST, head_size) for _ in range(2 * layers)],
     )
 
 

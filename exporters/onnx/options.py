@@ -26,9 +26,8 @@ class Options:
     accuracy_level: int = field(
         default=1,
         metadata={
-            "help": "ONNX Runtime's for 4-bit products, written to genai_config.json: 1 computes "
-            "in float32, as trained; 4 rounds activations to 8 bits, faster and not exact; "
-            "0 leaves it to ONNX Runtime, whose default is 4"
+            "help": "ONNX Runtime's for quantised products, written to genai_config.json: 0 and 1 "
+            "compute in float32, as trained; 4 rounds activations to 8 bits, faster and not exact"
         },
     )
 

@@ -3,8 +3,8 @@
 The model is built from its configuration without memory for weights. Every projection is replaced
 by a twin whose weight lies as in the file (see `exporters.onnx.weights`). Stand-ins are needed
 because the exporter traces with real tensors: large ones are a single zero seen as many (stride 0);
-small ones are random and all different, since torch's optimiser merges small initializers that are
-equal and folds operations with special values such as 1. No stand-in survives into the file:
+small ones are random and all different, since the optimiser merges small initializers that are
+equal (`passes.simplify` keeps it from folding them). No stand-in survives into the file:
 `passes.attach_weights` replaces every one, and fails if one is missing.
 """
 

@@ -82,7 +82,12 @@ def _mismatches(value: ir.Value | None, tensor: PlannedTensor, checkpoint: Check
             f"the data of {tensor.name} cannot be read: {_first_line(error)}"
         ) from None
     expected = KINDS[tensor.kind].read(checkpoint, tensor.source)
-    return int((_bits(found) != _bits(expected)).sum())
+    differing = int((_bits(found) != _bits(expected)).sum())
+    # onnx_ir would keep every tensor, unpacked, until the model goes; the view must go before it.
+    del found
+    if isinstance(stored, ir.ExternalTensor):
+        stored.release()
+    return differing
 
 
 def _used_as_planned(value: ir.Value, tensor: PlannedTensor, checkpoint: Checkpoint) -> bool:

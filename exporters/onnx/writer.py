@@ -9,9 +9,11 @@ import onnx_ir as ir
 
 from exporters.onnx.folder import write_companions
 from exporters.onnx.graph import PREFIX, trace
+from exporters.onnx.loadable import refuse_unloadable
 from exporters.onnx.passes.attach_weights import attach_weights
 from exporters.onnx.passes.describe import describe
 from exporters.onnx.passes.name_initializers import name_initializers
+from exporters.onnx.passes.simplify import simplify
 from exporters.onnx.planning import Plan
 from exporters.onnx.skeleton import build_skeleton
 from exporters.onnx.verify import DATA, MODEL, verify
@@ -47,8 +49,9 @@ def write(
 ) -> Report:
     """Write `plan` to the folder `path`.
 
-    The folder gets its name only after the file has been read back and every weight compared with
-    the checkpoint; if anything fails, `path` is as it was.
+    The folder gets its name only after the file has been read back, every weight compared with the
+    checkpoint, and ONNX Runtime (if installed) has loaded it; if anything fails, `path` is as it
+    was.
 
     Args:
         plan: what `exporters.onnx.plan` returned, without refusals.
@@ -58,7 +61,7 @@ def write(
 
     Raises:
         ExportRefusedError: the plan has refusals, or torch cannot trace the model.
-        OutputError: the folder exists, cannot be written, or reads back differently.
+        OutputError: the folder exists, cannot be written, reads back differently, or does not load.
     """
     if plan.refusals:
         reasons = "\n".join(f"- {reason}" for reason in plan.refusals)
@@ -68,6 +71,7 @@ def write(
     skeleton = build_skeleton(plan)
     model = trace(skeleton, plan.options.opset)
     name_initializers(model, PREFIX)
+    simplify(model, (tensor.name for tensor in plan.tensors))
     attach_weights(model, plan, progress or (lambda name: None))
     describe(model, plan)
     with replaced_folder(target, overwrite) as staging:
@@ -75,6 +79,7 @@ def write(
         ir.save(model, staging / MODEL, external_data=DATA, alignment=4096)
         write_companions(plan, staging, skeleton.config)
         _refuse_mismatches(verify(staging, plan.checkpoint), target)
+        refuse_unloadable(staging, target)
         size = sum((staging / name).stat().st_size for name in (MODEL, DATA))
     quantized = sum(tensor.kind == "integers" for tensor in plan.tensors)
     return Report(str(target), size, len(plan.tensors), quantized)
