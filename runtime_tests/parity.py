@@ -1,6 +1,7 @@
 """The proof that an exported file computes what was trained, cheapest part first.
 
     L0  the file's own bytes: integers and scales equal the checkpoint's, every tensor, bit for bit
+        (and, in GGUF, where the graph is not in the file, hyperparameters and vocabulary)
     L1  the graph: an F32 twin (the same dequantised weights) against PyTorch, |d logit| < 1e-4
         over the first 256 positions
     L2  the runtime: perplexity and KL of the real file in the real runtime, on the same windows

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tools import evaluate, export, parity, train
+from lrqat.checkpoint import Checkpoint
+from tools import command, evaluate, export, parity, train
 
 ROOT = Path(__file__).resolve().parents[1]
+TOOLS = {"train": train, "export": export, "evaluate": evaluate, "parity": parity}
 
 
 def run(tool, *arguments, shell_prefix=""):
@@ -23,9 +25,34 @@ def run(tool, *arguments, shell_prefix=""):
 
 def last_json(capfd):
     """The one line on standard output."""
-    out = capfd.readouterr().out
+    return one_object(capfd.readouterr().out)
+
+
+def one_object(out):
     assert out.count("\n") == 1, out
     return json.loads(out)
+
+
+@pytest.fixture
+def refusal(monkeypatch, capfd):
+    """Function (tool, *arguments) -> the one message of a command that is refused with --json.
+
+    As a process runs it, from sys.argv to the exit status, without the seconds of a new one. What
+    would be a traceback there is an exception here.
+    """
+
+    def call(tool, *arguments):
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", [f"tools/{tool}.py", *map(str, arguments), "--json"])
+        with pytest.raises(SystemExit) as exit_status:
+            command.run(TOOLS[tool].main)
+        captured = capfd.readouterr()
+        assert exit_status.value.code == 2, captured.err
+        assert captured.out == ""
+        assert captured.err.count("error:") == 1, captured.err
+        return captured.err
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +67,7 @@ def trained(tiny_model, text_file, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_whole_path(trained, tiny_model, text_file, capfd):
     """Train, export, evaluate all four kinds of target, prove both files."""
     capfd.readouterr()
@@ -71,6 +99,7 @@ def test_the_whole_path(trained, tiny_model, text_file, capfd):
         assert {"perplexity", "relative_difference", "kl", "same_top"} < file["l2"].keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gguf", "onnx"])
 def test_a_corrupted_file_fails_with_status_1(trained, text_file, tmp_path, name, capfd):
     checkpoint = trained
@@ -94,9 +123,15 @@ def test_a_corrupted_file_fails_with_status_1(trained, text_file, tmp_path, name
 @pytest.mark.parametrize("name", ["gguf", "onnx"])
 def test_a_dry_run_lists_every_tensor_and_writes_nothing(fused_checkpoint, name, capfd):
     before = sorted(fused_checkpoint.rglob("*"))
-    arguments = [str(fused_checkpoint), "--format", name, "--dry-run", "--json"]
+    arguments = [str(fused_checkpoint), "--format", name, "--dry-run"]
     assert export.main(arguments) == 0
+    assert "bytes" in capfd.readouterr().out
+    assert export.main([*arguments, "--json"]) == 0
     plan = last_json(capfd)
+    checkpoint = Checkpoint.open(fused_checkpoint)
+    listed = {entry["source"].removesuffix(".weight") for entry in plan["tensors"]}
+    names = checkpoint.quantized_names + checkpoint.floating_names
+    assert listed == {name.removesuffix(".weight") for name in names}
     assert sum(entry["quantized"] for entry in plan["tensors"]) == 14
     assert all(entry["bytes"] > 0 for entry in plan["tensors"])
     assert sorted(fused_checkpoint.rglob("*")) == before
@@ -114,48 +149,112 @@ def test_a_training_dry_run_prints_the_plan(tiny_model, text_file, tmp_path, cap
     assert not (tmp_path / "x").exists()
 
 
-def damaged_checkpoint(fused_checkpoint, tmp_path, change):
-    copy = shutil.copytree(fused_checkpoint, tmp_path / "damaged")
-    path = copy / "model.safetensors"
-    path.write_bytes(change(path.read_bytes()))
-    return copy
+@pytest.fixture(scope="module")
+def bad(fused_checkpoint, tiny_model, make_fused, odd_rows, onnx_folder, tmp_path_factory):
+    """Folder of inputs that are each wrong in one way."""
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "empty.txt").write_text("")
+    (folder / "short.txt").write_text("too short")
+    (folder / "binary.txt").write_bytes(b"\xff\xfe\x00" * 100)
+    (folder / "garbage.gguf").write_bytes(b"GGUF" + b"\xff" * 400)
+    for kind in ("t5", "bert"):
+        (folder / kind).mkdir()
+        (folder / kind / "config.json").write_text(f'{{"model_type": "{kind}"}}')
+    content = (fused_checkpoint / "model.safetensors").read_bytes()
+    damage = {"cut": content[:-9], "altered": content[:-1] + bytes([content[-1] ^ 1])}
+    for name, damaged in damage.items():
+        copy = shutil.copytree(fused_checkpoint, folder / name)
+        (copy / "model.safetensors").write_bytes(damaged)
+    weights = shutil.copytree(tiny_model, folder / "cut-model") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    data = shutil.copytree(onnx_folder("q4_0"), folder / "cut-onnx") / "model.onnx_data"
+    data.write_bytes(data.read_bytes()[:9000])
+    # 300 tokens against the tiny model's 512.
+    mixed = shutil.copytree(odd_rows, folder / "large-tokenizer")
+    shutil.copy(tiny_model / "tokenizer.json", mixed)
+    (folder / "small-fused").symlink_to(make_fused("int4-channel", source=odd_rows))
+    large = folder / "large.gguf"
+    assert export.main([str(fused_checkpoint), "--format", "gguf", "--output", str(large)]) == 0
+    return folder
 
 
-@pytest.mark.slow
-def test_mistakes_are_one_message_status_2_and_leave_nothing(
-    fused_checkpoint, tiny_model, text_file, tmp_path
+# {model}, {fused}, {text}, {bad} and {work}, an empty folder, are paths.
+TRAIN = "train --data {text} --output {work}/run"
+MISTAKES = [
+    (TRAIN + " --model no/such/folder", "no model folder at no/such/folder"),
+    (TRAIN + " --model {bad}/t5", "not a causal language model"),
+    (TRAIN + " --model {bad}/cut-model", "is damaged"),
+    (TRAIN + " --model {fused}", "already a fused checkpoint"),
+    (TRAIN + " --model {model} --grid q4", "did you mean q4_0"),
+    (TRAIN + " --model {model} --steps 0", "--steps 0 must be at least 1"),
+    (TRAIN + " --model {model} --keep (", "is not a regular expression"),
+    (TRAIN + " --model {model} --keep nothing", "matches no linear layer"),
+    ("train --model {model} --output {work}/run --data {bad}/empty.txt", "empty.txt is empty"),
+    ("train --model {model} --output {work}/run --data {bad}/binary.txt", "is not UTF-8 text"),
+    ("evaluate {model} --data {bad}/empty.txt", "empty.txt is empty"),
+    ("evaluate {model} --data {bad}/short.txt", "needs at least 1024"),
+    ("evaluate {model} --data {bad}/no.txt", "no text file"),
+    ("evaluate {model} --data {text} --context 3", "--context 3 is too small"),
+    ("evaluate no/such/folder --data {text}", "no model folder at no/such/folder"),
+    ("evaluate {bad}/t5 --data {text}", "not a causal language model"),
+    ("evaluate {bad}/altered --data {text}", "does not match the sha256"),
+    ("evaluate {bad}/cut-onnx --data {text}", "ONNX Runtime cannot load"),
+    ("evaluate {bad}/garbage.gguf --data {text}", "llama.cpp cannot load"),
+    ("evaluate {work}/no.gguf --data {text}", "no GGUF file"),
+    ("evaluate {work} --data {text}", "nothing to evaluate"),
+    ("export no/such/folder --format gguf", "no checkpoint folder"),
+    ("export {bad}/cut --format gguf", "truncated or altered"),
+    ("export {bad}/altered --format onnx", "does not match the sha256"),
+    ("export {model} --format gguf", "is not a fused checkpoint"),
+    ("export {fused} --format gguff", "did you mean gguf"),
+    ("export {fused} --format gguf --type q4_O", "did you mean q4_0"),
+    ("export {fused} --format onnx --opset 9", "choose 21, 22, 23"),
+    ("export {fused} --format onnx --output {fused}/.. --overwrite", "holds the checkpoint"),
+    ("parity {fused} x.bin --data {text}", "neither a .gguf file nor"),
+    ("parity {model} {bad}/garbage.gguf --data {text}", "is not a fused checkpoint"),
+    ("parity {fused} {bad}/garbage.gguf --data {text}", "is not a valid GGUF file"),
+    ("parity {fused} {bad}/cut-onnx --data {text}", "cannot be read"),
+]
+# What should be one message, and is a traceback with status 1 as yet. Take lines out as they pass.
+CRASHES = [
+    ("evaluate {model} --data {text} --windows 0", "--windows"),
+    ("evaluate {model} --data {text} --windows -1", "--windows"),
+    ("evaluate {model} --data {text} --windows 1 --context 4", "--windows"),
+    ("evaluate {bad}/large-tokenizer --data {text}", "vocabulary"),
+    ("parity {bad}/small-fused {bad}/large.gguf --data {text} --context 64", "vocabulary"),
+    (TRAIN + " --model {model} --eval-windows 0", "--eval-windows"),
+    (TRAIN + " --model {model} --seed -1", "--seed"),
+    (TRAIN + " --model {model} --learning-rate inf", "--learning-rate"),
+    (TRAIN + " --model {model} --alpha nan", "--alpha"),
+    ("train --model {model} --data {text} --output {text}/run", "cannot write"),
+    ("export {fused} --format gguf --output {text}/x.gguf", "cannot write"),
+    ("export {fused} --format gguf --output {bad} --overwrite", "cannot write"),
+]
+
+
+@pytest.fixture
+def places(fused_checkpoint, tiny_model, text_file, bad, tmp_path):
+    """Function from a command line with names in braces to its arguments."""
+    paths = {"fused": fused_checkpoint, "model": tiny_model, "text": text_file, "bad": bad}
+    return lambda line: [part.format(work=tmp_path, **paths) for part in line.split()]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [*MISTAKES, *(pytest.param(*c, marks=pytest.mark.xfail(strict=True)) for c in CRASHES)],
+)
+def test_a_mistake_is_one_message_with_status_2_and_leaves_nothing(
+    line, message, places, refusal, tmp_path
 ):
-    (tmp_path / "empty.txt").write_text("")
-    (tmp_path / "short.txt").write_text("too short")
-    (tmp_path / "t5").mkdir()
-    (tmp_path / "t5" / "config.json").write_text('{"model_type": "t5"}')
-    cut = damaged_checkpoint(fused_checkpoint, tmp_path, lambda data: data[:-9])
-    work = tmp_path / "work"
-    work.mkdir()
-    base = ["train", "--data", text_file, "--output", work / "run"]
-    cases = [
-        ([*base, "--model", "no/such/folder"], "no model folder at no/such/folder"),
-        ([*base, "--model", tmp_path / "t5"], "not a causal language model"),
-        ([*base, "--model", tiny_model, "--grid", "q4"], "did you mean q4_0"),
-        ([*base, "--model", tiny_model, "--steps", "0"], "--steps 0 must be at least 1"),
-        (["evaluate", tiny_model, "--data", tmp_path / "empty.txt"], "empty.txt is empty"),
-        (["evaluate", tiny_model, "--data", tmp_path / "short.txt"], "needs at least 1024"),
-        (["evaluate", work / "no.gguf", "--data", text_file], "no GGUF file"),
-        (["export", cut, "--format", "gguf"], "truncated or altered"),
-        (["export", tiny_model, "--format", "gguf"], "is not a fused checkpoint"),
-        (["export", fused_checkpoint, "--format", "gguff"], "did you mean gguf"),
-        (["export", fused_checkpoint, "--format", "gguf", "--type", "q4_O"], "did you mean q4_0"),
-        (["export", fused_checkpoint, "--format", "onnx", "--opset", "9"], "choose 21, 22, 23"),
-        (["parity", fused_checkpoint, "x.bin", "--data", text_file], "neither a .gguf file nor"),
-    ]
-    for (tool, *arguments), message in cases:
-        done = run(tool, *arguments)
-        assert done.returncode == 2, (arguments, done.stderr)
-        assert done.stdout == ""
-        assert message in done.stderr, done.stderr
-        assert "Traceback" not in done.stderr
-        assert done.stderr.count("error:") == 1
-    assert list(work.iterdir()) == []
+    assert message in refusal(*places(line))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_is_no_traceback_in_a_real_process(places):
+    done = run(*places("export {bad}/cut --format gguf --json"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "truncated or altered" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -179,14 +278,18 @@ def test_what_a_format_cannot_hold_is_refused_with_the_alternatives(odd_rows, ma
     assert done.returncode == 2
     assert "down_proj" in done.stderr
     assert "172" in done.stderr
-    assert "--keep" in done.stderr
+    assert "train with this module in --keep" in done.stderr
+    assert "or export ONNX" in done.stderr
     assert sorted(folder.iterdir()) == before
     assert export.main([str(folder), "--format", "gguf", "--dry-run", "--json"]) == 2
     assert last_json(capfd)["refusals"]
     target = folder.parent / "odd-onnx"
-    assert export.main([str(folder), "--format", "onnx", "--output", str(target)]) == 0
+    arguments = [str(folder), "--format", "onnx", "--output", str(target), "--json"]
+    assert export.main(arguments) == 0
+    assert last_json(capfd)["quantized"] == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gguf", "onnx"])
 def test_existing_output_is_kept_without_overwrite_and_on_a_full_disk(
     trained, tmp_path, name, capfd
@@ -212,6 +315,31 @@ def test_existing_output_is_kept_without_overwrite_and_on_a_full_disk(
     assert "Traceback" not in done.stderr
     assert contents() == before
     assert [path.name for path in tmp_path.iterdir()] == [made]
+
+
+@pytest.mark.slow
+def test_a_real_process_prints_one_object_and_nothing_else(tiny_model, text_file, tmp_path):
+    arguments = ["--model", tiny_model, "--data", text_file, "--output", tmp_path / "run"]
+    arguments += ["--steps", 2, "--batch-size", 2, "--sequence-length", 32, "--context", 64]
+    done = run("train", *arguments, "--eval-windows", 4, "--json")
+    assert done.returncode == 0, done.stderr
+    report = one_object(done.stdout)
+    assert report.keys() == {"output", "perplexity", "changed", "seconds", "made_worse"}
+    assert report["perplexity"].keys() == {"before", "round_to_nearest", "after"}
+    done = run("export", tmp_path / "run", "--format", "gguf", "--json")
+    assert done.returncode == 0, done.stderr
+    assert Path(one_object(done.stdout)["path"]).stat().st_size == one_object(done.stdout)["bytes"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gguf", "onnx"])
+def test_a_full_disk_leaves_nothing_where_nothing_was(fused_checkpoint, tmp_path, name):
+    arguments = ["export", fused_checkpoint, "--format", name, "--output", tmp_path / "out"]
+    done = run(*arguments, shell_prefix="trap '' XFSZ; ulimit -f 64")
+    assert done.returncode == 2, done.stderr
+    assert "cannot write" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("tool", ["train", "export", "evaluate", "parity", "demo"])

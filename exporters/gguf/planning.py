@@ -6,20 +6,18 @@ exactly, and nothing else of the weights.
 
 import re
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import gguf
 
 from exporters.gguf.architectures import Architecture, find_architecture
 from exporters.gguf.blocks import Block, float_blocks, row_bytes
-from exporters.gguf.config_values import positive_int
 from exporters.gguf.key_values import KeyValue
+from exporters.gguf.metadata import vocabulary_metadata
 from exporters.gguf.options import Options
 from exporters.gguf.provenance import general_metadata, provenance
 from exporters.gguf.selection import choose_float_block, choose_integer_block, exact_types
 from exporters.gguf.sources import Source, find_sources
-from exporters.gguf.vocabulary import TokenizerFiles, load_vocabulary
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import ExportRefusedError
 
@@ -204,11 +202,9 @@ def _plan_metadata(made: Plan, architecture: Architecture) -> None:
     made.metadata += general_metadata(checkpoint, made.file_type)
     made.metadata += architecture.hyperparameters(checkpoint.config)
     try:
-        files = TokenizerFiles.open(Path(checkpoint.path), checkpoint.config)
-        size = positive_int(checkpoint.config, "vocab_size")
-        vocabulary = load_vocabulary(files, size, made.options.pre)
-        made.metadata += vocabulary.metadata()
-        made.notes += vocabulary.notes
+        entries, notes = vocabulary_metadata(checkpoint, made.options.pre)
+        made.metadata += entries
+        made.notes += notes
     except ExportRefusedError as error:
         made.refusals.append(str(error))
     made.metadata += provenance(checkpoint)

@@ -13,6 +13,7 @@ import numpy as np
 from exporters.gguf.architectures import find_architecture
 from exporters.gguf.blocks import float_blocks, integer_blocks
 from exporters.gguf.header import Header, read_header
+from exporters.gguf.metadata import differing
 from exporters.gguf.rows import block_scales
 from exporters.gguf.sources import Source, find_sources
 from lrqat.checkpoint import Checkpoint
@@ -50,25 +51,33 @@ class TensorCheck:
 
 
 def verify(path: str | Path, checkpoint: Checkpoint) -> dict[str, int]:
-    """Compare every tensor of the GGUF file `path` with `checkpoint`.
+    """Compare the GGUF file `path` with `checkpoint`: every tensor, and what the model is.
 
     Returns:
         Elements that differ, by GGUF name: integers, block scales, and floating values that are
         not the checkpoint's (rounded to the type that they are stored in). All zero is a pass; a
-        missing tensor counts whole, one that the checkpoint does not have counts 1.
+        missing tensor counts whole, one that the checkpoint does not have counts 1. A
+        hyperparameter or a part of the vocabulary that is not the checkpoint's counts 1, by key.
 
     Raises:
         GgufFileError: the file is not a valid GGUF file.
         ExportRefusedError: the checkpoint has no form in GGUF.
         CheckpointError: the checkpoint is not valid.
     """
-    sources = {source.name: source for source in _sources(checkpoint)}
-    return {c.name: c.differences(sources.get(c.name)) for c in check_tensors(path, checkpoint)}
+    header = read_header(Path(path))
+    by_name = {source.name: source for source in _sources(checkpoint)}
+    found = {c.name: c.differences(by_name.get(c.name)) for c in _checks(header, checkpoint)}
+    keys = differing(header, checkpoint, find_architecture(checkpoint.config))
+    return found | dict.fromkeys(keys, 1)
 
 
 def check_tensors(path: str | Path, checkpoint: Checkpoint) -> list[TensorCheck]:
-    """As `verify`, but saying what differs."""
-    header, sources = read_header(Path(path)), _sources(checkpoint)
+    """As `verify`, but of tensors alone, and saying what differs."""
+    return _checks(read_header(Path(path)), checkpoint)
+
+
+def _checks(header: Header, checkpoint: Checkpoint) -> list[TensorCheck]:
+    sources = _sources(checkpoint)
     checks = [_check(header, source, checkpoint) for source in sources]
     extra = sorted(set(header.tensors) - {source.name for source in sources})
     return checks + [TensorCheck(name, problem="not in the checkpoint") for name in extra]

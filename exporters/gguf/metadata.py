@@ -1,0 +1,68 @@
+"""The metadata that says which model a file is: hyperparameters and vocabulary.
+
+llama.cpp computes with these as much as with the weights (a rotary base, an epsilon, a merge), so
+they are verified like them: `differing` compares what a file says with the checkpoint. Names,
+provenance and `general.*` describe the file and change nothing it computes.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGUFValueType as Type
+
+from exporters.gguf.architectures import Architecture
+from exporters.gguf.config_values import positive_int
+from exporters.gguf.header import Header
+from exporters.gguf.key_values import KeyValue
+from exporters.gguf.vocabulary import TokenizerFiles, load_vocabulary
+from lrqat.checkpoint import Checkpoint
+from lrqat.errors import ExportRefusedError
+
+_PRE = "tokenizer.ggml.pre"
+
+
+def vocabulary_metadata(
+    checkpoint: Checkpoint, pre: str | None
+) -> tuple[list[KeyValue], list[str]]:
+    """The `tokenizer.*` entries, and notes for the user.
+
+    Args:
+        checkpoint: its tokenizer files are read.
+        pre: the user's name for the pre-tokenizer, or None to tell it from tokenizer.json.
+
+    Raises:
+        ExportRefusedError: a vocabulary that llama.cpp cannot reproduce.
+    """
+    files = TokenizerFiles.open(Path(checkpoint.path), checkpoint.config)
+    size = positive_int(checkpoint.config, "vocab_size")
+    vocabulary = load_vocabulary(files, size, pre)
+    return vocabulary.metadata(), vocabulary.notes
+
+
+def differing(header: Header, checkpoint: Checkpoint, architecture: Architecture) -> list[str]:
+    """Keys whose value in the file is not the checkpoint's, or that are missing.
+
+    Raises:
+        ExportRefusedError: the checkpoint has no form in GGUF.
+    """
+    expected = [*architecture.hyperparameters(checkpoint.config), *_vocabulary(header, checkpoint)]
+    wrong = [entry.key for entry in expected if not _same(entry, header.metadata.get(entry.key))]
+    if header.metadata.get("general.architecture") != architecture.name:
+        wrong.append("general.architecture")
+    return wrong
+
+
+def _vocabulary(header: Header, checkpoint: Checkpoint) -> list[KeyValue]:
+    try:
+        return vocabulary_metadata(checkpoint, None)[0]
+    except ExportRefusedError:  # a pre-tokenizer that only the user could name, and the file has it
+        return vocabulary_metadata(checkpoint, str(header.metadata.get(_PRE)))[0]
+
+
+def _same(entry: KeyValue, found: Any) -> bool:
+    if found is None or isinstance(entry.value, list) != isinstance(found, list):
+        return False
+    if Type.FLOAT32 in (entry.type, entry.item):  # the file holds the nearest float32
+        return np.array_equal(np.asarray(entry.value, np.float32), np.asarray(found, np.float32))
+    return bool(entry.value == found)
