@@ -26,7 +26,7 @@ from lrqat.errors import NonFiniteLossError, OutputError, UserError
 from lrqat.fuse import fuse
 from lrqat.losses import Objective
 from lrqat.manifest import FILE_NAME, sha256_of
-from lrqat.perplexity import RULE, Perplexity, Windows, perplexity
+from lrqat.perplexity import RULE, Perplexity, Windows, compare, perplexity
 from lrqat.plan import TrainingPlan, plan_training
 from lrqat.plots import plot_training
 from lrqat.publish import explain_os_errors, refuse_existing
@@ -48,6 +48,8 @@ class TrainReport:
         before: perplexity of the full-precision model.
         rounded: of the same model rounded to nearest, before training.
         after: of the trained, fake-quant model.
+        kl_rounded: with a teacher, mean KL(teacher || model) at round-to-nearest, nats.
+        kl_after: the same after training.
         changed: share of the integers that training moved.
         seconds: of training, without loading and measuring.
     """
@@ -56,12 +58,16 @@ class TrainReport:
     before: Perplexity
     rounded: Perplexity
     after: Perplexity
+    kl_rounded: float | None
+    kl_after: float | None
     changed: float
     seconds: float
 
     @property
     def made_worse(self) -> bool:
-        """Whether training ended above round-to-nearest."""
+        """Whether what was trained for ended above round-to-nearest: KL, or perplexity."""
+        if self.kl_rounded is not None and self.kl_after is not None:
+            return self.kl_after > self.kl_rounded
         return self.after.perplexity > self.rounded.perplexity
 
     def to_json(self) -> dict[str, Any]:
@@ -73,6 +79,7 @@ class TrainReport:
                 "round_to_nearest": self.rounded.to_json(),
                 "after": self.after.to_json(),
             },
+            "kl": {"round_to_nearest": self.kl_rounded, "after": self.kl_after},
             "changed": self.changed,
             "seconds": self.seconds,
             "made_worse": self.made_worse,
@@ -112,18 +119,21 @@ def train(
         config.model, dtype=plan.dtype, trust_remote_code=config.trust_remote_code
     ).to(plan.device)
     base = _describe_base(config, model)
-    before = _measure(model, windows, "full precision", say)
-    objective = Objective(_teacher(config, plan))
+    before, _ = _measure(model, windows, "full precision", say)
+    teacher = _teacher(config, plan)
     _prepare(model, plan, config)
-    rounded = _measure(model, windows, "round-to-nearest", say)
+    rounded, kl_rounded = _measure(model, windows, "round-to-nearest", say, teacher)
     with explain_os_errors(output):
         if state is None:  # states of an earlier run must not be taken for this one's
             shutil.rmtree(state_folder, ignore_errors=True)
         record_run(state_folder, config)
-        progress, seconds = _fit(model, blocks, objective, config, plan, state_folder, state)
+        progress, seconds = _fit(
+            model, blocks, Objective(teacher), config, plan, state_folder, state
+        )
     _to_float32(model.eval())
-    after = _measure(model, windows, "trained", say)
-    report = TrainReport(output, before, rounded, after, share_changed(model), seconds)
+    after, kl_after = _measure(model, windows, "trained", say, teacher)
+    changed = share_changed(model)
+    report = TrainReport(output, before, rounded, after, kl_rounded, kl_after, changed, seconds)
     fuse(
         model,
         tokenizer,
@@ -226,13 +236,23 @@ def _fit(
     return progress, time.monotonic() - start
 
 
-def _measure(model: Any, windows: Windows, what: str, say: Say) -> Perplexity:
-    model.eval()
-    result = perplexity(
-        torch_logits(model), windows, lambda items: tqdm(items, desc=what, unit="window")
-    )
-    say(f"perplexity, {what}: {result.perplexity:.4f} +/- {result.standard_error:.4f}")
-    return result
+def _measure(
+    model: Any, windows: Windows, what: str, say: Say, teacher: Any = None
+) -> tuple[Perplexity, float | None]:
+    """Perplexity, and with a teacher the mean KL from it."""
+
+    def progress(items: Any) -> Any:
+        return tqdm(items, desc=what, unit="window")
+
+    logits = torch_logits(model.eval())
+    if teacher is None:
+        result, kl, divergence = perplexity(logits, windows, progress), None, ""
+    else:
+        comparison = compare(torch_logits(teacher), logits, windows, progress)
+        result, kl = comparison.target, comparison.kl
+        divergence = f", KL from the teacher {kl:.5f}"
+    say(f"perplexity, {what}: {result.perplexity:.4f} +/- {result.standard_error:.4f}{divergence}")
+    return result, kl
 
 
 def _teacher(config: TrainConfig, plan: TrainingPlan) -> Any:

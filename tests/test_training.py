@@ -286,3 +286,16 @@ def test_a_state_of_another_rank_cannot_be_loaded(settings, tiny_model):
     surgery.prepare(model, surgery.plan_surgery(model, "q4_0"), rank=8)
     with pytest.raises(CheckpointError, match="--rank"):
         load_adapters(model, report.output / "checkpoints" / "checkpoint-8")
+
+
+def test_worse_is_judged_by_what_was_trained_for(settings):
+    """Distillation may raise perplexity while it closes in on the teacher."""
+    import dataclasses
+
+    report = train(TrainConfig(**settings | {"teacher": "self", "steps": 20}))
+    assert report.kl_rounded is not None
+    closer = dataclasses.replace(report, kl_after=report.kl_rounded / 2)
+    assert not closer.made_worse
+    assert dataclasses.replace(report, kl_after=report.kl_rounded * 2).made_worse
+    plain = dataclasses.replace(report, kl_rounded=None, kl_after=None, after=report.rounded)
+    assert not plain.made_worse

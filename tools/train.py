@@ -5,12 +5,17 @@ import dataclasses
 import types
 import typing
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lrqat.config import TrainConfig
 from lrqat.grid import GRIDS
 from lrqat.plan import TrainingPlan, plan_training
 from tools import command
+
+if TYPE_CHECKING:  # torch and transformers are slow to import, and --dry-run needs less of them
+    from lrqat.training import TrainReport
+
+_REMEDY = "Try a lower --learning-rate, more --steps, or --teacher self"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -80,6 +85,12 @@ def _mib(size: int) -> str:
     return f"{size / 2**20:,.0f} MiB"
 
 
+def _change(report: "TrainReport") -> str:
+    if report.kl_after is not None:
+        return f"KL {report.kl_after:.5f} against {report.kl_rounded:.5f}"
+    return f"perplexity {report.after.perplexity:.4f} against {report.rounded.perplexity:.4f}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     out = command.Output(args.json)
@@ -89,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dry_run:
         out.result(plan.to_json())
         return command.OK
-    from lrqat.training import train  # slow to import, and --dry-run does not need it
+    from lrqat.training import train
 
     report = train(config, overwrite=args.overwrite, resume=args.resume, say=out.say)
     out.say(
@@ -97,11 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"fused checkpoint in {report.output}"
     )
     if report.made_worse:
-        out.warn(
-            f"training made the model worse: perplexity {report.after.perplexity:.4f} against "
-            f"{report.rounded.perplexity:.4f} at round-to-nearest. Try a lower --learning-rate, "
-            "more --steps, or --teacher self"
-        )
+        out.warn(f"training made the model worse: {_change(report)} at round-to-nearest. {_REMEDY}")
     out.result(report.to_json())
     return command.OK
 
