@@ -5,6 +5,7 @@ beta2 0.95, no weight decay, gradients clipped to norm 1). Alpha is not: the pap
 of 1/32 needs its 10,000 steps before integers move; a factor of 16 moves them in a few hundred.
 """
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,6 +13,17 @@ from lrqat.downcast import DOWNCASTS
 from lrqat.errors import UserError
 from lrqat.range_init import RANGE_INITS
 
+# Smallest value of each whole number; a sequence of one token has nothing to predict.
+_LEAST = {
+    "steps": 1,
+    "batch_size": 1,
+    "sequence_length": 2,
+    "gradient_accumulation": 1,
+    "rank": 1,
+    "eval_windows": 1,
+    "save_every": 0,
+    "seed": 0,
+}
 DTYPES = ("auto", "float32", "bfloat16")
 
 
@@ -58,12 +70,16 @@ class TrainConfig:
     trust_remote_code: bool = _help("run Python code that the model brings", False)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "sequence_length", "gradient_accumulation", "rank"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{_flag(name)} {getattr(self, name)} must be at least 1")
-        for name in ("learning_rate", "scale_learning_rate", "save_every"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{_flag(name)} {getattr(self, name)} must not be negative")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise UserError(f"{_flag(name)} {getattr(self, name)} must be at least {least}")
+        for name in ("learning_rate", "scale_learning_rate"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(
+                    f"{_flag(name)} {getattr(self, name)} must be a number that is not negative"
+                )
+        if self.alpha is not None and not 0 < self.alpha < math.inf:
+            raise UserError(f"--alpha {self.alpha} must be a number above 0")
         for name, known in (("phi", DOWNCASTS), ("range_init", RANGE_INITS), ("dtype", DTYPES)):
             if getattr(self, name) not in known:
                 raise UserError(

@@ -47,15 +47,17 @@ class Windows:
 
         Args:
             tokens: ids of the whole text, as the tokenizer gives them.
-            context: tokens a window, at least 4.
+            context: tokens a window, at least 8.
             bos: id that replaces the first token of each window, or None.
             limit: use only so many windows from the start; None: all.
 
         Raises:
             DataError: fewer than 2 * context tokens (llama-perplexity's own limit).
         """
-        if context < 4:
-            raise DataError(f"--context {context} is too small; use at least 4, usually 512")
+        if context < 8:
+            raise DataError(f"--context {context} is too small; use at least 8, usually 512")
+        if limit is not None and limit < 1:
+            raise DataError(f"--windows {limit} scores nothing; use at least 1")
         if len(tokens) < 2 * context:
             raise DataError(
                 f"the text has {len(tokens)} tokens and perplexity over windows of {context} "

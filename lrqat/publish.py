@@ -19,6 +19,10 @@ _REASONS: dict[int | None, str] = {
     errno.EFBIG: "the file would be larger than allowed here (ulimit -f)",
     errno.EACCES: "writing is not permitted there; choose another --output",
     errno.EROFS: "the file system is read-only; choose another --output",
+    errno.ENOTDIR: "a part of its path is a file; choose another --output",
+    errno.EEXIST: "a part of its path is a file; choose another --output",
+    errno.EISDIR: "it is a folder; name a file",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter --output",
 }
 
 
@@ -87,17 +91,25 @@ def fsync(path: Path) -> None:
 
 
 @contextmanager
-def replaced_folder(target: Path, overwrite: bool) -> Iterator[Path]:
+def replaced_folder(target: Path, overwrite: bool, marker: str) -> Iterator[Path]:
     """A temporary sibling folder that becomes `target` when the block ends without an error.
 
     A folder that was there before is moved aside, and deleted only once the new one is in place; if
     anything fails it is as it was, and the temporary folder is removed.
 
+    Args:
+        target: the folder to be.
+        overwrite: whether one that is there may be replaced.
+        marker: name of a file that such a folder holds; one without it is somebody else's, and is
+            never replaced.
+
     Raises:
-        OutputError: `target` is occupied and `overwrite` is false, or the disk is full or not
-            writable.
+        OutputError: `target` is occupied and `overwrite` is false or it has no `marker`, or the
+            disk is full or not writable.
     """
     refuse_existing(target, overwrite)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        _refuse_foreign(target, marker)
     with explain_os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(target)
@@ -120,6 +132,14 @@ def replaced_folder(target: Path, overwrite: bool) -> Iterator[Path]:
                 os.replace(aside, target)
             for leftover in (staging, aside):
                 shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _refuse_foreign(target: Path, marker: str) -> None:
+    if not (target / marker).is_file():
+        raise OutputError(
+            f"{target} holds no {marker}, so it is not an earlier export and is not replaced; name "
+            "another --output"
+        )
 
 
 def _remove_abandoned(target: Path) -> None:

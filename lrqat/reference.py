@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lrqat.checkpoint import Checkpoint
-from lrqat.errors import CheckpointError
+from lrqat.errors import CheckpointError, ModelError
 
 
 def load_reference(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:
@@ -49,9 +49,15 @@ def load_reference(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -
 def torch_logits(model: Any) -> Any:
     """A `lrqat.perplexity.LogitsFunction` of `model`: int64 (n,) to float32 (n, vocabulary)."""
     device = next(model.parameters()).device
+    vocabulary = model.get_input_embeddings().weight.shape[0]
 
     @torch.inference_mode()
     def logits(tokens: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, Any]:
+        if len(tokens) and tokens.max() >= vocabulary:
+            raise ModelError(
+                f"the tokenizer gives the id {tokens.max()} and the model's vocabulary has "
+                f"{vocabulary}; they do not belong together"
+            )
         ids = torch.from_numpy(np.ascontiguousarray(tokens)).to(device)[None]
         return model(input_ids=ids, use_cache=False).logits[0].float().cpu().numpy()
 

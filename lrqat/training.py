@@ -10,7 +10,6 @@ While it runs, resumable states are kept in `output/checkpoints`; the fused chec
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,59 +30,13 @@ from lrqat.plan import TrainingPlan, plan_training
 from lrqat.plots import plot_training
 from lrqat.publish import explain_os_errors, refuse_existing
 from lrqat.reference import torch_logits
+from lrqat.report import TrainReport
 from lrqat.resume import STATES, find_state, record_run
 from lrqat.surgery import prepare
 from lrqat.text import EvaluationText, encode, window_bos
 from lrqat.trainer import LRQATTrainer, training_arguments
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class TrainReport:
-    """What a run did.
-
-    Attributes:
-        output: folder of the fused checkpoint.
-        before: perplexity of the full-precision model.
-        rounded: of the same model rounded to nearest, before training.
-        after: of the trained, fake-quant model.
-        kl_rounded: with a teacher, mean KL(teacher || model) at round-to-nearest, nats.
-        kl_after: the same after training.
-        changed: share of the integers that training moved.
-        seconds: of training, without loading and measuring.
-    """
-
-    output: Path
-    before: Perplexity
-    rounded: Perplexity
-    after: Perplexity
-    kl_rounded: float | None
-    kl_after: float | None
-    changed: float
-    seconds: float
-
-    @property
-    def made_worse(self) -> bool:
-        """Whether what was trained for ended above round-to-nearest: KL, or perplexity."""
-        if self.kl_rounded is not None and self.kl_after is not None:
-            return self.kl_after > self.kl_rounded
-        return self.after.perplexity > self.rounded.perplexity
-
-    def to_json(self) -> dict[str, Any]:
-        """The report for machines."""
-        return {
-            "output": str(self.output),
-            "perplexity": {
-                "before": self.before.to_json(),
-                "round_to_nearest": self.rounded.to_json(),
-                "after": self.after.to_json(),
-            },
-            "kl": {"round_to_nearest": self.kl_rounded, "after": self.kl_after},
-            "changed": self.changed,
-            "seconds": self.seconds,
-            "made_worse": self.made_worse,
-        }
 
 
 def train(

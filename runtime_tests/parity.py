@@ -178,8 +178,10 @@ def prove(
         path = Path(file)
         mismatches = prover.verify(path, checkpoint)
         with prover.twin(path, checkpoint, context) as twin:
+            _refuse_other_vocabulary(path, reference, twin, windows)
             difference = _largest_difference(reference, twin, windows)
         with open_target(file, context=context) as target:
+            _refuse_other_vocabulary(path, reference, target.logits, windows)
             proof = Proof(
                 file=file,
                 runtime=target.runtime,
@@ -193,6 +195,17 @@ def prove(
             )
         proofs.append(proof)
     return proofs
+
+
+def _refuse_other_vocabulary(
+    path: Path, reference: LogitsFunction, other: LogitsFunction, windows: Windows
+) -> None:
+    try:
+        same = reference(windows.tokens[0, :2]).shape == other(windows.tokens[0, :2]).shape
+    except Exception:  # a runtime's own error on an id that its vocabulary does not have
+        same = False
+    if not same:
+        raise UserError(f"{path} has another vocabulary than the checkpoint; it is not its export")
 
 
 def _largest_difference(reference: LogitsFunction, twin: LogitsFunction, windows: Windows) -> float:

@@ -284,7 +284,7 @@ def test_real_models(path, tmp_path):
         "pycode-8m": ("pycode/valid.txt", 512),
     }[path.name]
     text = (SHARED / "data" / name).read_text(encoding="utf-8")[:120_000]
-    assert_proved(prove(folder, files, text, context=context, limit=16))
+    assert_proved(prove(folder, files, text, context=context, limit=12))
     with LlamaCpp.open(files[0]) as llama:
         assert llama.detokenize(llama.tokenize("Once upon a time", add_special=False)).strip() == (
             "Once upon a time"

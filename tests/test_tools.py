@@ -214,12 +214,9 @@ MISTAKES = [
     ("parity {model} {bad}/garbage.gguf --data {text}", "is not a fused checkpoint"),
     ("parity {fused} {bad}/garbage.gguf --data {text}", "is not a valid GGUF file"),
     ("parity {fused} {bad}/cut-onnx --data {text}", "cannot be read"),
-]
-# What should be one message, and is a traceback with status 1 as yet. Take lines out as they pass.
-CRASHES = [
     ("evaluate {model} --data {text} --windows 0", "--windows"),
     ("evaluate {model} --data {text} --windows -1", "--windows"),
-    ("evaluate {model} --data {text} --windows 1 --context 4", "--windows"),
+    ("evaluate {model} --data {text} --windows 1 --context 4", "--context 4 is too small"),
     ("evaluate {bad}/large-tokenizer --data {text}", "vocabulary"),
     ("parity {bad}/small-fused {bad}/large.gguf --data {text} --context 64", "vocabulary"),
     (TRAIN + " --model {model} --eval-windows 0", "--eval-windows"),
@@ -229,6 +226,7 @@ CRASHES = [
     ("train --model {model} --data {text} --output {text}/run", "cannot write"),
     ("export {fused} --format gguf --output {text}/x.gguf", "cannot write"),
     ("export {fused} --format gguf --output {bad} --overwrite", "cannot write"),
+    ("export {fused} --format onnx --output {bad} --overwrite", "is not an earlier export"),
 ]
 
 
@@ -241,7 +239,7 @@ def places(fused_checkpoint, tiny_model, text_file, bad, tmp_path):
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [*MISTAKES, *(pytest.param(*c, marks=pytest.mark.xfail(strict=True)) for c in CRASHES)],
+    MISTAKES,
 )
 def test_a_mistake_is_one_message_with_status_2_and_leaves_nothing(
     line, message, places, refusal, tmp_path

@@ -10,7 +10,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -18,7 +17,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from lrqat.errors import UserError
-from lrqat.publish import explain_os_errors
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -84,12 +82,16 @@ def run(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
     """Run a command's `main` and exit; a user's mistake becomes one message, not a traceback."""
     _quiet_libraries()
     try:
-        with explain_os_errors(Path.cwd()):
-            status = main(None)
+        status = main(None)
     except UserError as error:
         Console(stderr=True, highlight=False).print(
             f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True
         )
+        status = BAD_INPUT
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         status = BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -161,7 +161,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = Path(args.output)
     start = time.monotonic()
     if args.overwrite:
-        shutil.rmtree(folder, ignore_errors=True)
+        for name in ("base", "trainer", "fused"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for name in ("train.txt", "held-out.txt"):
+            (folder / name).unlink(missing_ok=True)
     text, held_out = corpus(folder)
     out.say(f"1/4 base model: {args.base_steps} steps from scratch on {text}")
     base = make_base_model(folder, text, args.base_steps)

@@ -5,15 +5,13 @@ import dataclasses
 import types
 import typing
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lrqat.config import TrainConfig
 from lrqat.grid import GRIDS
 from lrqat.plan import TrainingPlan, plan_training
+from lrqat.report import TrainReport
 from tools import command
-
-if TYPE_CHECKING:  # torch and transformers are slow to import, and --dry-run needs less of them
-    from lrqat.training import TrainReport
 
 _REMEDY = "Try a lower --learning-rate, more --steps, or --teacher self"
 
@@ -85,7 +83,7 @@ def _mib(size: int) -> str:
     return f"{size / 2**20:,.0f} MiB"
 
 
-def _change(report: "TrainReport") -> str:
+def _change(report: TrainReport) -> str:
     if report.kl_after is not None:
         return f"KL {report.kl_after:.5f} against {report.kl_rounded:.5f}"
     return f"perplexity {report.after.perplexity:.4f} against {report.rounded.perplexity:.4f}"

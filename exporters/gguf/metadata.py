@@ -41,7 +41,7 @@ def vocabulary_metadata(
 
 
 def differing(header: Header, checkpoint: Checkpoint, architecture: Architecture) -> list[str]:
-    """Keys whose value in the file is not the checkpoint's, or that are missing.
+    """Keys whose value in the file is not the checkpoint's, or that are missing or too many.
 
     Raises:
         ExportRefusedError: the checkpoint has no form in GGUF.
@@ -50,7 +50,9 @@ def differing(header: Header, checkpoint: Checkpoint, architecture: Architecture
     wrong = [entry.key for entry in expected if not _same(entry, header.metadata.get(entry.key))]
     if header.metadata.get("general.architecture") != architecture.name:
         wrong.append("general.architecture")
-    return wrong
+    ours = (f"{architecture.name}.", "tokenizer.")
+    keys = {entry.key for entry in expected}
+    return wrong + [key for key in header.metadata if key.startswith(ours) and key not in keys]
 
 
 def _vocabulary(header: Header, checkpoint: Checkpoint) -> list[KeyValue]:

@@ -74,7 +74,7 @@ def write(
     simplify(model, (tensor.name for tensor in plan.tensors))
     attach_weights(model, plan, progress or (lambda name: None))
     describe(model, plan)
-    with replaced_folder(target, overwrite) as staging:
+    with replaced_folder(target, overwrite, MODEL) as staging:
         # 4096: external data that starts on a page can be mapped into memory.
         ir.save(model, staging / MODEL, external_data=DATA, alignment=4096)
         write_companions(plan, staging, skeleton.config)
