@@ -1,8 +1,9 @@
 """Fusing: a trained model becomes integers and scales in a Hugging Face folder.
 
 A and B disappear into the integers, so the result costs nothing at inference. The folder is in
-compressed-tensors' `pack-quantized` format, which transformers reads as it is, and `lrqat.json` (see `lrqat.manifest`) says the rest. The integers are written as they stand; the
-library's own `compress()`, which takes floats and quantises, is not used.
+compressed-tensors' `pack-quantized` format, which transformers reads as it is, and `lrqat.json`
+(see `lrqat.manifest`) says the rest. The integers are written as they stand; the library's own
+`compress()`, which takes floats and quantises, is not used.
 """
 
 import copy
