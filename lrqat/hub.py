@@ -34,7 +34,10 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"cannot load the model {name!r}: {_first_line(error)}") from None
+        raise ModelError(
+            f"cannot load the model {name!r}: {_first_line(error)} Check the name and the "
+            "connection, or give a local folder"
+        ) from None
     known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or trust_remote_code
     if not known or getattr(config, "is_encoder_decoder", False):
         raise ModelError(
