@@ -2,7 +2,8 @@
 
 Rates, warm-up and betas are those of the LR-QAT paper's experiments (10 % warm-up, linear decay,
 beta2 0.95, no weight decay, gradients clipped to norm 1). Alpha is not: the paper's factor alpha/r
-of 1/32 needs its 10,000 steps before integers move; a factor of 16 moves them in a few hundred.
+is 1/32, for 10,000 steps. On an 8-million-parameter model a factor of 1 moved 0.2 % of the integers in
+200 steps and a factor of 16 moved 2 %, with the better result (docs/results.md).
 """
 
 import math
