@@ -2,8 +2,8 @@
 
 Rates, warm-up and betas are those of the LR-QAT paper's experiments (10 % warm-up, linear decay,
 beta2 0.95, no weight decay, gradients clipped to norm 1). Alpha is not: the paper's factor alpha/r
-is 1/32, for 10,000 steps. On an 8-million-parameter model a factor of 1 moved 0.2 % of the integers in
-200 steps and a factor of 16 moved 2 %, with the better result (docs/results.md).
+is 1/32, for 10,000 steps. On an 8-million-parameter model a factor of 1 moved 0.2 % of the integers
+in 200 steps and a factor of 16 moved 2 %, with the better result (docs/results.md).
 """
 
 import math
