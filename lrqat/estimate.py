@@ -2,9 +2,9 @@
 
 frozen       Phi0 in its downcast form, and what stays in floating point
 trained      A, B, s in float32, with a gradient and two Adam moments each (16 bytes in all)
-activations  kept for the backward pass: about 34 hidden-sized and 3 FFN-sized values a token and
-             layer (Korthikanti et al., 2022, section 4, without dropout masks), without
-             attention matrices (PyTorch's fused attention does not keep them)
+activations  kept for the backward pass: taken as 17 hidden-sized and 3 FFN-sized values a
+             token and layer, without attention matrices (PyTorch's fused attention does not
+             keep them); a rule of thumb that has not been held against measurement
 logits       three float32 copies of (tokens, vocabulary): logits, log-probabilities, gradient
 weight       one W and one block of temporaries of the largest layer, while it runs
 teacher      the full-precision model, when distilling

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -58,9 +59,7 @@ def load_model(name: str, *, dtype: torch.dtype, trust_remote_code: bool = False
         )
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
         raise ModelError(f"cannot load the weights of {name!r}: {_first_line(error)}") from None
-    except Exception as error:  # safetensors raises its own type, which derives from Exception only
-        if type(error).__name__ != "SafetensorError":
-            raise
+    except SafetensorError as error:
         raise ModelError(f"a weight file of {name!r} is damaged: {_first_line(error)}") from None
     return model.eval()
 

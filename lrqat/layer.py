@@ -11,7 +11,7 @@ Gradients, with G = dL/dW = g^T x, rounding straight-through, and M = 1 where no
 
 Between forward and backward only x and the parameters are kept. Both passes build W in blocks of
 rows, so beside the one full W there are only block-sized temporaries, and G never exists whole.
-Source: Bondarenko, Del Chiaro, Nagel, "Low-Rank Quantization-Aware Training for LLMs", eq. 7-9.
+Source: Bondarenko, Del Chiaro, Nagel, "Low-Rank Quantization-Aware Training for LLMs", 2024.
 """
 
 import functools

@@ -77,4 +77,4 @@ def _device(name: str) -> str:
 
 def _dtype(name: str, device: str) -> torch.dtype:
     chosen = ("float32" if device == "cpu" else "bfloat16") if name == "auto" else name
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[chosen]
+    return getattr(torch, chosen)  # one of lrqat.config.DTYPES

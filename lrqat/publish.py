@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from lrqat.errors import OutputError
 
+_PARTIAL, _ASIDE = "partial", "old"
 _REASONS: dict[int | None, str] = {
     errno.ENOSPC: "the disk is full; free some space and run the command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the command again",
@@ -91,6 +92,35 @@ def fsync(path: Path) -> None:
 
 
 @contextmanager
+def replaced_file(target: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary sibling file that becomes `target` when the block ends without an error.
+
+    If anything fails, `target` is as it was and the temporary file is removed; one that a killed
+    process left is removed by the next call.
+
+    Raises:
+        OutputError: `target` exists and `overwrite` is false, the disk is full, or the folder is
+            not writable.
+    """
+    refuse_existing(target, overwrite)
+    with explain_os_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(target)
+        handle, name = tempfile.mkstemp(*_temporary_name(target))
+        os.close(handle)
+        staged = Path(name)
+        try:
+            yield staged
+            os.chmod(staged, 0o666 & ~umask())  # mkstemp leaves it private
+            fsync(staged)
+            refuse_existing(target, overwrite)
+            os.replace(staged, target)
+            fsync(target.parent)
+        finally:
+            staged.unlink(missing_ok=True)
+
+
+@contextmanager
 def replaced_folder(target: Path, overwrite: bool, marker: str) -> Iterator[Path]:
     """A temporary sibling folder that becomes `target` when the block ends without an error.
 
@@ -113,8 +143,8 @@ def replaced_folder(target: Path, overwrite: bool, marker: str) -> Iterator[Path
     with explain_os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(target)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.{os.getpid()}.", dir=target.parent))
-        aside = staging.with_suffix(".old")
+        staging = Path(tempfile.mkdtemp(*_temporary_name(target)))
+        aside = staging.with_suffix(f".{_ASIDE}")
         try:
             yield staging
             for path in sorted(staging.iterdir()):
@@ -143,15 +173,23 @@ def _refuse_foreign(target: Path, marker: str) -> None:
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Delete temporary folders whose process is gone; restore what one of them had moved aside."""
-    for leftover in sorted(target.parent.glob(f".{target.name}.*")):
-        owner = leftover.name.removeprefix(f".{target.name}.").partition(".")[0]
-        if not owner.isdigit() or _is_alive(int(owner)):
+    """Delete what a killed process left beside `target`; restore what it had moved aside."""
+    ours = re.compile(rf"\.{re.escape(target.name)}\.(\d+)\.[^.]+\.({_PARTIAL}|{_ASIDE})")
+    for leftover in sorted(target.parent.iterdir()):
+        found = ours.fullmatch(leftover.name)
+        if found is None or _is_alive(int(found[1])):
             continue
-        if leftover.suffix == ".old" and not target.exists():
+        if found[2] == _ASIDE and not target.exists():
             os.replace(leftover, target)
-        else:
+        elif leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def _temporary_name(target: Path) -> tuple[str, str, str]:
+    """Suffix, prefix and folder of a temporary sibling: hidden, with the process that makes it."""
+    return f".{_PARTIAL}", f".{target.name}.{os.getpid()}.", str(target.parent)
 
 
 def _is_alive(process: int) -> bool:

@@ -196,10 +196,12 @@ _errors: deque[str] = deque(maxlen=8)
 _LEVEL_ERROR = 4
 
 
-@LogCallback  # type: ignore[untyped-decorator]
-def _keep_errors(level: int, text: bytes, user_data: int) -> None:
+def _keep_error(level: int, text: bytes, user_data: int) -> None:
     if level == _LEVEL_ERROR:
         _errors.append(text.decode("utf-8", "replace").strip())
+
+
+_keep_errors = LogCallback(_keep_error)  # kept here, or ctypes would free what llama.cpp calls
 
 
 def take_errors() -> str:

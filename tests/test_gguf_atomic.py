@@ -11,9 +11,9 @@ import pytest
 
 from exporters import gguf
 from exporters.gguf import writer as writing
-from exporters.gguf.staging import staged_file
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import OutputError
+from lrqat.publish import replaced_file
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -97,7 +97,7 @@ def test_a_killed_export_leaves_the_old_file_and_its_litter_is_removed(checkpoin
 
 def test_a_running_export_keeps_its_temporary_file(checkpoint, tmp_path):
     path = tmp_path / "model.gguf"
-    with contextlib.suppress(ZeroDivisionError), staged_file(path, False) as staged:
+    with contextlib.suppress(ZeroDivisionError), replaced_file(path, False) as staged:
         gguf.write(gguf.plan(checkpoint), path)
         assert staged.exists()
         raise ZeroDivisionError

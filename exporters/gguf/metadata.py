@@ -47,7 +47,7 @@ def differing(header: Header, checkpoint: Checkpoint, architecture: Architecture
         ExportRefusedError: the checkpoint has no form in GGUF.
     """
     expected = [*architecture.hyperparameters(checkpoint.config), *_vocabulary(header, checkpoint)]
-    wrong = [entry.key for entry in expected if not _same(entry, header.metadata.get(entry.key))]
+    wrong = [entry.key for entry in expected if not holds(entry, header.metadata.get(entry.key))]
     if header.metadata.get("general.architecture") != architecture.name:
         wrong.append("general.architecture")
     ours = (f"{architecture.name}.", "tokenizer.")
@@ -62,7 +62,8 @@ def _vocabulary(header: Header, checkpoint: Checkpoint) -> list[KeyValue]:
         return vocabulary_metadata(checkpoint, str(header.metadata.get(_PRE)))[0]
 
 
-def _same(entry: KeyValue, found: Any) -> bool:
+def holds(entry: KeyValue, found: Any) -> bool:
+    """Whether `found`, read back from a file, is what `entry` stores."""
     if found is None or isinstance(entry.value, list) != isinstance(found, list):
         return False
     if Type.FLOAT32 in (entry.type, entry.item):  # the file holds the nearest float32

@@ -9,12 +9,13 @@ import gguf
 import numpy as np
 
 from exporters.gguf.header import read_header
+from exporters.gguf.metadata import holds
 from exporters.gguf.planning import Plan
 from exporters.gguf.reader import check_tensors
 from exporters.gguf.selection import pack_source
-from exporters.gguf.staging import staged_file
 from lrqat.errors import ExportRefusedError, OutputError
 from lrqat.manifest import sha256_of
+from lrqat.publish import replaced_file
 
 Progress = Callable[[str], None]
 
@@ -66,7 +67,7 @@ def write(
         reasons = "\n".join(f"- {reason}" for reason in plan.refusals)
         raise ExportRefusedError(f"the export would not be exact:\n{reasons}")
     target = Path(path)
-    with staged_file(target, overwrite) as staged:
+    with replaced_file(target, overwrite) as staged:
         _write_file(plan, staged, progress or (lambda name: None))
         rounded = _verify_file(plan, staged)
         nbytes, sha256 = staged.stat().st_size, sha256_of(staged)
@@ -102,7 +103,7 @@ def _verify_file(plan: Plan, path: Path) -> int:
     """Raise OutputError unless the file holds the plan; return how many values were rounded."""
     metadata = read_header(path).metadata
     for entry in plan.metadata:
-        if not _same(metadata.get(entry.key), entry.value, entry.type):
+        if not holds(entry, metadata.get(entry.key)):
             raise OutputError(f"the file reads back another {entry.key}; the disk may be failing")
     checks = check_tensors(path, plan.checkpoint)
     wrong = [check for check in checks if not check.ok]
@@ -115,11 +116,3 @@ def _verify_file(plan: Plan, path: Path) -> int:
     if any(check.rounded and check.name not in noted for check in checks):
         raise OutputError("a tensor was rounded that the plan did not round; please report it")
     return sum(check.rounded for check in checks)
-
-
-def _same(found: Any, expected: Any, kind: gguf.GGUFValueType) -> bool:
-    if kind == gguf.GGUFValueType.FLOAT32:
-        expected = float(np.float32(expected))
-    elif isinstance(expected, list) and expected and isinstance(expected[0], float):
-        expected = [float(value) for value in np.array(expected, np.float32)]
-    return bool(found == expected)

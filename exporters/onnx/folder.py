@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from exporters.onnx.graph import cache_names, cache_shape
+from exporters.onnx.graph import cache_name, cache_shape
 from exporters.onnx.planning import Plan
 from lrqat.write_json import write_json
 
@@ -74,12 +74,6 @@ def genai_config(plan: Plan, model_config: Any) -> dict[str, Any]:
 
 def _decoder(plan: Plan, text: Any) -> dict[str, Any]:
     layers, kv_heads, head_size = cache_shape(text)
-    cache = {"past": cache_names(1, "past_key_values"), "present": cache_names(1, "present")}
-    named = {
-        f"{k}_{p}_names": n.replace(".0.", ".%d.")
-        for k, (key, value) in cache.items()
-        for p, n in (("key", key), ("value", value))
-    }
     return {
         "filename": "model.onnx",
         "head_size": head_size,
@@ -91,11 +85,13 @@ def _decoder(plan: Plan, text: Any) -> dict[str, Any]:
             "input_ids": "input_ids",
             "attention_mask": "attention_mask",
             "position_ids": "position_ids",
-            **{key: name for key, name in named.items() if key.startswith("past")},
+            "past_key_names": cache_name("past_key_values", "%d", "key"),
+            "past_value_names": cache_name("past_key_values", "%d", "value"),
         },
         "outputs": {
             "logits": "logits",
-            **{key: name for key, name in named.items() if key.startswith("present")},
+            "present_key_names": cache_name("present", "%d", "key"),
+            "present_value_names": cache_name("present", "%d", "value"),
         },
         "session_options": {
             "log_id": "onnxruntime-genai",

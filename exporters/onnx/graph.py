@@ -57,9 +57,14 @@ class WithFlatCache(nn.Module):
         return output.logits, [part for layer in layers for part in (layer.keys, layer.values)]
 
 
+def cache_name(prefix: str, layer: int | str, part: str) -> str:
+    """Name of one tensor of the cache; `layer` may be a placeholder such as %d."""
+    return f"{prefix}.{layer}.{part}"
+
+
 def cache_names(layers: int, prefix: str) -> list[str]:
-    """Names of the flat cache: PREFIX.I.key, PREFIX.I.value."""
-    return [f"{prefix}.{i}.{part}" for i in range(layers) for part in ("key", "value")]
+    """Names of the flat cache, key and value of each layer in turn."""
+    return [cache_name(prefix, i, part) for i in range(layers) for part in ("key", "value")]
 
 
 def cache_shape(config: Any) -> tuple[int, int, int]:

@@ -10,7 +10,7 @@ _ACCURACY_LEVELS = (0, 1, 4)
 
 @dataclass(frozen=True)
 class Options:
-    """Choices; the defaults are exact and run on ONNX Runtime 1.26 or newer.
+    """Choices; the defaults are exact.
 
     Raises:
         ExportRefusedError: a value that is not offered.

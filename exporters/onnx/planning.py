@@ -120,7 +120,6 @@ def plan(checkpoint: Checkpoint, options: Options | None = None) -> Plan:
         except UserError as error:
             made.refusals.append(f"{name}: {error}")
             continue
-        made.refusals += _refuse_integers(name, grid)
         made.tensors.append(_planned(f"{name}.weight", "integers", name, shape, grid))
         made.tensors.append(_planned(f"{name}.weight_scale", "scales", name, shape, grid))
     linear = {f"{name}.weight" for name in checkpoint.manifest["kept"]}
@@ -141,15 +140,6 @@ def _planned(
 ) -> PlannedTensor:
     form = KINDS[kind]
     return PlannedTensor(name, kind, source, form.dtype(grid), form.shape(shape, grid))
-
-
-def _refuse_integers(name: str, grid: Grid) -> list[str]:
-    """ONNX has no integers wider than 8 bits for weights that are multiplied by one scale."""
-    if grid.bits <= 8:
-        return []
-    return [
-        f"{name}: {grid.name} has {grid.bits}-bit integers; ONNX QDQ holds 4 and 8 bits exactly"
-    ]
 
 
 def _notes(checkpoint: Checkpoint) -> list[str]:
