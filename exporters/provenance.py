@@ -38,6 +38,12 @@ def provenance(checkpoint: Checkpoint) -> dict[str, str | int | float]:
     return found | {
         f"lrqat.reference.{key}": measured[key]
         for key, kind in _REFERENCE.items()
-        # The exact type: True is an int to isinstance.
-        if type(measured.get(key)) is kind and measured[key] != ""
+        if _plausible(measured.get(key), kind)
     }
+
+
+def _plausible(value: object, kind: type) -> bool:
+    """Whether a fact is what it should be; the exact type, since True is an int to isinstance."""
+    if type(value) is not kind or value == "":
+        return False
+    return not isinstance(value, int) or 0 <= value < 2**64
