@@ -8,6 +8,12 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# One of every kind of grid: the tests that are slow run on these, the others on the whole table.
+SYMMETRIC_GRIDS = ("q4_0", "q8_0", "int4-g128", "int4-channel")
+KINDS_OF_GRIDS = (
+    *SYMMETRIC_GRIDS, "q2_0", "q4_1", "q2_k", "q3_k", "q6_k", "tq2_0", "iq4_nl", "mxfp4",
+    "int3-asym-g64", "int8-asym-channel",
+)  # fmt: skip
 SHARED = Path(__file__).resolve().parents[1] / "shared"
 
 
@@ -46,7 +52,7 @@ def make_fused(tiny_model, tmp_path_factory):
     """Function grid -> folder of a fused checkpoint whose A and s have been moved at random."""
     import torch
 
-    from lrqat import fuse, hub, surgery
+    from lrqat import fuse, hub, prepare, surgery
 
     made = {}
 
@@ -56,8 +62,8 @@ def make_fused(tiny_model, tmp_path_factory):
             torch.manual_seed(0)
             model = hub.load_model(str(source), dtype=torch.float32)
             plan = surgery.plan_surgery(model, grid, keep)
-            surgery.prepare(model, plan, rank=4)
-            for _, layer in surgery.quantized_layers(model):
+            prepare.prepare(model, plan, prepare.Settings(rank=4))
+            for _, layer in prepare.quantized_layers(model):
                 torch.nn.init.normal_(layer.lora_a, std=2.0)
                 layer.scale.data.mul_(torch.empty_like(layer.scale).uniform_(0.9, 1.1))
             folder = tmp_path_factory.mktemp("fused") / grid

@@ -15,7 +15,7 @@ _PUBLIC = {
     "find_grid": "lrqat.grid",
     "Checkpoint": "lrqat.checkpoint",
     "LRQATLinear": "lrqat.layer",
-    "prepare": "lrqat.surgery",
+    "prepare": "lrqat.prepare",
     "plan_surgery": "lrqat.surgery",
     "TrainConfig": "lrqat.config",
     "train": "lrqat.training",

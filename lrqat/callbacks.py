@@ -7,27 +7,42 @@ import torch
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from lrqat.surgery import quantized_layers
+from lrqat.guard import StepGuard
+from lrqat.prepare import quantized_layers
+from lrqat.sharding import whole_parts
 
 
 @torch.no_grad()
 def share_changed(model: Any) -> float:
-    """Share of the weights whose integer is no longer the one that round-to-nearest gave."""
+    """Share of the weights whose integer is no longer the one that round-to-nearest gave.
+
+    Of a model that FSDP has sharded, every rank must ask.
+    """
     changed = total = 0
-    for _, layer in quantized_layers(model):
-        changed += int((layer.integers() != layer.start_integers()).sum())
-        total += layer.phi.numel()
-    return changed / total
+    seen = set()
+    for part in whole_parts(model):
+        for _, layer in quantized_layers(part):
+            if id(layer) not in seen:
+                seen.add(id(layer))
+                changed += int((layer.integers() != layer.start_integers()).sum())
+                total += layer.out_features * layer.in_features
+    return changed / max(1, total)
 
 
 class ProgressLine(TrainerCallback):
     """One line on standard error: loss, tokens a second, time left, share of integers changed.
 
+    Args:
+        model: what is trained.
+        tokens_per_step: of one process.
+        guard: its count of skipped steps is shown once it is not zero.
+
     Attributes:
-        history: one {"step", "loss", "learning_rate", "changed"} for every logged step.
+        history: one {"step", "loss", "learning_rate", "changed", "skipped"} for every logged step.
     """
 
-    def __init__(self, model: Any, tokens_per_step: int) -> None:
+    def __init__(self, model: Any, tokens_per_step: int, guard: StepGuard | None = None) -> None:
+        self._guard = guard or StepGuard()
         self._model = model
         self._tokens_per_step = tokens_per_step
         self._bar: Any = None
@@ -62,11 +77,12 @@ class ProgressLine(TrainerCallback):
         """Show and keep what the Trainer logged."""
         if not logs or "loss" not in logs:
             return
-        changed = share_changed(self._model)
+        changed, skipped = share_changed(self._model), self._guard.skipped
         steps = state.global_step - self._first_step
         rate = steps * self._tokens_per_step * args.world_size / (time.monotonic() - self._start)
         self._bar.set_postfix_str(
             f"loss {logs['loss']:.4f}, {rate:,.0f} tokens/s, {changed:.2%} of integers changed"
+            + (f", {skipped} steps skipped" if skipped else "")
         )
         self.history.append(
             {
@@ -74,6 +90,7 @@ class ProgressLine(TrainerCallback):
                 "loss": logs["loss"],
                 "learning_rate": logs.get("learning_rate", 0.0),
                 "changed": changed,
+                "skipped": skipped,
             }
         )
 
@@ -85,14 +102,3 @@ class ProgressLine(TrainerCallback):
         """Close the line, whether or not it was opened."""
         if self._bar is not None:
             self._bar.close()
-
-
-class GradientGuard(TrainerCallback):
-    """Stops before an optimiser step whose gradients are not finite."""
-
-    def __init__(self) -> None:
-        self.trainer: Any = None
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Called between clipping and the step."""
-        self.trainer.refuse_non_finite_gradients()

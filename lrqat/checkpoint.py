@@ -1,14 +1,16 @@
 """Reading a fused checkpoint: integers, scales and floating tensors, one at a time, without torch.
 
 A fused checkpoint is a Hugging Face folder in compressed-tensors' `pack-quantized` format plus
-`lrqat.json` (see `lrqat.manifest`). Each quantised projection X is three tensors:
+`lrqat.json` (see `lrqat.manifest`). Each quantised weight X is three tensors:
 
     X.weight_packed  int32 (out, ceil(in * bits / 32))   integers, see `lrqat.packing`
-    X.weight_scale   float32 (out, groups)               values exact in the grid's scale type
+    X.weight_scale   float32 (out, groups)               values as the grid stores them
     X.weight_shape   int64 (2,)                          out, in
 
-Everything else is a plain floating tensor. Files are treated as hostile: hashes are compared before
-anything is read, and shapes, integers and scales are checked when they are.
+and, where its grid has them, the parts named in `lrqat.stored_ranges`: zero-points, minima, and
+the two levels of scales. Everything else is a plain floating tensor. Files are treated as hostile:
+hashes are compared before anything is read, and shapes, integers and scales are checked when they
+are.
 """
 
 import json
@@ -26,32 +28,48 @@ from safetensors import SafetensorError, safe_open
 from lrqat import manifest as manifests
 from lrqat.errors import CheckpointError
 from lrqat.grid import Grid, find_grid
-from lrqat.packing import container_bits, unpack_rows
+from lrqat.packing import unpack_grid
+from lrqat.stored_ranges import PARTS, StoredRanges, read_ranges
 
-PACKED, SCALE, SHAPE = ".weight_packed", ".weight_scale", ".weight_shape"
+PACKED, SHAPE = ".weight_packed", ".weight_shape"
+# Scales and zero-points of static activation grids; see `lrqat.activation_quantizer.describe`.
+ACTIVATION_FILE = "lrqat-activations.safetensors"
 
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """One trained projection.
+    """One trained weight.
 
     Attributes:
         name: module name, without ".weight".
-        q: int8 (out, in), within the grid's range.
-        scale: float32 (out, groups), finite, non-zero, exact in `grid.scale_dtype`.
+        q: int8 (out, in), integers of the grid.
+        ranges: scales and what goes with them.
         grid: the grid it was trained on.
     """
 
     name: str
     q: NDArray[np.int8]
-    scale: NDArray[np.float32]
+    ranges: StoredRanges
     grid: Grid
 
+    @property
+    def scale(self) -> NDArray[np.float32]:
+        """float32 (out, groups), finite, non-zero, as the grid stores them."""
+        return self.ranges.scale
+
+    def take(self, rows: NDArray[np.intp]) -> "QuantizedTensor":
+        """The rows `rows`; one index for all parts, so a row never parts from its scales."""
+        return QuantizedTensor(self.name, self.q[rows], self.ranges.take(rows), self.grid)
+
     def dequantize(self) -> NDArray[np.float32]:
-        """The product scale * q as float32 (out, in). Exact: 8 + 11 significant bits fit in 24."""
+        """The weights scale * q - offset as float32 (out, in); see `lrqat.grid`."""
         rows, columns = self.q.shape
         grouped = self.q.reshape(rows, self.scale.shape[1], -1).astype(np.float32)
-        return (grouped * self.scale[:, :, None]).reshape(rows, columns)
+        values = grouped * self.scale[:, :, None]
+        offset = self.ranges.offset
+        if offset is not None:
+            values -= offset[:, :, None]
+        return values.reshape(rows, columns)
 
 
 class Checkpoint:
@@ -91,10 +109,14 @@ class Checkpoint:
     @cached_property
     def floating_names(self) -> list[str]:
         """Names of the tensors that stay in floating point, sorted."""
-        parts = {
-            name + suffix for name in self.quantized_names for suffix in (PACKED, SCALE, SHAPE)
-        }
-        return sorted(set(self._file_of) - parts)
+        suffixes = (PACKED, SHAPE, *PARTS.values())
+        parts = {name + suffix for name in self.quantized_names for suffix in suffixes}
+        return sorted(set(self._file_of) - parts - set(self.activation_names))
+
+    @property
+    def activation_names(self) -> list[str]:
+        """Names of the tensors of static activation grids."""
+        return [name for name, file in self._file_of.items() if file == ACTIVATION_FILE]
 
     @property
     def grids(self) -> set[str]:
@@ -104,6 +126,10 @@ class Checkpoint:
     def grid(self, name: str) -> Grid:
         """The grid of the projection `name`. Raises CheckpointError for another name."""
         return find_grid(self._entry(name)["grid"])
+
+    def kind(self, name: str) -> str:
+        """What holds the weight in the model: linear, conv1d, embedding or experts."""
+        return str(self._entry(name).get("kind", "linear"))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a quantised projection (out, in) or of a floating tensor; nothing is read."""
@@ -115,7 +141,7 @@ class Checkpoint:
     def quantized(self, name: str) -> QuantizedTensor:
         """Read one projection. Raises CheckpointError if its integers or scales are not valid."""
         grid, (rows, columns) = self.grid(name), self.shape(name)
-        packed, scale = self._read(name + PACKED), self._read(name + SCALE)
+        packed = self._read(name + PACKED)
         stored_shape = self._read(name + SHAPE).tolist()
         if stored_shape != [rows, columns]:
             raise CheckpointError(
@@ -124,15 +150,11 @@ class Checkpoint:
         if packed.dtype != np.int32 or packed.ndim != 2 or packed.shape[0] != rows:
             raise CheckpointError(f"{name}: packed integers are {packed.dtype} {packed.shape}")
         try:
-            q = unpack_rows(packed, container_bits(grid.bits), columns)
+            q = unpack_grid(packed, grid, columns)
         except ValueError as error:
             raise CheckpointError(f"{name}: {error}") from None
-        if q.size and (q.min() < grid.q_min or q.max() > grid.q_max):
-            raise CheckpointError(
-                f"{name}: integers {q.min()}..{q.max()} leave {grid.name}'s "
-                f"{grid.q_min}..{grid.q_max}"
-            )
-        return QuantizedTensor(name, q, _valid_scale(name, scale, grid, rows, columns), grid)
+        _refuse_foreign_integers(name, q, grid)
+        return QuantizedTensor(name, q, read_ranges(self._read, name, grid, rows, columns), grid)
 
     def floating(self, name: str) -> NDArray[Any]:
         """Read one floating tensor in the type it is stored in (bfloat16 through ml_dtypes)."""
@@ -171,31 +193,13 @@ def _positive(value: object) -> bool:
     return isinstance(value, int) and value > 0
 
 
-def _valid_scale(
-    name: str, scale: NDArray[Any], grid: Grid, rows: int, columns: int
-) -> NDArray[np.float32]:
-    """`scale` as float32 (rows, groups), or CheckpointError saying what is wrong with it."""
-    if scale.shape != (rows, grid.groups(columns)):
+def _refuse_foreign_integers(name: str, q: NDArray[np.int8], grid: Grid) -> None:
+    if q.size and (q.min() < grid.q_min or q.max() > grid.q_max):
         raise CheckpointError(
-            f"{name}: scales have shape {scale.shape}, {grid.name} needs "
-            f"{(rows, grid.groups(columns))}"
+            f"{name}: integers {q.min()}..{q.max()} leave {grid.name}'s {grid.q_min}..{grid.q_max}"
         )
-    scale = scale.astype(np.float32)
-    problems = {
-        "not finite": ~np.isfinite(scale),
-        "zero": scale == 0,
-        f"not exact in {grid.scale_dtype}": scale != scale.astype(grid.scale_dtype),
-    }
-    if not grid.signed_scale:
-        problems[f"negative, which {grid.name} does not allow"] = scale < 0
-    for problem, where in problems.items():
-        if where.any():
-            row, group = np.argwhere(where)[0]
-            raise CheckpointError(
-                f"{name}: {int(where.sum())} scales are {problem}, the first "
-                f"({scale[row, group]}) at row {row}, group {group}; train again"
-            )
-    return scale
+    if grid.levels is not None and not np.isin(q, grid.levels).all():
+        raise CheckpointError(f"{name}: integers that are no level of {grid.name}; train again")
 
 
 def _open_safetensors(path: Path) -> Any:

@@ -10,8 +10,14 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lrqat.activation_ranges import RANGE_METHODS
+from lrqat.activations import ACTIVATION_GRIDS, find_activation_grid, parse_setting
 from lrqat.downcast import DOWNCASTS
 from lrqat.errors import UserError
+from lrqat.grid import find_grid
+from lrqat.methods import METHODS
+from lrqat.optimizers import OPTIMIZERS, refuse_unavailable
+from lrqat.prepare import Settings
 from lrqat.range_init import RANGE_INITS
 
 # Smallest value of each whole number; a sequence of one token has nothing to predict.
@@ -24,7 +30,10 @@ _LEAST = {
     "eval_windows": 1,
     "save_every": 0,
     "seed": 0,
+    "teacher_top_k": 1,
+    "importance_tokens": 1,
 }
+SELF = "self"  # as --teacher: the model itself; as --data: text that the model writes
 DTYPES = ("auto", "float32", "bfloat16")
 
 
@@ -54,12 +63,53 @@ class TrainConfig:
     rank: int = _help("r: columns of A, rows of B", 32)
     alpha: float | None = _help("the update is (alpha/r) A B; default: alpha = 16 r", None)
     phi: str = _help(f"form of the frozen weights: {', '.join(DOWNCASTS)}", "fp32")
-    range_init: str = _help(f"start scales: {', '.join(RANGE_INITS)}", "lp")
+    range_init: str = _help(f"start scales: {', '.join(RANGE_INITS)}", "l2")
     learning_rate: float = _help("peak rate of A and B", 1e-3)
     scale_learning_rate: float = _help("peak rate of the scales", 1e-5)
+    weight_learning_rate: float = _help("peak rate of the weights of --method full", 1e-4)
     teacher: str = _help(
         "none: cross-entropy; self: KL to the model's own full precision; or a model to distil",
         "none",
+    )
+    method: str = _help(
+        "; ".join(f"{name}: {method.summary}" for name, method in METHODS.items()), "lr-qat"
+    )
+    grid_for: tuple[str, ...] = _help(
+        "another grid for the modules that match a regular expression, as PATTERN=GRID; "
+        "also puts the output head or the embedding on a grid",
+        (),
+    )
+    cross_entropy_weight: float = _help(
+        "share of cross-entropy in the loss with a teacher, 0 to 1", 0.0
+    )
+    teacher_cache: str | None = _help(
+        "folder for the teacher's most likely tokens; the teacher is then run once", None
+    )
+    teacher_top_k: int = _help("tokens a position kept in --teacher-cache", 64)
+    imatrix: str | None = _help(
+        "importance of input channels from a file of llama-imatrix (GGUF or .dat); "
+        "default: measured on the training text",
+        None,
+    )
+    importance_tokens: int = _help("tokens of training text that importance is measured on", 65536)
+    optimizer: str = _help(f"optimiser: {', '.join(OPTIMIZERS)}", "adamw")
+    gradient_checkpointing: bool = _help(
+        "keep only the inputs of every block and compute the rest again in the backward pass", False
+    )
+    activations: str | None = _help(
+        f"grid of the projections' inputs: {', '.join(ACTIVATION_GRIDS)}; default: not rounded",
+        None,
+    )
+    kv_bits: int | None = _help("bits of keys and values, 4 or 8; default: not rounded", None)
+    setting: str | None = _help(
+        "weights-activations-cache in bits, as 4-8-8, instead of --activations and --kv-bits", None
+    )
+    activation_range: str = _help(
+        f"how static ranges of activations are found: {', '.join(RANGE_METHODS)}", "mse"
+    )
+    learn_activation_ranges: bool = _help("train the scales of static ranges", False)
+    streamed: bool = _help(
+        "read, round and drop the weights one at a time; the model is never whole in memory", False
     )
     keep: tuple[str, ...] = _help("regular expression of modules left in floating point", ())
     context: int = _help("tokens a window of the perplexities", 512)
@@ -74,27 +124,102 @@ class TrainConfig:
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise UserError(f"{_flag(name)} {getattr(self, name)} must be at least {least}")
-        for name in ("learning_rate", "scale_learning_rate"):
+        for name in ("learning_rate", "scale_learning_rate", "weight_learning_rate"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(
                     f"{_flag(name)} {getattr(self, name)} must be a number that is not negative"
                 )
         if self.alpha is not None and not 0 < self.alpha < math.inf:
             raise UserError(f"--alpha {self.alpha} must be a number above 0")
-        for name, known in (("phi", DOWNCASTS), ("range_init", RANGE_INITS), ("dtype", DTYPES)):
+        if not 0 <= self.cross_entropy_weight <= 1:
+            raise UserError(
+                f"--cross-entropy-weight {self.cross_entropy_weight} must be between 0 and 1"
+            )
+        for name, known in (
+            ("method", METHODS),
+            ("phi", DOWNCASTS),
+            ("range_init", RANGE_INITS),
+            ("dtype", DTYPES),
+            ("activation_range", RANGE_METHODS),
+        ):
             if getattr(self, name) not in known:
                 raise UserError(
                     f"{_flag(name)} {getattr(self, name)!r} is unknown; choose {', '.join(known)}"
                 )
+        self._apply_setting()
+        self._refuse_contradictions()
+        refuse_unavailable(self.optimizer)
+        self.grids_by_pattern()
+
+    def _apply_setting(self) -> None:
+        """Put what `setting` stands for into `activations` and `kv_bits`."""
+        if self.setting is None:
+            return
+        setting = parse_setting(self.setting)
+        if self.activations or self.kv_bits:
+            raise UserError("give --setting, or --activations and --kv-bits, not both")
+        if find_grid(self.grid).bits != setting.weight_bits:
+            raise UserError(
+                f"--setting {self.setting} asks for {setting.weight_bits}-bit weights and --grid "
+                f"{self.grid} has {find_grid(self.grid).bits}; make them agree"
+            )
+        object.__setattr__(self, "activations", setting.activations)
+        object.__setattr__(self, "kv_bits", setting.kv_bits)
+
+    def _refuse_contradictions(self) -> None:
+        if self.data == SELF and not self.eval_data:
+            raise UserError("--data self needs --eval-data: a text that the model did not write")
+        if self.teacher_cache and self.teacher == "none":
+            raise UserError("--teacher-cache needs a --teacher (self, or a model)")
+        if self.activations:
+            grid = find_activation_grid(self.activations)
+            if self.learn_activation_ranges and not grid.static:
+                raise UserError(
+                    f"--learn-activation-ranges needs a static grid, and --activations "
+                    f"{self.activations} measures its ranges as it goes; use int{grid.bits}-tensor"
+                )
+        if self.streamed and self.data == SELF:
+            raise UserError("--streamed has no whole model, which --data self needs to write text")
+        if self.streamed and RANGE_INITS[self.range_init].weighted and not self.imatrix:
+            raise UserError(
+                f"--streamed has no whole model to measure what --range-init {self.range_init} "
+                "needs; give --imatrix, or --range-init l2"
+            )
+        if self.kv_bits not in (None, 4, 8):
+            raise UserError(f"--kv-bits {self.kv_bits} must be 4 or 8")
+        if self.imatrix and not RANGE_INITS[self.range_init].weighted:
+            raise UserError(
+                f"--imatrix is not used by --range-init {self.range_init}; "
+                "add --range-init importance"
+            )
 
     @property
     def tokens_per_step(self) -> int:
         """Tokens that one optimiser step sees on one device."""
         return self.batch_size * self.gradient_accumulation * self.sequence_length
 
+    def settings(self) -> Settings:
+        """How weights are put on their grids."""
+        return Settings(
+            rank=self.rank,
+            alpha=self.alpha,
+            phi=self.phi,
+            range_init=self.range_init,
+            method=self.method,
+            train_ranges=self.scale_learning_rate > 0,
+        )
+
+    def grids_by_pattern(self) -> dict[str, str]:
+        """`grid_for` as pattern -> grid name. Raises UserError for an entry without both."""
+        pairs = [entry.rpartition("=") for entry in self.grid_for]
+        for entry, (pattern, _, grid) in zip(self.grid_for, pairs, strict=True):
+            if not pattern or not grid:
+                raise UserError(f"--grid-for {entry!r} must be PATTERN=GRID, like down_proj=q6_k")
+        return {pattern: grid for pattern, _, grid in pairs}
+
     def to_json(self) -> dict[str, Any]:
         """All settings, for the checkpoint and for a resumed run to compare with."""
-        return asdict(self) | {"keep": list(self.keep)}
+        return asdict(self) | {"keep": list(self.keep), "grid_for": list(self.grid_for)}
 
 
 def _flag(name: str) -> str:

@@ -14,17 +14,23 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import save_torch_state_dict
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import lrqat
 from lrqat import manifest as manifests
-from lrqat.checkpoint import PACKED, SCALE, SHAPE
+from lrqat.activation_quantizer import describe, detach
+from lrqat.checkpoint import ACTIVATION_FILE, PACKED, SHAPE
 from lrqat.errors import ModelError
-from lrqat.grid import Grid
-from lrqat.layer import LRQATLinear
-from lrqat.packing import container_bits, pack_rows
+from lrqat.grid import Grid, TwoLevelScale
+from lrqat.kv_cache import kv_bits, restore_kv_cache
+from lrqat.packing import container_bits, pack_grid
+from lrqat.prepare import quantized_layers
 from lrqat.publish import staged_folder
-from lrqat.surgery import SurgeryPlan, quantized_layers
+from lrqat.scale_codecs import two_levels
+from lrqat.stored_ranges import PARTS
+from lrqat.surgery import LINEAR, SurgeryPlan, Target
+from lrqat.weight import QuantizedWeight
 from lrqat.write_json import write_json
 
 _CARD = """---
@@ -36,12 +42,20 @@ Trained with LR-QAT on the grid `{grid}` from `{base}` by lrqat {version}.
 The integers and scales here are the ones that were trained; `lrqat.json` records the grid, where
 they came from, the reference perplexity and the sha256 of every file.
 
-    from transformers import AutoModelForCausalLM
-    model = AutoModelForCausalLM.from_pretrained(".")          # float32: every weight is exact
+{loading}
 
     python tools/export.py . --format gguf                     # llama.cpp
     python tools/export.py . --format onnx                     # ONNX Runtime
 """
+_WITH_TRANSFORMERS = """    from transformers import AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_pretrained(".")          # float32: every weight is exact"""
+_WITH_LRQAT = """compressed-tensors has no form for what is on a grid here, so lrqat loads it:
+
+    from lrqat import Checkpoint, load_reference
+    model = load_reference(Checkpoint.open("."))               # float32: every weight is exact"""
+# The weights of a folder that transformers could not load rightly have a name it does not look for.
+_OWN_FILES = "lrqat{suffix}.safetensors"
+_EXTRA_FILE = "lrqat-scales.safetensors"
 
 
 def fuse(
@@ -76,13 +90,27 @@ def fuse(
         OutputError: the disk is full or the folder is not writable.
     """
     path = Path(path)
-    state = _state(model, getattr(torch, str(base_model["dtype"])))
+    activations, activation_tensors = _activations(model)
+    state, extra = _state(model, plan, getattr(torch, str(base_model["dtype"])))
+    standard = loads_with_transformers(plan)
+    pattern = "model{suffix}.safetensors" if standard else _OWN_FILES
     with staged_folder(path, last=manifests.FILE_NAME) as staging:
         # One metadata entry only: safetensors writes several in random order.
-        save_torch_state_dict(state, str(staging), metadata={"format": "pt"})
+        save_torch_state_dict(
+            state, str(staging), filename_pattern=pattern, metadata={"format": "pt"}
+        )
+        if extra:
+            save_file(extra, staging / _EXTRA_FILE, metadata={"format": "pt"})
+        if activation_tensors:
+            save_file(activation_tensors, staging / ACTIVATION_FILE, metadata={"format": "pt"})
         _save_config(model, plan, staging)
         tokenizer.save_pretrained(staging)
-        card = _CARD.format(grid=plan.grid.name, base=base_model["name"], version=lrqat.__version__)
+        card = _CARD.format(
+            grid=", ".join(sorted({t.grid.name for t in plan.quantized.values()})),
+            base=base_model["name"],
+            version=lrqat.__version__,
+            loading=_WITH_TRANSFORMERS if standard else _WITH_LRQAT,
+        )
         (staging / "README.md").write_text(card, encoding="utf-8")
         names = [file.name for file in staging.iterdir() if file.is_file()]
         manifest = {
@@ -90,10 +118,15 @@ def fuse(
             "version": manifests.VERSION,
             "tool": {"name": "lrqat", "version": lrqat.__version__, "git_commit": git_commit()},
             "tensors": {
-                name: {"grid": layer.grid.name, "shape": [layer.out_features, layer.in_features]}
+                name: {
+                    "grid": layer.grid.name,
+                    "shape": [layer.out_features, layer.in_features],
+                    "kind": _target_of(plan, name).kind,
+                }
                 for name, layer in quantized_layers(model)
             },
             "kept": plan.kept,
+            **({"activations": activations} if activations else {}),
             "base_model": base_model,
             "training": training or {},
             **({"reference": reference} if reference else {}),
@@ -103,23 +136,52 @@ def fuse(
     return path
 
 
+def loads_with_transformers(plan: SurgeryPlan) -> bool:
+    """Whether compressed-tensors, as transformers uses it, loads everything on a grid exactly.
+
+    It has no minima, and transformers refuses the packed zero-points that it writes itself.
+    """
+    return all(t.kind == LINEAR and t.grid.symmetric for t in plan.quantized.values())
+
+
 def quantization_config(plan: SurgeryPlan) -> dict[str, Any]:
     """The `quantization_config` of config.json, as compressed-tensors defines it."""
+    by_grid: dict[Grid, list[str]] = {}
+    for name, target in plan.quantized.items():
+        by_grid.setdefault(target.grid, []).append(name)
     return {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "quantization_status": "compressed",
         "config_groups": {
-            "group_0": {
-                "targets": ["Linear"],
-                "weights": _weight_arguments(plan.grid),
+            f"group_{i}": {
+                # With one grid, the layer type: runtimes that fuse projections expect it.
+                "targets": ["Linear"] if len(by_grid) == 1 else names,
+                "weights": _weight_arguments(grid),
                 "input_activations": None,
                 "output_activations": None,
             }
+            for i, (grid, names) in enumerate(by_grid.items())
         },
         "ignore": sorted(plan.kept),
         "kv_cache_scheme": None,
     }
+
+
+def _activations(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What is rounded beside the weights; the quantisers are taken off the model."""
+    described, tensors = describe(model)
+    detach(model)
+    bits = kv_bits(model)
+    if bits is not None:
+        restore_kv_cache(model)
+    found = {} if not described["modules"] and bits is None else described | {"kv_bits": bits}
+    return found, tensors
+
+
+def _target_of(plan: SurgeryPlan, name: str) -> Target:
+    """What was planned for a weight; an expert's is that of its stack."""
+    return plan.quantized.get(name) or plan.quantized[name.rpartition(".")[0]]
 
 
 def git_commit() -> str | None:
@@ -138,7 +200,7 @@ def git_commit() -> str | None:
 def _weight_arguments(grid: Grid) -> dict[str, Any]:
     by_group = {"strategy": "group", "group_size": grid.group_size}
     return {
-        "num_bits": container_bits(grid.bits),
+        "num_bits": 8 if grid.levels else container_bits(grid.bits),
         "type": "int",
         "symmetric": True,
         "dynamic": False,
@@ -146,27 +208,56 @@ def _weight_arguments(grid: Grid) -> dict[str, Any]:
     }
 
 
-def _state(model: nn.Module, stored_dtype: torch.dtype) -> dict[str, Tensor]:
-    """Tensors to write: packed projections, and the floating rest under its own names."""
-    layers = dict(quantized_layers(model))
+def _state(
+    model: nn.Module, plan: SurgeryPlan, stored_dtype: torch.dtype
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Tensors to write: what transformers knows of, and what only lrqat does.
+
+    The first holds packed weights, and the floating rest under its own names.
+    """
     state: dict[str, Tensor] = {}
-    for name, layer in layers.items():
+    extra: dict[str, Tensor] = {}
+    trained: set[str] = set()
+    for name, layer in quantized_layers(model):
         _refuse_non_finite(name, layer)
         q = layer.integers().cpu().numpy()
-        packed = pack_rows(q, container_bits(layer.grid.bits))
-        state[name + PACKED] = torch.from_numpy(packed.astype(np.int32, copy=False))
-        state[name + SCALE] = layer.stored_scale().cpu()
+        state[name + PACKED] = torch.from_numpy(np.ascontiguousarray(pack_grid(q, layer.grid)))
         state[name + SHAPE] = torch.tensor(q.shape, dtype=torch.int64)
-        if layer.bias is not None:
-            state[f"{name}.bias"] = _narrowest(layer.bias, stored_dtype)
+        known, own = _range_tensors(layer)
+        state |= {name + PARTS[part]: tensor for part, tensor in known.items()}
+        extra |= {name + PARTS[part]: tensor for part, tensor in own.items()}
+        if getattr(layer, "bias", None) is not None:
+            state[f"{name}.bias"] = _narrowest(layer.bias, stored_dtype)  # type: ignore[arg-type]
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, QuantizedWeight):
+            trained |= {f"{name}.{own}" for own in module.state_dict()}
     tied = _tied_head(model)
     for name, tensor in model.state_dict().items():
-        if name.rpartition(".")[0] not in layers and name != tied:
+        if name not in trained and name != tied:
             state[name] = _narrowest(tensor, stored_dtype)
-    return state
+    return state, extra
 
 
-def _refuse_non_finite(name: str, layer: LRQATLinear) -> None:
+def _range_tensors(layer: QuantizedWeight) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Stored ranges by part: those of compressed-tensors, and those of our own."""
+    with torch.no_grad():
+        stored = layer.stored()
+    known, own = {"scale": stored.scale.cpu()}, {}
+    if stored.zero_point is not None:
+        own["zero_point"] = stored.zero_point.to(torch.int8).cpu()
+    if stored.minimum is not None:
+        own["minimum"] = stored.minimum.cpu()
+    size = layer.in_features // stored.scale.shape[1]
+    for part, codec in (("scale", layer.grid.scale), ("minimum", layer.grid.minimum)):
+        if isinstance(codec, TwoLevelScale):
+            values = getattr(stored, part)
+            signed = part == "scale" and layer.grid.signed_scale
+            top, sub = two_levels(values, codec, signed=signed, group_size=size)
+            own[f"super_{part}"], own[f"sub_{part}"] = top.cpu(), sub.to(torch.int8).cpu()
+    return known, own
+
+
+def _refuse_non_finite(name: str, layer: QuantizedWeight) -> None:
     for parameter, value in layer.named_parameters():
         if not torch.isfinite(value).all():
             raise ModelError(
@@ -178,7 +269,8 @@ def _refuse_non_finite(name: str, layer: LRQATLinear) -> None:
 def _tied_head(model: Any) -> str | None:
     """Name of the head's weight if it is the embedding's, which is stored once."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if head is None or embedding is None or head.weight is not embedding.weight:
+    own, tied = getattr(head, "weight", None), getattr(embedding, "weight", None)
+    if own is None or own is not tied:
         return None
     return next(f"{name}.weight" for name, module in model.named_modules() if module is head)
 
@@ -195,7 +287,8 @@ def _save_config(model: Any, plan: SurgeryPlan, folder: Path) -> None:
     # float32, so that from_pretrained without arguments loses no bit of a weight or a scale.
     config.dtype = torch.float32
     config.architectures = [type(model).__name__]  # unset on a model made from a configuration
-    config.quantization_config = quantization_config(plan)
+    if loads_with_transformers(plan):
+        config.quantization_config = quantization_config(plan)
     config.save_pretrained(folder)
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(folder)

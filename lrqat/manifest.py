@@ -8,8 +8,11 @@ Schema (version 1), every key required unless marked:
     format       "lrqat-checkpoint"
     version      1
     tool         {"name", "version", "git_commit" or null}
-    tensors      {module name: {"grid": name, "shape": [out, in]}}     the quantised projections
+    tensors      {module name: {"grid": name, "shape": [out, in],      the quantised weights
+                  "kind": "linear" (the default), "conv1d", "embedding" or "experts"}}
     kept         {module name: reason}                                 linear layers left in float
+    activations  (optional) {"modules": {module name: activation grid}, "kv_bits": 4, 8 or null}:
+                 what was rounded in training beside the weights
     base_model   {"name", "revision" or null, "dtype"}
     training     free-form provenance: data, sha256, seed, steps, tokens, rates, method
     reference    (optional) {"perplexity", "standard_error", "tokens", "context", "rule",

@@ -11,6 +11,8 @@ Source: compressed_tensors/compressors/pack_quantized/helpers.py, which is the o
 import numpy as np
 from numpy.typing import NDArray
 
+from lrqat.grid import Grid
+
 CONTAINER_BITS = (2, 4, 8)
 
 
@@ -20,6 +22,24 @@ def container_bits(bits: int) -> int:
         if bits <= container:
             return container
     raise ValueError(f"no container holds {bits}-bit integers; the widest has 8")
+
+
+def pack_grid(q: NDArray[np.int8], grid: Grid) -> NDArray[np.int32]:
+    """`pack_rows` with the container of `grid`; codes that start at 0 are centred on 0 first."""
+    bits, shift = _container_of(grid)
+    return pack_rows(q - np.int8(shift), bits)
+
+
+def unpack_grid(packed: NDArray[np.int32], grid: Grid, columns: int) -> NDArray[np.int8]:
+    """Undo `pack_grid`. Raises ValueError if `packed` has another width than `columns` need."""
+    bits, shift = _container_of(grid)
+    return unpack_rows(packed, bits, columns) + np.int8(shift)
+
+
+def _container_of(grid: Grid) -> tuple[int, int]:
+    # Codebooks are stored as their levels, so that scale * q means the same as on other grids.
+    bits = 8 if grid.levels else container_bits(grid.bits)
+    return bits, (1 << (bits - 1)) if grid.q_min == 0 and bits < 8 else 0
 
 
 def pack_rows(q: NDArray[np.int8], bits: int) -> NDArray[np.int32]:

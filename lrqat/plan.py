@@ -9,6 +9,7 @@ from lrqat import hub
 from lrqat.config import TrainConfig
 from lrqat.errors import UserError
 from lrqat.estimate import MemoryEstimate, estimate_memory, trainable_parameters
+from lrqat.prepare import check_settings
 from lrqat.surgery import SurgeryPlan, plan_surgery
 
 
@@ -34,9 +35,13 @@ class TrainingPlan:
         """The plan for machines."""
         return {
             "grid": self.surgery.grid.name,
-            "quantized": {name: list(shape) for name, shape in self.surgery.quantized.items()},
+            "quantized": {
+                name: {"shape": list(t.shape), "count": t.count, "grid": t.grid.name}
+                for name, t in self.surgery.quantized.items()
+            },
             "kept": self.surgery.kept,
             "weights": self.surgery.weights,
+            "bits_per_weight": self.surgery.bits_per_weight,
             "trainable": self.trainable,
             "memory_bytes": self.memory.to_json(),
             "device": self.device,
@@ -52,12 +57,13 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
     """
     model_config = hub.load_config(config.model, trust_remote_code=config.trust_remote_code)
     model = hub.meta_model(model_config, trust_remote_code=config.trust_remote_code)
-    surgery = plan_surgery(model, config.grid, config.keep)
+    surgery = plan_surgery(model, config.grid, config.keep, config.grids_by_pattern())
+    check_settings(surgery, config.settings())
     device = _device(config.device)
     dtype = _dtype(config.dtype, device)
     return TrainingPlan(
         surgery=surgery,
-        trainable=trainable_parameters(surgery, config.rank),
+        trainable=trainable_parameters(surgery, config),
         memory=estimate_memory(model, surgery, config, dtype),
         device=device,
         dtype=dtype,

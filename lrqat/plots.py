@@ -1,6 +1,8 @@
 """Pictures of a training run."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -27,4 +29,28 @@ def plot_training(history: list[dict[str, float]], path: Path, title: str) -> No
     right.plot(steps, [100 * row["changed"] for row in history], color="tab:orange")
     right.set_ylabel("integers changed (%)", color="tab:orange")
     right.set_ylim(bottom=0)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def plot_comparison(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw KL over bits per weight, a line for each method, into a PNG at `path`.
+
+    Args:
+        cells: rows with "method", "grid", "bits_per_weight" and "kl".
+        path: file to write.
+    """
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for method in dict.fromkeys(cell["method"] for cell in cells):
+        own = sorted(
+            (cell for cell in cells if cell["method"] == method),
+            key=lambda cell: cell["bits_per_weight"],
+        )
+        bits = [cell["bits_per_weight"] for cell in own]
+        axes.plot(bits, [cell["kl"] for cell in own], marker="o", label=method)
+        for cell in own:
+            axes.annotate(cell["grid"], (cell["bits_per_weight"], cell["kl"]), fontsize=7)
+    axes.set(xlabel="bits per weight", ylabel="KL to full precision (nats)", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()
     figure.savefig(path, dpi=120, metadata={"Software": None})

@@ -11,9 +11,13 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.pytorch_utils import Conv1D
 
+from lrqat.activation_quantizer import attach_described
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import CheckpointError, ModelError
+from lrqat.hub import meta_model
+from lrqat.kv_cache import quantize_kv_cache
 
 
 def load_reference(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:
@@ -27,9 +31,8 @@ def load_reference(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -
         CheckpointError: the tensors do not fit the configuration.
     """
     config = _plain_config(checkpoint, dtype)
-    state = {
-        f"{name}.weight": _weight(checkpoint, name, dtype) for name in checkpoint.quantized_names
-    }
+    config._experts_implementation = "eager"  # as prepared models compute; others sum otherwise
+    state = _quantized_state(checkpoint, config, dtype)
     for name in checkpoint.floating_names:
         state[name] = _tensor(checkpoint.floating(name)).to(dtype)
     # The concrete class: unlike the Auto one, it loads a state dict without a folder or a hub id.
@@ -43,13 +46,24 @@ def load_reference(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -
                 f"{checkpoint.path} does not fit its config.json: {kind.replace('_', ' ')} "
                 f"{sorted(map(str, info[kind]))[:3]}"
             )
-    return model.eval()
+    return _with_rounded_activations(model.eval(), checkpoint)
+
+
+def _with_rounded_activations(model: Any, checkpoint: Checkpoint) -> Any:
+    """`model` rounding its activations, keys and values as it did in training, if it did."""
+    record = checkpoint.manifest.get("activations")
+    if record:
+        tensors = {name: _tensor(checkpoint.floating(name)) for name in checkpoint.activation_names}
+        attach_described(model, record, tensors)
+        if record.get("kv_bits"):
+            quantize_kv_cache(model, record["kv_bits"])
+    return model
 
 
 def torch_logits(model: Any) -> Any:
     """A `lrqat.perplexity.LogitsFunction` of `model`: int64 (n,) to float32 (n, vocabulary)."""
     device = next(model.parameters()).device
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = model.config.get_text_config().vocab_size
 
     @torch.inference_mode()
     def logits(tokens: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, Any]:
@@ -77,8 +91,23 @@ def _plain_config(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
         ) from None
 
 
-def _weight(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> torch.Tensor:
-    return torch.from_numpy(checkpoint.quantized(name).dequantize()).to(dtype)
+def _quantized_state(
+    checkpoint: Checkpoint, config: Any, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """The dequantised weights under the names, and in the orientation, of the model's class."""
+    skeleton = meta_model(config)
+    modules = dict(skeleton.named_modules())
+    state: dict[str, torch.Tensor] = {}
+    stacks: dict[str, list[torch.Tensor]] = {}
+    for name in checkpoint.quantized_names:
+        weight = torch.from_numpy(checkpoint.quantized(name).dequantize()).to(dtype)
+        stack, _, expert = name.rpartition(".")
+        if expert.isdigit() and name not in modules:
+            stacks.setdefault(stack, []).append(weight)
+        else:
+            transposed = isinstance(modules.get(name), Conv1D)
+            state[f"{name}.weight"] = weight.T.contiguous() if transposed else weight
+    return state | {name: torch.stack(weights) for name, weights in stacks.items()}
 
 
 def _tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:

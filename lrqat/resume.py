@@ -1,18 +1,19 @@
 """Saved states of a run: finding the last one, and refusing one of another run."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lrqat.config import TrainConfig
 from lrqat.errors import UserError
-from lrqat.trainer import ADAPTERS
+from lrqat.states import damage, list_states
 from lrqat.write_json import write_json
 
 STATES = "checkpoints"
 _RUN = "run.json"
 # What may differ between a run and its continuation.
-_FREE = {"output", "save_every", "eval_data", "eval_windows", "context", "device"}
+_FREE = {"output", "save_every", "eval_data", "eval_windows", "context", "device", "teacher_cache"}
 
 
 def record_run(state_folder: Path, config: TrainConfig) -> None:
@@ -21,43 +22,50 @@ def record_run(state_folder: Path, config: TrainConfig) -> None:
     write_json(state_folder / _RUN, config.to_json())
 
 
-def find_state(state_folder: Path, resume: str | None, config: TrainConfig) -> Path | None:
+def find_state(
+    state_folder: Path,
+    resume: str | None,
+    config: TrainConfig,
+    say: Callable[[str], None] = lambda message: None,
+) -> Path | None:
     """The state to continue from, or None to start at the beginning.
 
     Args:
         state_folder: where the run keeps its states.
-        resume: None; "auto" for the last complete state, if any; or a state's folder.
+        resume: None; "auto" for the last state that is intact, if any; or a state's folder.
         config: settings of the run that wants to continue.
+        say: told which states "auto" had to pass over, and why.
 
     Raises:
-        UserError: the named state is not there or not complete, or the run that saved it had other
+        UserError: the named state is not there or damaged, or the run that saved it had other
             settings.
     """
     if resume is None:
         return None
-    if resume == "auto":
-        states = sorted(filter(_complete, state_folder.glob("checkpoint-*")), key=_step)
-        state = states[-1] if states else None
-    else:
-        state = Path(resume)
-        if not _complete(state):
-            raise UserError(
-                f"{resume} is not a complete saved state; use --resume auto for the last one"
-            )
+    state = _last_intact(state_folder, say) if resume == "auto" else _named(Path(resume))
     if state is not None:
         _refuse_other_settings(state.parent / _RUN, config)
     return state
 
 
-def _complete(state: Path) -> bool:
-    # The Trainer writes trainer_state.json after the tensors and the optimiser.
-    parts = (ADAPTERS, "optimizer.pt", "scheduler.pt", "trainer_state.json")
-    return all((state / part).is_file() for part in parts)
+def _last_intact(state_folder: Path, say: Callable[[str], None]) -> Path | None:
+    for state in reversed(list_states(state_folder)):
+        wrong = damage(state)
+        if wrong is None:
+            return state
+        say(f"{state} is damaged ({wrong}); looking for an earlier state")
+    say(f"no intact saved state in {state_folder}; starting at the beginning")
+    return None
 
 
-def _step(state: Path) -> int:
-    number = state.name.rpartition("-")[2]
-    return int(number) if number.isdigit() else -1
+def _named(state: Path) -> Path:
+    wrong = damage(state)
+    if wrong is not None:
+        raise UserError(
+            f"{state} is not a complete saved state: {wrong}; use --resume auto for the last one "
+            "that is intact"
+        )
+    return state
 
 
 def _refuse_other_settings(path: Path, config: TrainConfig) -> None:

@@ -17,24 +17,38 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, set_seed
 
-from lrqat import hub
-from lrqat.callbacks import GradientGuard, ProgressLine, share_changed
+from lrqat import hub, processes
+from lrqat.callbacks import ProgressLine, share_changed
 from lrqat.config import TrainConfig
-from lrqat.data import TokenBlocks, documents, pack, split_held_out
-from lrqat.errors import NonFiniteLossError, OutputError, UserError
+from lrqat.corpus import Corpus, read_corpus
+from lrqat.errors import OutputError
 from lrqat.fuse import fuse
+from lrqat.guard import StepGuard
+from lrqat.loading import describe_base, load_original, load_prepared
 from lrqat.losses import Objective
 from lrqat.manifest import FILE_NAME, sha256_of
-from lrqat.perplexity import RULE, Perplexity, Windows, compare, perplexity
+from lrqat.perplexity import (
+    RULE,
+    Comparison,
+    LogitsFunction,
+    Perplexity,
+    Windows,
+    compare,
+    perplexity,
+)
 from lrqat.plan import TrainingPlan, plan_training
 from lrqat.plots import plot_training
+from lrqat.prepare import merge_and_round
 from lrqat.publish import explain_os_errors, refuse_existing
 from lrqat.reference import torch_logits
 from lrqat.report import TrainReport
 from lrqat.resume import STATES, find_state, record_run
-from lrqat.surgery import prepare
-from lrqat.text import EvaluationText, encode, window_bos
+from lrqat.surgery import EXPERTS
+from lrqat.tables import LRQATEmbedding, LRQATExperts
+from lrqat.teachers import Distillation, choose_teacher
+from lrqat.text import EvaluationText
 from lrqat.trainer import LRQATTrainer, training_arguments
+from lrqat.training_model import TrainingModel
 
 Say = Callable[[str], None]
 
@@ -64,55 +78,98 @@ def train(
         refuse_existing(output, overwrite)
     plan = plan_training(config)
     state_folder = output / STATES
-    state = find_state(state_folder, resume, config)
+    processes.join(plan.device)
+    if not processes.is_main():
+        say = _say_nothing
+    state = find_state(state_folder, resume, config, say)
+    processes.wait()  # nobody writes before everybody has looked
     set_seed(config.seed)
     tokenizer = hub.load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
-    blocks, evaluation, windows = _text(config, tokenizer, say)
-    model = hub.load_model(
-        config.model, dtype=plan.dtype, trust_remote_code=config.trust_remote_code
-    ).to(plan.device)
-    base = _describe_base(config, model)
-    before, _ = _measure(model, windows, "full precision", say)
-    teacher = _teacher(config, plan)
-    _prepare(model, plan, config)
-    rounded, kl_rounded = _measure(model, windows, "round-to-nearest", say, teacher)
-    with explain_os_errors(output):
-        if state is None:  # states of an earlier run must not be taken for this one's
-            shutil.rmtree(state_folder, ignore_errors=True)
-        record_run(state_folder, config)
-        progress, seconds = _fit(
-            model, blocks, Objective(teacher), config, plan, state_folder, state
+    base = describe_base(config)
+    original = None if config.streamed else load_original(config, plan)
+    corpus = read_corpus(config, tokenizer, original, say)
+    before = None
+    if original is not None:
+        before, _ = _measure(original, corpus.windows, "full precision", say)
+    model = load_prepared(config, plan, corpus.blocks, original)
+    del original
+    distillation = choose_teacher(config, plan, model, corpus.blocks)
+    rounded, at_start = None, None
+    if config.method != "lora-then-rtn":  # which is not rounded yet
+        rounded, at_start = _measure(
+            model, corpus.windows, "round-to-nearest", say, distillation.logits
         )
-    _to_float32(model.eval())
-    after, kl_after = _measure(model, windows, "trained", say, teacher)
-    changed = share_changed(model)
-    report = TrainReport(output, before, rounded, after, kl_rounded, kl_after, changed, seconds)
-    fuse(
-        model,
-        tokenizer,
-        output,
-        plan=plan.surgery,
-        base_model=base,
-        training=_describe_training(config),
-        reference=_describe_reference(after, config, evaluation),
-    )
     with explain_os_errors(output):
-        title = f"{base['name']}, {config.grid}"
-        plot_training(progress.history, output / "training.png", title)
+        _open_states(state_folder, state, config)
+        run = _Run(model, [], 0.0, 0)
+        if config.method != "rtn":
+            run = _fit(model, distillation, config, plan, state_folder, state)
+    model = _to_float32(merge_and_round(run.model, plan.surgery, config.settings()).eval())
+    after, at_end = _measure(model, corpus.windows, "trained", say, distillation.logits)
+    report = TrainReport(
+        output=output,
+        before=before,
+        rounded=rounded,
+        after=after,
+        kl_rounded=at_start.kl if at_start else None,
+        kl_after=at_end.kl if at_end else None,
+        same_top_after=at_end.same_top if at_end else None,
+        changed=share_changed(model),
+        seconds=run.seconds,
+        skipped_steps=run.skipped_steps,
+    )
+    if processes.is_main():
+        _publish(model, tokenizer, config, plan, base, corpus, report, run.history)
+    processes.leave()
     return report
 
 
-def _prepare(model: Any, plan: TrainingPlan, config: TrainConfig) -> None:
-    set_seed(config.seed)  # A and B depend on the seed alone, not on what ran before
-    prepare(
+def _open_states(folder: Path, state: Path | None, config: TrainConfig) -> None:
+    """Make the folder of states ready; those of an earlier run must not be taken for this one's."""
+    if processes.is_main():
+        if state is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        record_run(folder, config)
+    processes.wait()
+
+
+def _say_nothing(message: str) -> None:
+    """What processes other than the first say."""
+
+
+class _Run:
+    """What fitting gave: the model, what was logged, the seconds, the steps that were skipped."""
+
+    def __init__(
+        self, model: Any, history: list[dict[str, float]], seconds: float, skipped_steps: int
+    ) -> None:
+        self.model, self.history = model, history
+        self.seconds, self.skipped_steps = seconds, skipped_steps
+
+
+def _publish(
+    model: Any,
+    tokenizer: Any,
+    config: TrainConfig,
+    plan: TrainingPlan,
+    base: dict[str, Any],
+    corpus: Corpus,
+    report: TrainReport,
+    history: list[dict[str, float]],
+) -> None:
+    fuse(
         model,
-        plan.surgery,
-        rank=config.rank,
-        alpha=config.alpha,
-        phi=config.phi,
-        range_init=config.range_init,
-        progress=lambda names: tqdm(names, desc="preparing", unit="layer"),
+        tokenizer,
+        report.output,
+        plan=plan.surgery,
+        base_model=base,
+        training=_describe_training(config),
+        reference=_describe_reference(report.after, config, corpus.evaluation),
     )
+    if history:
+        with explain_os_errors(report.output):
+            title = f"{base['name']}, {config.grid}"
+            plot_training(history, report.output / "training.png", title)
 
 
 def _refuse_unfinished(output: Path, overwrite: bool) -> None:
@@ -123,114 +180,77 @@ def _refuse_unfinished(output: Path, overwrite: bool) -> None:
         )
 
 
-def _text(
-    config: TrainConfig, tokenizer: Any, say: Say
-) -> tuple[TokenBlocks, EvaluationText, Windows]:
-    texts = documents(config.data, tokenizer)
-    if config.eval_data:
-        evaluation = EvaluationText.read(config.eval_data)
-    else:
-        held_out, texts = split_held_out(texts)
-        evaluation = EvaluationText.of(f"start of {Path(config.data).name}", held_out)
-    windows = Windows.cut(
-        encode(tokenizer, evaluation.text),
-        config.context,
-        window_bos(tokenizer),
-        config.eval_windows,
-    )
-    with tqdm(desc="tokenising", unit="token", unit_scale=True) as bar:
-        blocks = pack(
-            texts,
-            tokenizer,
-            length=config.sequence_length,
-            needed_tokens=config.steps * config.tokens_per_step,
-            progress=lambda total: bar.update(total - bar.n),
-        )
-    say(
-        f"text: {len(blocks):,} blocks of {config.sequence_length} tokens to train on; "
-        f"{windows.scored_tokens:,} scored tokens of {evaluation.name}"
-    )
-    return blocks, evaluation, windows
-
-
 def _fit(
     model: Any,
-    blocks: TokenBlocks,
-    objective: Objective,
+    distillation: Distillation,
     config: TrainConfig,
     plan: TrainingPlan,
     state_folder: Path,
     state: Path | None,
-) -> tuple[ProgressLine, float]:
-    """Run the Trainer. Returns what it showed, and the seconds it took."""
-    progress, guard = ProgressLine(model, config.tokens_per_step), GradientGuard()
+) -> _Run:
+    """Run the Trainer."""
+    guard = StepGuard()
+    training_model = TrainingModel(
+        model,
+        Objective(distillation.teacher, config.cross_entropy_weight),
+        gradient_checkpointing=config.gradient_checkpointing,
+    )
+    progress = ProgressLine(training_model, config.tokens_per_step, guard)
     trainer = LRQATTrainer(
-        model=model,
-        args=training_arguments(config, state_folder, use_cpu=plan.device == "cpu"),
-        train_dataset=blocks,
-        objective=objective,
-        scale_learning_rate=config.scale_learning_rate,
-        callbacks=[progress, guard],
+        training_model,
+        args=training_arguments(
+            config,
+            state_folder,
+            use_cpu=plan.device == "cpu",
+            experts=any(t.kind == EXPERTS for t in plan.surgery.quantized.values()),
+        ),
+        train_dataset=distillation.blocks,
+        rates={
+            "low_rank": config.learning_rate,
+            "scale": config.scale_learning_rate,
+            "weight": config.weight_learning_rate,
+        },
+        optimizer=config.optimizer,
+        guard=guard,
+        callbacks=[progress],
     )
     trainer.remove_callback(PrinterCallback)
-    guard.trainer = trainer
     start = time.monotonic()
     try:
         trainer.train(resume_from_checkpoint=str(state) if state else None)
-    except NonFiniteLossError as error:
-        saved = trainer.save_state_now()
-        raise NonFiniteLossError(
-            f"{error}; the last good state is kept in {saved}. Start again with a lower "
-            f"--learning-rate (now {config.learning_rate:g}) or --scale-learning-rate (now "
-            f"{config.scale_learning_rate:g})"
-        ) from None
     finally:
         progress.close()
-    return progress, time.monotonic() - start
+    seconds = time.monotonic() - start
+    return _Run(trainer.trained_model(), progress.history, seconds, guard.skipped)
 
 
 def _measure(
-    model: Any, windows: Windows, what: str, say: Say, teacher: Any = None
-) -> tuple[Perplexity, float | None]:
-    """Perplexity, and with a teacher the mean KL from it."""
+    model: Any, windows: Windows, what: str, say: Say, teacher: LogitsFunction | None = None
+) -> tuple[Perplexity, Comparison | None]:
+    """Perplexity, and with a teacher the comparison with it."""
 
     def progress(items: Any) -> Any:
         return tqdm(items, desc=what, unit="window")
 
     logits = torch_logits(model.eval())
     if teacher is None:
-        result, kl, divergence = perplexity(logits, windows, progress), None, ""
+        result, comparison, divergence = perplexity(logits, windows, progress), None, ""
     else:
-        comparison = compare(torch_logits(teacher), logits, windows, progress)
-        result, kl = comparison.target, comparison.kl
-        divergence = f", KL from the teacher {kl:.5f}"
+        comparison = compare(teacher, logits, windows, progress)
+        result, divergence = comparison.target, f", KL from the teacher {comparison.kl:.5f}"
     say(f"perplexity, {what}: {result.perplexity:.4f} +/- {result.standard_error:.4f}{divergence}")
-    return result, kl
+    return result, comparison
 
 
-def _teacher(config: TrainConfig, plan: TrainingPlan) -> Any:
-    if config.teacher == "none":
-        return None
-    name = config.model if config.teacher == "self" else config.teacher
-    teacher = hub.load_model(name, dtype=plan.dtype, trust_remote_code=config.trust_remote_code).to(
-        plan.device
-    )
-    own = hub.load_config(config.model, trust_remote_code=config.trust_remote_code)
-    sizes = (teacher.config.get_text_config().vocab_size, own.get_text_config().vocab_size)
-    if sizes[0] != sizes[1]:
-        raise UserError(
-            f"--teacher {name} has a vocabulary of {sizes[0]} and the model one of {sizes[1]}; "
-            "distillation needs the same tokenizer"
-        )
-    return teacher.requires_grad_(False)
-
-
-def _to_float32(model: Any) -> None:
+def _to_float32(model: Any) -> Any:
     """Compute in float32 from here on: the reference is measured with the weights that ship."""
     for module in model.modules():
         for name, tensor in [*module.named_parameters(recurse=False), *_buffers(module)]:
-            if name != "phi":  # decoded to float32 when used
+            if name != "phi" and tensor.is_floating_point():  # phi is decoded to float32 when used
                 tensor.data = tensor.data.float()
+        if isinstance(module, LRQATEmbedding | LRQATExperts):
+            module.dtype = torch.float32
+    return model
 
 
 def _buffers(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
@@ -241,7 +261,7 @@ def _describe_training(config: TrainConfig) -> dict[str, Any]:
     """All settings, the tokens seen, and the hash of a text that is a file."""
     data = Path(config.data)
     return config.to_json() | {
-        "tokens": config.steps * config.tokens_per_step,
+        "tokens": config.steps * config.tokens_per_step * processes.count(),
         "data_sha256": sha256_of(data) if data.is_file() else None,
     }
 
@@ -254,13 +274,4 @@ def _describe_reference(
         "rule": RULE,
         "data": evaluation.name,
         "data_sha256": evaluation.sha256,
-    }
-
-
-def _describe_base(config: TrainConfig, model: Any) -> dict[str, Any]:
-    stored = hub.load_config(config.model, trust_remote_code=config.trust_remote_code).dtype
-    return {
-        "name": Path(config.model).name if Path(config.model).is_dir() else config.model,
-        "revision": getattr(model.config, "_commit_hash", None),
-        "dtype": str(stored or torch.float32).removeprefix("torch."),
     }

@@ -15,12 +15,11 @@ from transformers import (
     Qwen3Config,
 )
 
-from conftest import SHARED, shared_model
+from conftest import SHARED, SYMMETRIC_GRIDS, shared_model
 from exporters import onnx as exporter
-from lrqat import fuse, hub, surgery
+from lrqat import fuse, hub, prepare, surgery
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import UserError
-from lrqat.grid import GRIDS
 from lrqat.reference import load_reference, torch_logits
 from lrqat.text import encode
 from runtime_tests.genai import generate_tokens
@@ -34,7 +33,7 @@ def reference(folder):
 
 
 @pytest.mark.parametrize("twin", [False, True])
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", SYMMETRIC_GRIDS)
 def test_logits_are_pytorchs(grid, twin, onnx_folder, make_fused):
     expected = torch_logits(reference(make_fused(grid)))(TOKENS)
     with OnnxRuntime.open(onnx_folder(grid), twin=twin) as session:
@@ -43,7 +42,7 @@ def test_logits_are_pytorchs(grid, twin, onnx_folder, make_fused):
     assert np.abs(logits - expected).max() < 1e-5
 
 
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", SYMMETRIC_GRIDS)
 def test_every_projection_runs_in_the_quantised_kernel(grid, onnx_folder, tmp_path):
     path = tmp_path / "optimised.onnx"
     with OnnxRuntime.open(onnx_folder(grid), optimized_path=path):
@@ -122,7 +121,7 @@ def test_the_file_itself_carries_its_provenance(onnx_folder):
 def fuse_model(model, grid, tokenizer_folder, target, keep=()):
     """A fused checkpoint of a model at round-to-nearest."""
     plan = surgery.plan_surgery(model, grid, keep)
-    surgery.prepare(model, plan, rank=4)
+    prepare.prepare(model, plan, prepare.Settings(rank=4))
     base = {"name": "model", "revision": None, "dtype": "float32"}
     tokenizer = hub.load_tokenizer(tokenizer_folder)
     return fuse.fuse(model, tokenizer, target, plan=plan, base_model=base)

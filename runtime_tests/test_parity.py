@@ -8,17 +8,16 @@ import onnx
 import pytest
 from gguf import GGUFReader
 
-from conftest import SHARED, shared_model
+from conftest import SHARED, SYMMETRIC_GRIDS, shared_model
 from exporters import gguf
 from exporters import onnx as onnx_exporter
 from exporters.gguf.architectures import find_architecture
-from lrqat import fuse, hub, surgery
+from lrqat import fuse, hub, prepare, surgery
 from lrqat.base_model import make_tokenizer, make_untrained_model, train_base_model
 from lrqat.checkpoint import Checkpoint
 from lrqat.config import TrainConfig
 from lrqat.data import pack
 from lrqat.errors import UserError
-from lrqat.grid import GRIDS
 from lrqat.training import train
 from runtime_tests.llama_cpp import LlamaCpp
 from runtime_tests.parity import prove
@@ -94,7 +93,7 @@ def assert_proved(proofs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", SYMMETRIC_GRIDS)
 def test_trained_is_what_the_runtimes_compute(grid, proven):
     assert_proved(proven(grid)[2])
 
@@ -264,7 +263,7 @@ def fuse_rounded(model_folder, target):
     config = hub.load_config(str(model_folder))
     model = hub.load_model(str(model_folder), dtype=torch.float32)
     plan = surgery.plan_surgery(model, "q4_0")
-    surgery.prepare(model, plan)
+    prepare.prepare(model, plan)
     base = {
         "name": model_folder.name,
         "revision": None,

@@ -14,7 +14,7 @@ from exporters.gguf.blocks import (
 )
 from exporters.gguf.rows import block_scales, refuses_blocks
 from lrqat.errors import ExportRefusedError, RuntimeUnavailableError
-from lrqat.grid import GRIDS, Grid
+from lrqat.grid import GRIDS, FloatScale, Grid
 
 INTEGER = sorted(integer_blocks().items())
 FLOAT = sorted(float_blocks().items())
@@ -33,7 +33,7 @@ def c_dequantize(name, data, count):
 def held_range(block, in_features=256):
     """The widest range of integers that `block` accepts for rows of `in_features`."""
     for low, high in ((-128, 127), (-127, 127), (-32, 31), (-16, 15), (-8, 7), (-4, 3), (-2, 1)):
-        grid = Grid("probe", 8, low, high, None, "float16", True, "")
+        grid = Grid("probe", 8, low, high, None, "", signed_scale=True)
         if block.refuses(grid, in_features) is None:
             return low, high
     raise AssertionError("the block holds no known range")
@@ -159,8 +159,8 @@ def test_which_types_hold_which_grid(grid, columns, fits):
 
 def test_refusals_say_what_does_not_fit():
     assert "172" in (integer_blocks()["q4_0"].refuses(GRIDS["int4-channel"], 172) or "")
-    narrow = Grid("g16", 4, -8, 7, 16, "float16", True, "")
-    wide = Grid("f32", 4, -8, 7, 32, "float32", True, "")
+    narrow = Grid("g16", 4, -8, 7, 16, "", signed_scale=True)
+    wide = Grid("f32", 4, -8, 7, 32, "", FloatScale("float32"))
     assert "only one" in (refuses_blocks("Q4_0", 32, -8, 7, narrow, 64) or "")
     assert "float32" in (refuses_blocks("Q4_0", 32, -8, 7, wide, 64) or "")
 

@@ -1,3 +1,4 @@
+import gguf
 import pytest
 
 from lrqat.errors import GridError
@@ -7,13 +8,22 @@ from lrqat.grid import GRIDS, find_grid
 def test_every_grid_is_consistent():
     for name, grid in GRIDS.items():
         assert grid.name == name == name.lower()
-        assert -(2 ** (grid.bits - 1)) <= grid.q_min < 0 < grid.q_max < 2 ** (grid.bits - 1)
+        if grid.levels:
+            assert grid.levels == tuple(sorted(grid.levels))
+            assert (grid.q_min, grid.q_max) == (grid.levels[0], grid.levels[-1])
+            assert len(grid.levels) <= 2**grid.bits
+        else:
+            assert grid.q_max - grid.q_min < 2**grid.bits
+            assert grid.q_min <= 0 < grid.q_max
         assert grid.summary
 
 
 def test_bits_per_weight_are_those_of_the_runtime_types():
-    assert find_grid("q4_0").bits_per_weight(256) == 4.5
-    assert find_grid("Q8_0").bits_per_weight(256) == 8.5
+    for name in ("q4_0", "q4_1", "q5_0", "q5_1", "Q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k",
+                 "tq1_0", "tq2_0", "iq4_nl", "mxfp4"):  # fmt: skip
+        weights, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name.upper()]]
+        assert find_grid(name).bits_per_weight(256) == 8 * size / weights, name
+    assert find_grid("q2_0").bits_per_weight(256) == 2.25
     assert find_grid("int4-g128").bits_per_weight(256) == 4.125
     assert find_grid("int4-channel").bits_per_weight(256) == 4 + 16 / 256
 

@@ -4,23 +4,24 @@ import pytest
 import torch
 from torch import nn
 
+from conftest import KINDS_OF_GRIDS
 from lrqat.downcast import DOWNCASTS
 from lrqat.grid import GRIDS
-from lrqat.layer import LRQATLinear
-from lrqat.quantize import dequantize, integers, per_weight, stored_scale
-from lrqat.range_init import RANGE_INITS
+from lrqat.layer import LRQATLinear, full_precision
+from lrqat.quantize import dequantize, inside, integers, per_weight, to_latent
+from lrqat.range_init import find_ranges
 
 
 def make_layer(grid_name, *, columns=256, rows=24, phi="fp32", bias=True, rank=4, trained=True):
     torch.manual_seed(0)
     grid = GRIDS[grid_name]
     linear = nn.Linear(columns, rows, bias=bias)
-    scale = RANGE_INITS["lp"](linear.weight, grid, 4.0)
+    ranges = find_ranges(linear.weight, grid, "lp")
     layer = LRQATLinear.from_linear(
-        linear, scale, grid=grid, downcast=DOWNCASTS[phi], rank=rank, alpha=8.0
+        linear, ranges, grid=grid, downcast=DOWNCASTS[phi], rank=rank, alpha=8.0
     )
     if trained:  # large enough that many integers move and some entries clip
-        nn.init.normal_(layer.lora_a, std=grid.q_max)
+        nn.init.normal_(layer.lora_a, std=grid.q_max / grid.step)
         layer.scale.data.mul_(torch.empty_like(layer.scale).uniform_(0.6, 1.4))
     return linear, layer
 
@@ -31,27 +32,58 @@ def ste(rounded, exact):
 
 def plain_forward(layer, x):
     """The same expression with ordinary autograd operations and straight-through rounding."""
-    grid = layer.grid
-    phi = layer.downcast.decode(layer.phi, grid, torch.float64)
+    grid, columns = layer.grid, layer.in_features
+    phi = layer.downcast.decode(layer.phi, grid, columns, torch.float64)
     latent = phi + layer.scaling * layer.lora_a @ layer.lora_b
-    q = ste(latent.round(), latent).clamp(grid.q_min, grid.q_max)
-    scale = ste(stored_scale(layer.scale, grid), layer.scale)
-    y = x @ (q * per_weight(scale, layer.in_features)).T
+    clipped = latent.clamp(*edges(grid))
+    q = ste(nearest(clipped, grid), clipped)
+    stored = layer.stored()
+    weight = q * per_weight(ste(stored.scale, layer.scale), columns)
+    if stored.minimum is not None:
+        weight = weight - per_weight(ste(stored.minimum, layer.minimum), columns)
+    if stored.zero_point is not None:
+        scale = ste(stored.scale, layer.scale)
+        weight = weight - per_weight(scale * stored.zero_point, columns)
+    y = x @ weight.T
     return y if layer.bias is None else y + layer.bias
 
 
-@pytest.mark.parametrize("phi", DOWNCASTS)
-@pytest.mark.parametrize("grid", GRIDS)
+def levels(grid):
+    return torch.tensor(grid.levels or range(grid.q_min, grid.q_max + 1), dtype=torch.float64)
+
+
+def edges(grid):
+    """Half a step beyond the outermost levels: further out nothing is learned."""
+    values = levels(grid)
+    low, high = values[0] - (values[1] - values[0]) / 2, values[-1] + (values[-1] - values[-2]) / 2
+    return low.item(), high.item()
+
+
+def nearest(latent, grid):
+    values = levels(grid)
+    return values[(latent[..., None] - values).abs().argmin(-1)]
+
+
+CASES = [("fp32", grid) for grid in GRIDS] + [
+    (phi, grid)
+    for phi, downcast in DOWNCASTS.items()
+    for grid in KINDS_OF_GRIDS
+    if phi != "fp32" and not downcast.refuses(GRIDS[grid])
+]
+
+
+@pytest.mark.parametrize(("phi", "grid"), CASES)
 def test_gradients_equal_plain_autograd(grid, phi):
     _, layer = make_layer(grid, phi=phi)
-    for name in ("lora_a", "lora_b", "scale"):
-        getattr(layer, name).data = getattr(layer, name).data.double()
+    parameters = list(layer.trained().values())
+    for parameter in parameters:
+        parameter.data = parameter.data.double()
+    if layer.zero_point is not None:
+        layer.zero_point = layer.zero_point.double()
     layer.bias = layer.bias.double()
-    q = layer.latent(layer.phi, layer.lora_a, layer.lora_b).round()
-    clipped = (q < layer.grid.q_min) | (q > layer.grid.q_max)
+    clipped = ~inside(layer.latent(slice(None)), layer.grid)
     if layer.grid.bits == 4:
         assert 0.001 < clipped.double().mean() < 0.9, "the test must exercise clipping"
-    parameters = [layer.lora_a, layer.lora_b, layer.scale]
     x = torch.randn(3, 5, layer.in_features, dtype=torch.float64, requires_grad=True)
     upstream = torch.randn(3, 5, layer.out_features, dtype=torch.float64)
     results = []
@@ -68,7 +100,7 @@ def test_row_blocks_do_not_change_the_result(monkeypatch):
     x = torch.randn(7, layer.in_features, requires_grad=True)
     results = []
     for block in (1 << 22, 256 * 5):
-        monkeypatch.setattr("lrqat.layer._BLOCK_WEIGHTS", block)
+        monkeypatch.setattr("lrqat.weight.BLOCK_WEIGHTS", block)
         y = layer(x)
         inputs = [x, layer.lora_a, layer.lora_b, layer.scale]
         results.append([y, *torch.autograd.grad(y.square().sum(), inputs)])
@@ -79,29 +111,51 @@ def test_row_blocks_do_not_change_the_result(monkeypatch):
 @pytest.mark.parametrize("grid", GRIDS)
 def test_step_zero_is_round_to_nearest(grid):
     linear, layer = make_layer(grid, trained=False)
-    scale = layer.stored_scale()
-    assert torch.equal(scale, layer.scale.detach()), "the start scale is exact as stored"
-    q = integers(linear.weight.detach() / per_weight(scale, layer.in_features), layer.grid)
+    stored = layer.stored()
+    assert torch.equal(stored.scale, layer.scale), "the start scale is exact as stored"
+    q = integers(to_latent(linear.weight.detach(), stored), layer.grid)
     x = torch.randn(2, layer.in_features)
     assert torch.equal(q, layer.integers().float())
     assert torch.equal(layer.integers(), layer.start_integers())
-    expected = nn.functional.linear(x, dequantize(q, scale)) + linear.bias
+    expected = nn.functional.linear(x, dequantize(q, stored)) + linear.bias
     assert torch.equal(layer(x), expected)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_packed_integers_are_the_start_integers_in_b_eighths_of_a_byte(grid):
+    packed = make_layer(grid, phi="int", trained=False, columns=512)[1]
+    exact = make_layer(grid, phi="fp32", trained=False, columns=512)[1]
+    assert torch.equal(packed.latent(slice(None)).to(torch.int8), exact.integers())
+    assert packed.phi.nbytes == packed.out_features * 512 * packed.grid.bits / 8
+
+
+@pytest.mark.parametrize("grid", KINDS_OF_GRIDS)
+def test_the_full_precision_weights_come_back_exactly(grid):
+    linear, layer = make_layer(grid)
+    x = torch.randn(3, layer.in_features)
+    with full_precision(layer):
+        y = layer(x)
+    torch.testing.assert_close(y, linear(x), rtol=1e-5, atol=1e-6)
+    bf16 = nn.Linear(256, 8, bias=False, dtype=torch.bfloat16)
+    ranges = find_ranges(bf16.weight, layer.grid)
+    settings = {"grid": layer.grid, "downcast": DOWNCASTS["fp32"], "rank": 2, "alpha": 1.0}
+    again = LRQATLinear.from_linear(bf16, ranges, **settings)
+    assert torch.equal(again.original(torch.empty(8, 256)), bf16.weight.float())
 
 
 @pytest.mark.parametrize("phi", DOWNCASTS)
 def test_what_is_fused_is_what_was_computed(phi):
     _, layer = make_layer("q4_0", phi=phi, bias=False)
     eye = torch.eye(layer.in_features)
-    assert torch.equal(layer(eye).T, dequantize(layer.integers(), layer.stored_scale()))
+    assert torch.equal(layer(eye).T, dequantize(layer.integers(), layer.stored()))
 
 
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", [g for g in GRIDS if not DOWNCASTS["fixed"].refuses(GRIDS[g])])
 def test_fixed_point_downcast_moves_no_weight_by_more_than_its_resolution(grid):
     exact = make_layer(grid, phi="fp32", trained=False)[1]
     fixed = make_layer(grid, phi="fixed", trained=False)[1]
     limits = (exact.grid.q_min, exact.grid.q_max)
-    error = (fixed.latent(fixed.phi, fixed.lora_a, fixed.lora_b) - exact.phi.clamp(*limits)).abs()
+    error = (fixed.latent(slice(None)) - exact.phi.clamp(*limits)).abs()
     assert fixed.phi.dtype == torch.int8
     assert error.max() <= 2.0 ** -(8 - exact.grid.bits) / 2 + 1e-6
 

@@ -13,13 +13,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from conftest import SYMMETRIC_GRIDS
 from exporters import onnx as exporter
 from exporters.onnx.folder import genai_config
 from exporters.onnx.verify import OnnxFileError
 from lrqat import hub
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import ExportRefusedError, OutputError
-from lrqat.grid import GRIDS
 
 
 def export(folder, target, **options):
@@ -33,7 +33,7 @@ def copy(onnx_folder, tmp_path):
     return shutil.copytree(onnx_folder("q4_0"), tmp_path / "copy")
 
 
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", SYMMETRIC_GRIDS)
 def test_the_bytes_are_the_checkpoints_by_onnxs_own_reader(grid, onnx_folder, make_fused):
     """numpy_helper, not our reader: integers, scales and floats of every planned tensor."""
     folder, checkpoint = onnx_folder(grid), Checkpoint.open(make_fused(grid))
@@ -51,7 +51,7 @@ def test_the_bytes_are_the_checkpoints_by_onnxs_own_reader(grid, onnx_folder, ma
     assert not any(exporter.verify(folder, checkpoint).values())
 
 
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", SYMMETRIC_GRIDS)
 def test_the_file_is_valid_onnx_with_the_names_that_runtimes_expect(grid, onnx_folder):
     path = onnx_folder(grid) / "model.onnx"
     onnx.checker.check_model(str(path), full_check=True)

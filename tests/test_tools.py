@@ -185,7 +185,7 @@ MISTAKES = [
     (TRAIN + " --model {bad}/t5", "not a causal language model"),
     (TRAIN + " --model {bad}/cut-model", "is damaged"),
     (TRAIN + " --model {fused}", "already a fused checkpoint"),
-    (TRAIN + " --model {model} --grid q4", "did you mean q4_0"),
+    (TRAIN + " --model {model} --grid q40", "did you mean q4_0"),
     (TRAIN + " --model {model} --steps 0", "--steps 0 must be at least 1"),
     (TRAIN + " --model {model} --keep (", "is not a regular expression"),
     (TRAIN + " --model {model} --keep nothing", "matches no linear layer"),

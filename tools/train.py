@@ -2,13 +2,14 @@
 
 import argparse
 import dataclasses
+import os
 import types
 import typing
 from collections.abc import Sequence
 from typing import Any
 
 from lrqat.config import TrainConfig
-from lrqat.grid import GRIDS
+from lrqat.grid import grid_families
 from lrqat.plan import TrainingPlan, plan_training
 from lrqat.report import TrainReport
 from tools import command
@@ -37,7 +38,7 @@ def _add_option(parser: argparse.ArgumentParser, field: Any, hint: Any) -> None:
     flag = "--" + field.name.replace("_", "-")
     text = field.metadata["help"]
     if field.name == "grid":
-        text += "; " + "; ".join(f"{grid.name}: {grid.summary}" for grid in GRIDS.values())
+        text += "; " + "; ".join(grid_families())
     options: dict[str, Any] = {"help": text, "default": field.default}
     if hint is bool:
         options["action"] = "store_true"
@@ -57,15 +58,15 @@ def _plain_type(hint: Any) -> Any:
 
 def config_from(args: argparse.Namespace) -> TrainConfig:
     values = {field.name: getattr(args, field.name) for field in dataclasses.fields(TrainConfig)}
-    return TrainConfig(**{**values, "keep": tuple(args.keep)})
+    return TrainConfig(**{**values, "keep": tuple(args.keep), "grid_for": tuple(args.grid_for)})
 
 
 def show_plan(out: command.Output, plan: TrainingPlan, config: TrainConfig) -> None:
     surgery = plan.surgery
-    columns = next(iter(surgery.quantized.values()))[1]
+    grids = ", ".join(sorted({target.grid.name for target in surgery.quantized.values()}))
     out.say(
-        f"{len(surgery.quantized)} projections, {surgery.weights:,} weights, go on {config.grid} "
-        f"({surgery.grid.bits_per_weight(columns):.3g} bits a weight)"
+        f"{len(surgery.quantized)} weights with {surgery.weights:,} values go on {grids} "
+        f"({surgery.bits_per_weight:.4g} bits a weight)"
     )
     for name, reason in surgery.kept.items():
         out.say(f"stays in floating point: {name} ({reason})")
@@ -86,7 +87,8 @@ def _mib(size: int) -> str:
 def _change(report: TrainReport) -> str:
     if report.kl_after is not None:
         return f"KL {report.kl_after:.5f} against {report.kl_rounded:.5f}"
-    return f"perplexity {report.after.perplexity:.4f} against {report.rounded.perplexity:.4f}"
+    rounded = report.rounded.perplexity if report.rounded else float("nan")
+    return f"perplexity {report.after.perplexity:.4f} against {rounded:.4f}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,21 +96,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = command.Output(args.json)
     config = config_from(args)
     plan = plan_training(config)
-    show_plan(out, plan, config)
+    if _is_first():
+        show_plan(out, plan, config)
     if args.dry_run:
         out.result(plan.to_json())
         return command.OK
     from lrqat.training import train
 
     report = train(config, overwrite=args.overwrite, resume=args.resume, say=out.say)
+    if _is_first():
+        _show_report(out, report)
+    return command.OK
+
+
+def _is_first() -> bool:
+    """Whether this is the process that talks: torchrun gives each a rank."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _show_report(out: command.Output, report: TrainReport) -> None:
     out.say(
         f"{report.changed:.2%} of the integers changed; {report.seconds:.0f} s of training; "
         f"fused checkpoint in {report.output}"
     )
     if report.made_worse:
         out.warn(f"training made the model worse: {_change(report)} at round-to-nearest. {_REMEDY}")
+    if report.skipped_steps:
+        out.warn(f"{report.skipped_steps} steps were skipped: loss or gradients were not finite")
     out.result(report.to_json())
-    return command.OK
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 
 import gguf
 
+from exporters.activations import refuses_activations
 from exporters.gguf.architectures import Architecture, find_architecture
 from exporters.gguf.blocks import Block, float_blocks, row_bytes
 from exporters.gguf.key_values import KeyValue
@@ -149,6 +150,8 @@ def plan(checkpoint: Checkpoint, options: Options | None = None) -> Plan:
         return made
     made.architecture = architecture.name
     made.refusals += architecture.refuses(checkpoint.config)
+    reason = refuses_activations(checkpoint, "llama.cpp", ("q8_0", "q8_k"))
+    made.refusals += [reason] if reason else []
     _plan_tensors(made, architecture)
     _plan_metadata(made, architecture)
     return made

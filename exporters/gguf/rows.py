@@ -12,20 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrqat.errors import ExportRefusedError
-from lrqat.grid import Grid
+from lrqat.grid import FloatScale, Grid
 
 
 def refuses_blocks(
     type_name: str, block: int, q_min: int, q_max: int, grid: Grid, in_features: int
 ) -> str | None:
     """Why blocks of `block` integers q_min..q_max with an fp16 scale cannot hold a row, or None."""
+    if not grid.symmetric:
+        offset = "minima" if grid.minimum else "zero-points"
+        return f"{grid.name} has {offset} and {type_name} has none"
     if grid.q_min < q_min or grid.q_max > q_max:
         return (
             f"{grid.name}'s integers {grid.q_min}..{grid.q_max} leave "
             f"{type_name}'s {q_min}..{q_max}"
         )
-    if grid.scale_dtype != "float16":
-        return f"{grid.name}'s scales are {grid.scale_dtype} and {type_name} stores float16"
+    if grid.scale != FloatScale("float16"):
+        kind = grid.scale.dtype if isinstance(grid.scale, FloatScale) else "not plain numbers"
+        return f"{grid.name}'s scales are {kind} and {type_name} stores float16"
     if in_features % block:
         return f"rows of {in_features} weights do not divide into {type_name}'s blocks of {block}"
     if grid.group_size is not None and grid.group_size % block:

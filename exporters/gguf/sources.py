@@ -44,11 +44,7 @@ class Source:
     def read_quantized(self, checkpoint: Checkpoint) -> QuantizedTensor:
         """Integers and scales in the file's row order."""
         tensor = checkpoint.quantized(self.origin)
-        if self.row_order is None:
-            return tensor
-        # One index for both, so a row never parts from its scales.
-        q, scale = tensor.q[self.row_order], tensor.scale[self.row_order]
-        return QuantizedTensor(tensor.name, q, scale, tensor.grid)
+        return tensor if self.row_order is None else tensor.take(self.row_order)
 
     def read_values(self, checkpoint: Checkpoint) -> NDArray[np.float32]:
         """The exact values in the file's row order, float32 (rows, columns).

@@ -7,6 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from exporters.activations import refuses_activations
 from exporters.onnx.options import Options
 from exporters.onnx.weights import KINDS
 from lrqat.checkpoint import Checkpoint
@@ -120,14 +121,28 @@ def plan(checkpoint: Checkpoint, options: Options | None = None) -> Plan:
         except UserError as error:
             made.refusals.append(f"{name}: {error}")
             continue
+        reason = _refuses(checkpoint, name, grid)
+        if reason:
+            made.refusals.append(f"{name}: {reason}")
+            continue
         made.tensors.append(_planned(f"{name}.weight", "integers", name, shape, grid))
         made.tensors.append(_planned(f"{name}.weight_scale", "scales", name, shape, grid))
     linear = {f"{name}.weight" for name in checkpoint.manifest["kept"]}
     for name in checkpoint.floating_names:
         kind = "linear" if name in linear else "float"
         made.tensors.append(_planned(name, kind, name, checkpoint.shape(name), None))
+    reason = refuses_activations(checkpoint, "ONNX Runtime", ("ort-level4",))
+    made.refusals += [reason] if reason else []
     made.notes += _notes(checkpoint)
     return made
+
+
+def _refuses(checkpoint: Checkpoint, name: str, grid: Grid) -> str | None:
+    if checkpoint.kind(name) != "linear":
+        return f"a trained {checkpoint.kind(name)} has no form in ONNX here; train it with --keep"
+    if not grid.symmetric:
+        return f"{grid.name} is not symmetric; train on a grid like int4-g32, which is"
+    return None
 
 
 def default_name(checkpoint: Checkpoint) -> str:

@@ -47,7 +47,7 @@ class Kind:
 def integer_type(grid: Grid | None) -> ir.DataType:
     """INT4 or INT8, the narrower that holds the grid."""
     assert grid is not None
-    return ir.DataType.INT4 if grid.bits <= 4 else ir.DataType.INT8
+    return ir.DataType.INT4 if grid.q_min >= -8 and grid.q_max <= 7 else ir.DataType.INT8
 
 
 def _read_integers(checkpoint: Checkpoint, name: str) -> NDArray[Any]:

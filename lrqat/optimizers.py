@@ -1,0 +1,95 @@
+"""The optimisers, and which rate each trained parameter gets."""
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from lrqat.errors import UserError
+
+# Last component of a parameter's name -> the rate it learns at.
+RATE_OF = {
+    "lora_a": "low_rank",
+    "lora_b": "low_rank",
+    "scale": "scale",
+    "minimum": "scale",
+    "weight": "weight",
+}
+_BITSANDBYTES = "bitsandbytes>=0.50"
+Groups = list[dict[str, Any]]
+
+
+def _adamw(groups: Groups, **settings: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, **settings)
+
+
+def _adamw8bit(groups: Groups, **settings: Any) -> torch.optim.Optimizer:
+    """Both moments in 8 bits, a scale every 256 entries; below 4096 entries in float32."""
+    return _bitsandbytes().optim.AdamW8bit(groups, **settings)
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "adamw8bit": _adamw8bit,
+}
+
+
+def refuse_unavailable(name: str) -> None:
+    """Raise UserError if there is no optimiser `name`, or its library is not installed."""
+    if name not in OPTIMIZERS:
+        raise UserError(f"--optimizer {name!r} is unknown; choose {', '.join(OPTIMIZERS)}")
+    if name == "adamw8bit":
+        _bitsandbytes()
+
+
+def make_optimizer(
+    name: str,
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    rates: Mapping[str, float],
+    *,
+    betas: tuple[float, float],
+    weight_decay: float,
+) -> torch.optim.Optimizer:
+    """An optimiser with one group of parameters for every rate that occurs.
+
+    Args:
+        name: a name in `OPTIMIZERS`.
+        parameters: names and parameters to train.
+        rates: peak rate by its name: the values of `RATE_OF`.
+        betas: decay of the first and second moment.
+        weight_decay: decoupled, the same for all.
+
+    Raises:
+        UserError: no such optimiser, or its library is not installed.
+        ValueError: a parameter that no rate is known for.
+    """
+    refuse_unavailable(name)
+    groups: dict[str, list[nn.Parameter]] = {}
+    for full_name, parameter in parameters:
+        groups.setdefault(_rate_of(full_name), []).append(parameter)
+    # The first group's rate is the one that the Trainer logs: that of A and B, where there are any.
+    order = [rate for rate in dict.fromkeys(RATE_OF.values()) if rate in groups]
+    return OPTIMIZERS[name](
+        [{"params": groups[rate], "lr": rates[rate]} for rate in order],
+        betas=betas,
+        weight_decay=weight_decay,
+    )
+
+
+def _rate_of(name: str) -> str:
+    last = name.rpartition(".")[2]
+    if last not in RATE_OF:
+        raise ValueError(f"no learning rate is known for the parameter {name}; see RATE_OF")
+    return RATE_OF[last]
+
+
+def _bitsandbytes() -> Any:
+    try:
+        return importlib.import_module("bitsandbytes")
+    except ImportError as error:
+        raise UserError(
+            f"--optimizer adamw8bit needs bitsandbytes ({error}); install it with "
+            f'pip install "{_BITSANDBYTES}", or use --optimizer adamw'
+        ) from None

@@ -1,0 +1,89 @@
+"""Weights on a grid that are not linear layers: embeddings, and stacks of experts."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lrqat.quantize import to_weights
+from lrqat.weight import BuildWeight, QuantizedWeight
+
+
+class LRQATEmbedding(nn.Module):
+    """An embedding on a grid. A tied output head is the same `QuantizedWeight`.
+
+    Only the rows that are looked up are built.
+
+    Attributes:
+        table: the weight (vocabulary, hidden); the head itself where they are tied.
+        factor: what the rows are multiplied by (Gemma scales its embeddings), or None.
+        exact: compute with the full-precision weight instead, see `lrqat.layer.full_precision`.
+    """
+
+    def __init__(
+        self, table: QuantizedWeight, dtype: torch.dtype, factor: float | None = None
+    ) -> None:
+        """Look up rows of `table` in `dtype`."""
+        super().__init__()
+        self.table, self.dtype, self.exact = table, dtype, False
+        # Rounded to the type of the model first, as transformers does.
+        self.factor = None if factor is None else torch.tensor(factor, dtype=dtype).item()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Rows (..., hidden) of ids (...), in the dtype of the model; autocast changes nothing."""
+        unique, where = ids.flatten().unique(return_inverse=True)
+        rows = self._original(unique) if self.exact else self._rows(unique)
+        y = F.embedding(where.view(ids.shape), rows).to(self.dtype)
+        return y if self.factor is None else y * self.factor
+
+    def _rows(self, ids: Tensor) -> Tensor:
+        part = _RowsOf(self.table, ids)
+        return BuildWeight.apply(part, torch.float32, *part.trained().values())
+
+    @torch.no_grad()
+    def _original(self, ids: Tensor) -> Tensor:
+        table = self.table
+        phi = table.downcast.decode(table.phi[ids], table.grid, table.in_features, torch.float32)
+        return to_weights(phi, table.start_ranges()[ids]).to(table.source_dtype).float()
+
+
+class _RowsOf(QuantizedWeight):
+    """Some rows of another weight; gradients reach it through the indexing."""
+
+    def __init__(self, table: QuantizedWeight, ids: Tensor) -> None:
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = len(ids), table.in_features
+        self.grid, self.downcast, self.scaling = table.grid, table.downcast, table.scaling
+        # Plain attributes: these are slices for one use, not parameters of a module.
+        zero = table.zero_point
+        parts: dict[str, Any] = {
+            "phi": table.phi[ids],
+            "lora_a": table.lora_a[ids],
+            "lora_b": table.lora_b,
+            "scale": table.scale[ids],
+            "minimum": None if table.minimum is None else table.minimum[ids],
+            "zero_point": None if zero is None else zero[ids],
+        }
+        self.__dict__.update(parts)
+
+
+class LRQATExperts(nn.ModuleList):
+    """A stack of experts' weights on a grid, in the place of a 3-D parameter (experts, out, in).
+
+    Indexing it, as the eager code of transformers does (`self.down_proj[expert]`), builds the
+    weight of that expert alone.
+    """
+
+    def __init__(self, experts: list[QuantizedWeight], dtype: torch.dtype) -> None:
+        """Stack `experts`, which give weights of `dtype`."""
+        super().__init__(experts)
+        self.dtype, self.exact = dtype, False
+
+    def __getitem__(self, index: Any) -> Any:
+        weight = super().__getitem__(int(index))
+        assert isinstance(weight, QuantizedWeight)
+        if self.exact:
+            shape = (weight.out_features, weight.in_features)
+            return weight.original(torch.empty(shape, dtype=self.dtype, device=weight.scale.device))
+        return BuildWeight.apply(weight, self.dtype, *weight.trained().values())

@@ -1,0 +1,99 @@
+"""Two real processes (gloo, on the CPU) against one: gradients, steps, states, skipped steps."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "tests" / "train_distributed.py"
+TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Function (launcher, phi, further arguments, environment) -> output folder; run once each."""
+    made = {}
+
+    def start(launcher, phi, *more, **environment):
+        key = (*launcher, phi, *more, *environment)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("run")
+            done = subprocess.run(
+                [sys.executable, *launcher, str(SCRIPT), str(made[key]), phi, *more],
+                env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment,
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
+            assert done.returncode == 0, done.stderr[-4000:]
+        return made[key]
+
+    return start
+
+
+def about(folder):
+    return json.loads((folder / "about.json").read_text())
+
+
+def close(first, second, **tolerance):
+    assert first.keys() == second.keys()
+    for name in first:
+        assert np.abs(first[name]).max() > 0, name
+        np.testing.assert_allclose(first[name], second[name], err_msg=name, **tolerance)
+
+
+KINDS = [
+    pytest.param("fp32", {}, id="ddp"),
+    pytest.param("fp32", {"LRQAT_TEST_FSDP": "1"}, id="fsdp"),
+    pytest.param("fixed+parameter", {"LRQAT_TEST_FSDP": "1"}, id="fsdp-int8-phi-sharded"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("phi", "environment"), KINDS)
+def test_two_processes_with_half_the_batch_take_the_steps_of_one(run, phi, environment):
+    one, two = run([], phi), run(TWO, phi, **environment)
+    gradients = [load_file(folder / "gradients.safetensors") for folder in (one, two)]
+    assert {name.rpartition(".")[2] for name in gradients[0]} == {"lora_a", "lora_b", "scale"}
+    largest = max(np.abs(g).max() for g in gradients[0].values())
+    close(*gradients, rtol=1e-4, atol=1e-6 * largest)
+    sharded = about(two)["sharded"]
+    assert any(name.endswith("lora_a") for name in sharded) == bool(environment)
+    assert any(name.endswith("phi") for name in sharded) == ("+parameter" in phi)
+    losses = [[entry["loss"] for entry in about(f)["history"]] for f in (one, two)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    # Adam divides by the gradient's size, so where a gradient is rounding, steps are too: compare
+    # what is computed with the parameters, not the parameters.
+    whole = [load_file(folder / "whole.safetensors") for folder in (one, two)]
+    np.testing.assert_allclose(whole[0].pop("loss"), whole[1].pop("loss"), rtol=1e-5)
+    assert all((whole[0][name] != whole[1][name]).mean() < 1e-3 for name in whole[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("phi", "environment"), KINDS)
+def test_a_run_on_two_processes_resumes_bit_for_bit(run, phi, environment):
+    folder = run(TWO, phi, **environment)
+    first, again = (folder / part / "checkpoint-2" for part in ("first", "again"))
+    for name in ("adapters.safetensors", "optimizer.safetensors"):
+        tensors = load_file(first / name), load_file(again / name)
+        assert tensors[0].keys() == tensors[1].keys()
+        assert all(np.array_equal(tensors[0][key], tensors[1][key]) for key in tensors[0])
+    generators = load_file(first / "random.safetensors")
+    assert {name.partition(".")[0] for name in generators} == {"0", "1"}
+    assert not [p for p in folder.rglob("*") if p.suffix in (".pt", ".pth", ".bin", ".pkl")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", [{}, {"LRQAT_TEST_FSDP": "1"}], ids=["ddp", "fsdp"])
+def test_a_loss_that_is_bad_on_one_rank_is_skipped_on_all(run, environment):
+    folder = run(TWO, "fp32", "bad", **environment)
+    assert about(folder)["skipped"] == 1
+    for name in ("adapters.safetensors", "optimizer.safetensors"):
+        before, after = (load_file(folder / "first" / f"checkpoint-{n}" / name) for n in (1, 2))
+        assert all(np.array_equal(before[key], after[key]) for key in before)

@@ -1,0 +1,279 @@
+"""The cache of a teacher's most likely tokens: what it holds, resuming, and what it refuses."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from lrqat import teacher_cache
+from lrqat.data import TokenBlocks
+from lrqat.errors import DataError, OutputError, UserError
+from lrqat.losses import CachedTeacher, ModelTeacher, Objective
+from lrqat.teacher_cache import (
+    FILE_NAME,
+    CachedBlocks,
+    CacheKey,
+    TeacherCache,
+    is_complete,
+    write_cache,
+)
+
+VOCABULARY, LENGTH, BLOCKS = 61, 12, 7
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    torch.manual_seed(0)
+    config = Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=3.0, initializer_range=0.5)
+    return Gemma2ForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def blocks():
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, BLOCKS * LENGTH)
+    return TokenBlocks(tokens.astype(np.int32), LENGTH)
+
+
+@pytest.fixture
+def two_a_shard(monkeypatch):
+    """Shards of two blocks, the last of one, for k = 5 in float32."""
+    monkeypatch.setattr(teacher_cache, "_SHARD_BYTES", 2 * LENGTH * 5 * 8 + 1)
+
+
+def key_of(blocks, k=5, dtype="float32"):
+    return CacheKey.of(blocks, teacher="tiny", k=k, vocabulary=VOCABULARY, dtype=dtype)
+
+
+def logprobs_of(teacher, blocks):
+    with torch.no_grad():
+        ids = torch.from_numpy(blocks.tokens.astype(np.int64))
+        return teacher(input_ids=ids).logits.log_softmax(-1)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-5), ("float16", 0.004)])
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_every_block_gets_its_own_most_likely_tokens(
+    teacher, blocks, tmp_path, two_a_shard, dtype, atol, batch_size
+):
+    key = key_of(blocks, dtype=dtype)
+    write_cache(tmp_path, key, blocks, teacher, batch_size=batch_size)
+    cache = TeacherCache.open(tmp_path, key)
+    values, ids = logprobs_of(teacher, blocks).topk(5)
+    for block in range(BLOCKS):
+        found, found_ids = cache[block]
+        assert (found.dtype, found_ids.dtype) == (getattr(torch, dtype), torch.int32)
+        assert torch.equal(found_ids.long(), ids[block])
+        torch.testing.assert_close(found.float(), values[block], rtol=0, atol=atol)
+
+
+def test_the_size_that_the_key_promises_is_the_size_on_disk(teacher, blocks, tmp_path, two_a_shard):
+    key = key_of(blocks)
+    write_cache(tmp_path, key, blocks, teacher, batch_size=2)
+    shards = sorted(path.name for path in tmp_path.glob("shard-*"))
+    assert shards == [f"shard-0000{i}.safetensors" for i in range(4)]
+    tensors = [t for name in shards for t in load_file(tmp_path / name).values()]
+    assert sum(t.numel() * t.itemsize for t in tensors) == key.bytes
+    assert sorted(p.name for p in tmp_path.iterdir()) == [*shards, FILE_NAME]
+
+
+def test_with_the_whole_vocabulary_training_is_that_with_the_teacher(teacher, blocks, tmp_path):
+    key = key_of(blocks, k=VOCABULARY)
+    write_cache(tmp_path, key, blocks, teacher, batch_size=4)
+    rows = CachedBlocks(blocks, TeacherCache.open(tmp_path, key))
+    batch = next(iter(DataLoader(rows, batch_size=4)))
+    assert {name: tuple(t.shape) for name, t in batch.items()} == {
+        "input_ids": (4, LENGTH),
+        "teacher_logprobs": (4, LENGTH, VOCABULARY),
+        "teacher_ids": (4, LENGTH, VOCABULARY),
+    }
+    torch.manual_seed(1)
+    student = LlamaForCausalLM(LlamaConfig(**SIZES))
+    cached = Objective(CachedTeacher(), 0.2)(student, **batch)
+    direct = Objective(ModelTeacher(teacher), 0.2)(student, batch["input_ids"])
+    torch.testing.assert_close(cached, direct)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_fewer_tokens_are_a_lower_bound_that_rises_with_k(teacher, blocks, tmp_path, dtype):
+    torch.manual_seed(1)
+    student = LlamaForCausalLM(LlamaConfig(**SIZES, initializer_range=0.5))
+    found = []
+    for k in (1, 4, 16, VOCABULARY):
+        key = key_of(blocks, k=k, dtype=dtype)
+        write_cache(tmp_path / str(k), key, blocks, teacher, batch_size=8)
+        rows = CachedBlocks(blocks, TeacherCache.open(tmp_path / str(k), key))
+        batch = next(iter(DataLoader(rows, batch_size=BLOCKS)))
+        with torch.no_grad():
+            found.append(Objective(CachedTeacher())(student, **batch).item())
+    full = Objective(ModelTeacher(teacher))(student, batch["input_ids"]).item()
+    assert 0 < found[0] < found[1] < found[2] < found[3]
+    assert found[3] == pytest.approx(full, rel=1e-5 if dtype == "float32" else 2e-3)
+
+
+def test_workers_of_a_data_loader_read_it(teacher, blocks, tmp_path):
+    key = key_of(blocks)
+    write_cache(tmp_path, key, blocks, teacher, batch_size=8)
+    rows = CachedBlocks(blocks, TeacherCache.open(tmp_path, key))
+    loader = DataLoader(rows, batch_size=2, num_workers=1)
+    found = torch.cat([batch["teacher_ids"] for batch in loader])
+    assert torch.equal(found, torch.stack([row["teacher_ids"] for row in rows]))
+
+
+class Stopping:
+    """Progress that is interrupted before a batch."""
+
+    def __init__(self, after):
+        self.after, self.seen = after, 0
+
+    def __call__(self, batches):
+        for batch in batches:
+            if self.seen == self.after:
+                raise KeyboardInterrupt
+            self.seen += 1
+            yield batch
+
+
+def test_a_stopped_run_goes_on_at_the_first_missing_shard(teacher, blocks, tmp_path, two_a_shard):
+    key = key_of(blocks)
+    with pytest.raises(KeyboardInterrupt):
+        write_cache(tmp_path / "a", key, blocks, teacher, batch_size=1, progress=Stopping(5))
+    assert not is_complete(tmp_path / "a", key)
+    with pytest.raises(DataError, match="no complete teacher cache"):
+        TeacherCache.open(tmp_path / "a", key)
+    kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "a").iterdir()}
+    assert len(kept) == 2
+    rest = Stopping(100)
+    write_cache(tmp_path / "a", key, blocks, teacher, batch_size=1, progress=rest)
+    assert rest.seen == 3  # of 7 blocks, four were done; the fifth's shard was not whole
+    assert all((tmp_path / "a" / name).stat().st_mtime_ns == at for name, at in kept.items())
+    write_cache(tmp_path / "b", key, blocks, teacher, batch_size=1)
+    for path in (tmp_path / "b").iterdir():
+        assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes()
+
+
+def test_a_complete_cache_needs_no_teacher(teacher, blocks, tmp_path):
+    key = key_of(blocks)
+    assert not is_complete(tmp_path, key)
+    write_cache(tmp_path, key, blocks, teacher, batch_size=8)
+    assert is_complete(tmp_path, key)
+    write_cache(tmp_path, key, blocks, None, batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("teacher", "another"), ("k", 4), ("dtype", "float16"), ("tokens_sha256", "0" * 64)],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_cache_of_something_else_is_refused(teacher, blocks, tmp_path, name, value, finished):
+    key = key_of(blocks)
+    write_cache(tmp_path, key, blocks, teacher, batch_size=8)
+    if not finished:
+        (tmp_path / FILE_NAME).unlink()
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    other = dataclasses.replace(key, **{name: value})
+    expected = f"with {name} {getattr(key, name)!r}, and this run needs {value!r}; give another"
+    with pytest.raises(DataError, match=expected):
+        write_cache(tmp_path, other, blocks, teacher, batch_size=8)
+    assert before == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+
+def test_one_changed_token_is_another_text(blocks):
+    tokens = blocks.tokens.copy()
+    tokens[-1, -1] += 1
+    other = TokenBlocks(tokens.reshape(-1), LENGTH)
+    assert key_of(other).tokens_sha256 != key_of(blocks).tokens_sha256
+    assert key_of(TokenBlocks(blocks.tokens.reshape(-1), 6)) != key_of(blocks)
+
+
+@settings(max_examples=25, deadline=None)
+@given(at=st.integers(0, 10**6), bit=st.integers(0, 7))
+def test_an_altered_shard_is_found(written, at, bit):
+    folder, key = written
+    path = folder / "shard-00000.safetensors"
+    data = path.read_bytes()
+    altered = bytearray(data)
+    altered[at % len(data)] ^= 1 << bit
+    path.write_bytes(altered)
+    try:
+        with pytest.raises(DataError, match="is not what was written"):
+            TeacherCache.open(folder, key)
+    finally:
+        path.write_bytes(data)
+    TeacherCache.open(folder, key)
+
+
+@pytest.fixture(scope="module")
+def written(teacher, blocks, tmp_path_factory):
+    folder, key = tmp_path_factory.mktemp("cache"), key_of(blocks)
+    write_cache(folder, key, blocks, teacher, batch_size=8)
+    return folder, key
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"shards": 3}', b"\xff"])
+def test_a_damaged_index_is_refused(teacher, blocks, tmp_path, content):
+    key = key_of(blocks)
+    (tmp_path / FILE_NAME).write_bytes(content)
+    with pytest.raises(DataError, match=FILE_NAME):
+        is_complete(tmp_path, key)
+
+
+def test_a_file_in_the_place_of_a_shard_is_refused(teacher, blocks, tmp_path):
+    (tmp_path / "shard-00000.safetensors").write_bytes(b"mine")
+    with pytest.raises(DataError, match="is no shard of a teacher cache"):
+        write_cache(tmp_path, key_of(blocks), blocks, teacher, batch_size=8)
+    assert (tmp_path / "shard-00000.safetensors").read_bytes() == b"mine"
+
+
+def test_a_missing_shard_is_found(teacher, blocks, tmp_path, two_a_shard):
+    key = key_of(blocks)
+    write_cache(tmp_path, key, blocks, teacher, batch_size=8)
+    (tmp_path / "shard-00002.safetensors").unlink()
+    with pytest.raises(DataError, match=r"shard-00002\.safetensors is missing"):
+        TeacherCache.open(tmp_path, key)
+
+
+def test_a_file_as_the_folder_is_an_output_error(teacher, blocks, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="is a file"):
+        write_cache(tmp_path / "file", key_of(blocks), blocks, teacher, batch_size=8)
+
+
+@pytest.mark.parametrize("k", [0, -1, VOCABULARY + 1])
+def test_a_k_outside_the_vocabulary_is_refused(blocks, k):
+    with pytest.raises(UserError, match=f"--teacher-top-k {k} must be between 1 and the"):
+        key_of(blocks, k=k)
+
+
+def test_an_unknown_dtype_is_refused(blocks):
+    with pytest.raises(UserError, match="'int8' is not known; choose float16, float32"):
+        key_of(blocks, dtype="int8")
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(teacher, blocks, tmp_path):
+    key = dataclasses.replace(key_of(blocks), vocabulary=VOCABULARY + 1)
+    with pytest.raises(UserError, match=f"vocabulary of {VOCABULARY} and the model one of"):
+        write_cache(tmp_path, key, blocks, teacher, batch_size=8)
+
+
+def test_the_index_names_what_it_is_of(written):
+    folder, key = written
+    index = json.loads((folder / FILE_NAME).read_text())
+    assert index["format"] == "lrqat-teacher-cache"
+    assert {name: index[name] for name in dataclasses.asdict(key)} == dataclasses.asdict(key)
+    assert list(index["shards"]) == ["shard-00000.safetensors"]
