@@ -46,7 +46,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt torch==2.13.0
 	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt \
-		-e ".[gguf,onnx,llama-cpp,dev]"
+		-e ".[gguf,onnx,llama-cpp,optim8bit,dev]"
 	@touch $@
 
 clean:

@@ -22,12 +22,15 @@ from lrqat.weight import Gradients, QuantizedWeight, row_blocks
 
 
 class _Keep(torch.autograd.Function):
-    """Keeps a tensor as autograd keeps things: hooks (checkpointing) and changes in place count."""
+    """Keeps a tensor as autograd keeps things: hooks (checkpointing) and changes in place count.
+
+    The graph holds `leaf`, whose gradient makes it a graph, for as long; so that is not the tensor.
+    """
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+    def forward(ctx: Any, leaf: Tensor, tensor: Tensor) -> Tensor:
         ctx.save_for_backward(tensor)
-        return tensor.new_empty(0)
+        return leaf.new_empty(0)
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> None:
@@ -36,13 +39,16 @@ class _Keep(torch.autograd.Function):
 
 class _Project(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: "LRQATLinear", *trained: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, layer: "LRQATLinear", keep_output: bool, *trained: Tensor
+    ) -> Tensor:
         ctx.layer, ctx.output = layer, None
         ctx.save_for_backward(x, *trained)
         y = F.linear(x, layer.write_weight(_like_weight(layer, x), layer.stored()))
-        if thin.suits(layer) and any(ctx.needs_input_grad[2:]):
+        if keep_output and any(ctx.needs_input_grad[3:]):
             with torch.enable_grad():
-                ctx.output = _Keep.apply(y.detach().requires_grad_()).grad_fn
+                leaf = y.new_empty(0, requires_grad=True)
+                ctx.output = _Keep.apply(leaf, y.detach()).grad_fn
         return y
 
     @staticmethod
@@ -57,7 +63,7 @@ class _Project(torch.autograd.Function):
         if weight is None:
             weight = _dense_gradients(layer, grads, inputs, grad)
         grad_x = (grad @ weight).view(x.shape) if ctx.needs_input_grad[0] else None
-        return grad_x, None, *(grads[name] for name in layer.trained())
+        return grad_x, None, None, *(grads[name] for name in layer.trained())
 
 
 def _kept_output(ctx: Any) -> Tensor | None:
@@ -139,7 +145,8 @@ class LRQATLinear(QuantizedWeight):
             if self.exact:
                 y = F.linear(x, self.original(_like_weight(self, x)))
             else:
-                y = _Project.apply(x, self, *self.trained().values())
+                keep_output = torch.is_grad_enabled() and thin.suits(self)
+                y = _Project.apply(x, self, keep_output, *self.trained().values())
             return y if self.bias is None else y + self.bias.to(y.dtype)
 
 

@@ -1,13 +1,14 @@
 """A training step on the meta device: the real code on tensors that have shapes and no memory.
 
 The live tensors of the step are counted as they would be, by purpose, so nothing here knows an
-architecture, a method, or what autograd keeps. Five things need help:
+architecture, a method, or what autograd keeps. Six things need help:
 
     attention      on meta, PyTorch takes the way that keeps attention matrices; on CPU and GPU it
                    takes the fused one, which keeps its inputs, its output and one sum a row
     blocks         a weight is built in blocks of rows that are all alike: one of them is enough
     autocast       PyTorch refuses to be asked about it on meta, where it is always off
     ranges         are not searched for
+    clipping       one weight of a block is taken to be clipped
     values         the meta device has none. A question about them is answered with yes (the one
                    that transformers asks is whether all of a row is one text), and tokens are
                    taken to be all different
@@ -27,11 +28,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lrqat import layer, prepare, weight
+from lrqat import layer, prepare, thin, weight
 from lrqat.grid import Grid
 from lrqat.head import Split
 from lrqat.losses import Objective
-from lrqat.quantize import Ranges
+from lrqat.quantize import Ranges, limits
 
 
 class PurposeCounter(TorchDispatchMode):
@@ -102,6 +103,7 @@ def shapes_only() -> Iterator[None]:
         (weight, "row_blocks", _first_block),
         (layer, "row_blocks", _first_block),
         (prepare, "find_ranges", _empty_ranges),
+        (thin, "outside", _one_outside),
         (torch, "is_autocast_enabled", _never_on_meta),
         (torch, "autocast", _none_on_meta),
         # Not one of `_ANSWERS`: those are not asked when checkpointing computes a layer again.
@@ -225,6 +227,14 @@ def _empty_ranges(original: Any, values: Tensor, grid: Grid, *how: Any) -> Range
     shape = (values.shape[0], grid.groups(values.shape[1]))
     has = (True, grid.minimum is not None, grid.zero_point)
     return Ranges.of(torch.empty(shape, device="meta") if part else None for part in has)
+
+
+def _one_outside(original: Any, latent: Tensor, grid: Grid) -> Tensor:
+    if not latent.is_meta:
+        return original(latent, grid)
+    # What `outside` looks through is as large as the block, and counts.
+    beyond = latent - latent.clamp(*limits(grid))
+    return torch.empty(1, 2, dtype=torch.long, device=beyond.device)
 
 
 def _never_on_meta(original: Any, *device: Any) -> bool:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lrqat.quantize import outside
-from lrqat.weight import Gradients, QuantizedWeight
+from lrqat.weight import Gradients, QuantizedWeight, row_blocks
 
 # Half of where the dense path becomes the cheaper one, in bfloat16.
 ENTRIES_PER_CLIPPED = 256
@@ -85,7 +85,10 @@ def add_gradients(
     scale = weight.stored().scale  # (out, 1)
     grad_a, grad_b, grad_scale = (grads[name] for name in ("lora_a", "lora_b", "scale"))
     if grad_scale is not None:
-        grad_scale.addcdiv_((grad * y).sum(0, dtype=scale.dtype)[:, None], scale)
+        # In blocks: their products in the dtype of the scales are small.
+        for tokens in row_blocks(*grad.shape):
+            products = (grad[tokens].to(scale.dtype) * y[tokens]).sum(0)
+            grad_scale.addcdiv_(products[:, None], scale)
     if grad_a is None or grad_b is None:
         return
     scaled_a = weight.lora_a * scale * weight.scaling

@@ -29,6 +29,7 @@ from lrqat.activations import (
     range_of,
 )
 from lrqat.errors import CheckpointError, DataError, GridError, UserError
+from lrqat.prepare import Settings, prepare
 
 INTEGER = [name for name in ACTIVATION_GRIDS if name.startswith("int")]
 TOKEN = [name for name in INTEGER if name.endswith("token")]
@@ -285,7 +286,7 @@ def test_attached_inputs_are_what_the_layer_multiplies(name, model, names, batch
 @pytest.mark.parametrize("name", ["int8-token", "int8-tensor"])
 def test_trains_through_lrqat_layers_with_block_checkpointing(name, model, names, batches):
     grid = ACTIVATION_GRIDS[name]
-    surgery.prepare(model, surgery.plan_surgery(model, "q4_0"), rank=2)
+    prepare(model, surgery.plan_surgery(model, "q4_0"), Settings(rank=2))
     ranges = calibrate(model, grid, names, batches) if grid.static else None
     attach(model, grid, names, ranges, learn_scale=grid.static, learn_zero_point=grid.static)
     gradients = []

@@ -17,7 +17,7 @@ from lrqat.errors import CheckpointError, NonFiniteLossError, UserError
 from lrqat.guard import MOST_IN_A_ROW, StepGuard
 from lrqat.losses import Objective
 from lrqat.optimizers import make_optimizer, refuse_unavailable
-from lrqat.prepare import prepare, quantized_layers
+from lrqat.prepare import Settings, prepare, quantized_layers
 from lrqat.states import ADAPTERS, OPTIMIZER, TRAINING, read_training
 from lrqat.surgery import plan_surgery
 from lrqat.trainer import (
@@ -38,7 +38,7 @@ def prepared():
     model = make_untrained_model(
         96, hidden=64, intermediate=64, layers=2, heads=2, kv_heads=1, seed=0
     )
-    return prepare(model, plan_surgery(model, "q4_0"), rank=4)
+    return prepare(model, plan_surgery(model, "q4_0"), Settings(rank=4))
 
 
 class Poisoned(Objective):
@@ -161,9 +161,10 @@ def test_gradient_checkpointing_gives_the_same_gradients(prepared):
         inner = copy.deepcopy(prepared)
         for _, layer in quantized_layers(inner):
             nn.init.constant_(layer.lora_a, 0.01)
-        calls = []
+        objective, calls = Objective(), []
+        objective(inner, ids)  # looks for the head first, by running the model
         next(quantized_layers(inner))[1].register_forward_hook(lambda *_, c=calls: c.append(1))
-        model = TrainingModel(inner, Objective(), gradient_checkpointing=on).train()
+        model = TrainingModel(inner, objective, gradient_checkpointing=on).train()
         model(ids)["loss"].backward()
         results.append({name: p.grad for name, p in trained_parameters(model).items()})
         forwards.append(len(calls))
@@ -233,7 +234,7 @@ def test_the_8_bit_optimizer_keeps_8_bit_moments_skips_and_resumes(prepared, tmp
     large = make_untrained_model(
         96, hidden=512, intermediate=512, layers=1, heads=2, kv_heads=2, seed=0
     )
-    prepare(large, plan_surgery(large, "q4_0"), rank=8)
+    prepare(large, plan_surgery(large, "q4_0"), Settings(rank=8))
     whole = make_trainer(large, tmp_path, Poisoned({1}), optimizer="adamw8bit", steps=4)
     whole.train()
     moments = load_file(tmp_path / "checkpoint-4" / OPTIMIZER)

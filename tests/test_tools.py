@@ -322,7 +322,10 @@ def test_a_real_process_prints_one_object_and_nothing_else(tiny_model, text_file
     done = run("train", *arguments, "--eval-windows", 4, "--json")
     assert done.returncode == 0, done.stderr
     report = one_object(done.stdout)
-    assert report.keys() == {*("output", "perplexity", "kl", "changed", "seconds", "made_worse")}
+    assert report.keys() == {
+        *("output", "perplexity", "kl", "same_top_after", "changed", "seconds", "skipped_steps"),
+        "made_worse",
+    }
     assert report["perplexity"].keys() == {"before", "round_to_nearest", "after"}
     done = run("export", tmp_path / "run", "--format", "gguf", "--json")
     assert done.returncode == 0, done.stderr

@@ -26,7 +26,7 @@ from lrqat.callbacks import ProgressLine
 from lrqat.config import TrainConfig
 from lrqat.data import TokenBlocks
 from lrqat.losses import Objective
-from lrqat.prepare import prepare, quantized_layers
+from lrqat.prepare import Settings, prepare, quantized_layers
 from lrqat.sharding import full
 from lrqat.surgery import plan_surgery
 from lrqat.trainer import LRQATTrainer, trained_parameters, training_arguments
@@ -39,14 +39,10 @@ def make_model(phi):
     model = make_untrained_model(
         96, hidden=64, intermediate=128, layers=2, heads=2, kv_heads=1, seed=0
     )
-    prepare(model, plan_surgery(model, "q4_0"), rank=4, phi=phi.removesuffix("+parameter"))
+    prepare(model, plan_surgery(model, "q4_0"), Settings(rank=4, phi=phi))
     torch.manual_seed(1)
     for _, layer in quantized_layers(model):
         nn.init.normal_(layer.lora_a, std=0.1)  # at zero, B would get no gradient
-        if phi.endswith("+parameter") and "phi" in dict(layer.named_buffers()):
-            frozen = layer.phi
-            del layer.phi
-            layer.phi = nn.Parameter(frozen, requires_grad=False)
     return model
 
 
