@@ -8,12 +8,12 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from conftest import SYMMETRIC_GRIDS
 from exporters import gguf
 from lrqat.activation_quantizer import attach
 from lrqat.activations import ACTIVATION_GRIDS, find_activation_grid, quantize, range_of
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import RuntimeUnavailableError
-from lrqat.grid import GRIDS
 from lrqat.reference import load_reference, torch_logits
 from runtime_tests import llama_cpp_ffi as ffi
 from runtime_tests.llama_cpp import LlamaCpp
@@ -259,7 +259,7 @@ def assert_explains(checkpoint, grid, runtime):
     assert typical_difference(torch_logits(model), runtime) < 5e-6
 
 
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", SYMMETRIC_GRIDS)
 def test_whole_models_in_llama_cpp(grid, library, make_fused, tmp_path):
     checkpoint = Checkpoint.open(make_fused(grid))
     gguf.write(gguf.plan(checkpoint), tmp_path / "model.gguf")
