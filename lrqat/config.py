@@ -34,7 +34,8 @@ _LEAST = {
     "importance_tokens": 1,
 }
 SELF = "self"  # as --teacher: the model itself; as --data: text that the model writes
-DTYPES = ("auto", "float32", "bfloat16")
+AUTO = "auto"
+DTYPES = (AUTO, "float32", "bfloat16")
 
 
 def _help(text: str, default: Any) -> Any:
@@ -57,13 +58,19 @@ class TrainConfig:
         "UTF-8 text for the perplexities; default: the start of --data is held out", None
     )
     steps: int = _help("optimiser steps", 500)
-    batch_size: int = _help("sequences a step and device", 8)
-    sequence_length: int = _help("tokens a sequence", 256)
+    batch_size: int = _help("sequences a step and device", 4)
+    sequence_length: int = _help(
+        "tokens a sequence; short ones leave late positions untrained", 512
+    )
     gradient_accumulation: int = _help("batches a step", 1)
     rank: int = _help("r: columns of A, rows of B", 32)
-    alpha: float | None = _help("the update is (alpha/r) A B; default: alpha = 16 r", None)
+    alpha: float | None = _help(
+        "the update is (alpha/r) A B; default: 16 sqrt(32 r), which is 512 at rank 32", None
+    )
     phi: str = _help(f"form of the frozen weights: {', '.join(DOWNCASTS)}", "fp32")
-    range_init: str = _help(f"start scales: {', '.join(RANGE_INITS)}", "l2")
+    range_init: str = _help(
+        f"start scales: {', '.join(RANGE_INITS)}; auto: importance, or l2 with --streamed", AUTO
+    )
     learning_rate: float = _help("peak rate of A and B", 1e-3)
     scale_learning_rate: float = _help("peak rate of the scales", 1e-5)
     weight_learning_rate: float = _help("peak rate of the weights of --method full", 1e-4)
@@ -116,7 +123,7 @@ class TrainConfig:
     eval_windows: int = _help("windows of the perplexities at most", 40)
     save_every: int = _help("steps between resumable states; 0: a tenth of --steps", 0)
     seed: int = _help("of A, B and the order of the text", 0)
-    dtype: str = _help("compute type; auto: float32 on CPU, bfloat16 elsewhere", "auto")
+    dtype: str = _help("compute type; auto: float32 on CPU, bfloat16 elsewhere", AUTO)
     device: str = _help("auto, cpu, or cuda", "auto")
     trust_remote_code: bool = _help("run Python code that the model brings", False)
 
@@ -124,6 +131,7 @@ class TrainConfig:
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise UserError(f"{_flag(name)} {getattr(self, name)} must be at least {least}")
+        self._choose_range_init()
         for name in ("learning_rate", "scale_learning_rate", "weight_learning_rate"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(
@@ -150,6 +158,13 @@ class TrainConfig:
         self._refuse_contradictions()
         refuse_unavailable(self.optimizer)
         self.grids_by_pattern()
+
+    def _choose_range_init(self) -> None:
+        """Put what `auto` stands for into `range_init`."""
+        if self.range_init == AUTO:
+            # Importance is measured on a whole model, or read from a file.
+            measured = not self.streamed or self.imatrix
+            object.__setattr__(self, "range_init", "importance" if measured else "l2")
 
     def _apply_setting(self) -> None:
         """Put what `setting` stands for into `activations` and `kv_bits`."""

@@ -30,9 +30,11 @@ from transformers.pytorch_utils import Conv1D
 
 from lrqat.errors import DataError, ModelError, UserError
 from lrqat.evaluating import evaluating
+from lrqat.methods import LoRALinear
 
 # Tokens squared at a time: keeps the float64 copy of a wide input to a few megabytes.
 _BLOCK_TOKENS = 128
+_Projection = nn.Linear | Conv1D | LoRALinear
 
 
 @torch.no_grad()
@@ -72,9 +74,10 @@ def collect(
 class _InputSquares:
     """Sum of squares (in,) in float64 and number of tokens of one projection."""
 
-    def __init__(self, module: nn.Linear | Conv1D) -> None:
+    def __init__(self, module: _Projection) -> None:
         columns = module.nx if isinstance(module, Conv1D) else module.in_features
-        self.total = torch.zeros(columns, dtype=torch.float64, device=module.weight.device)
+        device = next(module.parameters()).device
+        self.total = torch.zeros(columns, dtype=torch.float64, device=device)
         self.tokens = 0
 
     def add(self, squares: Tensor, tokens: int) -> None:
@@ -140,12 +143,12 @@ def _watching(model: nn.Module, sums: dict[str, _InputSquares]) -> Iterator[None
             handle.remove()
 
 
-def _projection(model: nn.Module, name: str) -> nn.Linear | Conv1D:
+def _projection(model: nn.Module, name: str) -> _Projection:
     try:
         module = model.get_submodule(name)
     except AttributeError:
         raise UserError(f"{name!r} is no module of this {type(model).__name__}") from None
-    if not isinstance(module, nn.Linear | Conv1D):
+    if not isinstance(module, _Projection):
         raise UserError(
             f"{name} is a {type(module).__name__}; importance is measured for nn.Linear and "
             "Conv1D, whose inputs have channels: leave it out"

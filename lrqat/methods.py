@@ -35,6 +35,11 @@ class Method:
     trains: frozenset[str]
     layer: type[nn.Module]
 
+    @property
+    def rounds_inside(self) -> bool:
+        """Whether training sees the rounding; else it comes at the end."""
+        return self.layer is not LoRALinear
+
 
 class FullQATLinear(LRQATLinear):
     """Full quantisation-aware training with learned scales (LSQ): every weight is trained.

@@ -5,6 +5,7 @@ on the meta device, and every weight is read from disk when its turn comes: then
 in memory in full precision, not even once.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,16 @@ from lrqat.surgery import CONV1D, EXPERTS, LINEAR, TABLE, SurgeryPlan, Target
 from lrqat.tables import LRQATEmbedding, LRQATExperts
 from lrqat.weight import QuantizedWeight
 
-DEFAULT_FACTOR = 16  # alpha / r, see lrqat.config
+_FACTOR_AT_32 = 16  # alpha / r at rank 32, see lrqat.config
+
+
+def default_alpha(rank: int) -> float:
+    """16 r at rank 32, and as the root of the rank elsewhere, so that good rates stay good.
+
+    With Adam each of the r columns of A moves by the rate, in unlike directions.
+    Source: Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023.
+    """
+    return _FACTOR_AT_32 * math.sqrt(32 * rank)
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,7 @@ class Settings:
 
     Attributes:
         rank: r, columns of A and rows of B.
-        alpha: the update is (alpha / r) A B; None means alpha = 16 r.
+        alpha: the update is (alpha / r) A B; None means `default_alpha(rank)`.
         phi: form of the frozen weights, a name in `lrqat.downcast.DOWNCASTS`.
         range_init: start ranges, a name in `lrqat.range_init.RANGE_INITS`.
         method: a name in `lrqat.methods.METHODS`.
@@ -136,7 +146,7 @@ class _Maker:
             grid=target.grid,
             downcast=DOWNCASTS[self.settings.phi],
             rank=rank,
-            alpha=float(DEFAULT_FACTOR * rank if alpha is None else alpha),
+            alpha=default_alpha(rank) if alpha is None else float(alpha),
         )
 
     def _ranges(self, name: str, weight: Tensor, target: Target) -> Ranges:
@@ -215,9 +225,14 @@ def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedWeight]]:
 
 
 @torch.no_grad()
-def merge_and_round(model: Any, plan: SurgeryPlan, settings: Settings) -> Any:
+def merge_and_round(
+    model: Any,
+    plan: SurgeryPlan,
+    settings: Settings,
+    importance: Mapping[str, Tensor] | None = None,
+) -> Any:
     """What `lora-then-rtn` ends with: merge every LoRA layer and round it to its grid."""
-    maker = _Maker(Settings(**{**vars(settings), "method": "rtn"}), {})
+    maker = _Maker(Settings(**{**vars(settings), "method": "rtn"}), importance or {})
     for name, module in list(model.named_modules()):
         if isinstance(module, LoRALinear):
             target = plan.quantized[name]

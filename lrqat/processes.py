@@ -1,7 +1,11 @@
 """The processes of a run: those that torchrun or `accelerate launch` started, or this one alone."""
 
+import time
+
 import torch.distributed as dist
 from accelerate import PartialState
+
+_LETTING_GO_SECONDS = 0.5
 
 
 def join(device: str) -> None:
@@ -35,6 +39,11 @@ def wait() -> None:
 def leave() -> None:
     """Say goodbye to the others. Those that have nothing left to do need not wait for the rest."""
     if _together():
+        # A thread of gloo drops the tensors of a collective a moment after it is over, and needs
+        # Python's lock for that. Whoever destroys the group holds the lock and waits for the thread
+        # (~ProcessGroupGloo joins it): both would wait forever, or, while Python is shutting down,
+        # the process would be aborted. Sleeping lends the lock.
+        time.sleep(_LETTING_GO_SECONDS)
         dist.destroy_process_group()
 
 

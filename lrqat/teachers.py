@@ -14,6 +14,7 @@ from lrqat.data import TokenBlocks
 from lrqat.errors import UserError
 from lrqat.layer import full_precision, provides_full_precision
 from lrqat.losses import CachedTeacher, ModelTeacher, SelfTeacher, Teacher
+from lrqat.methods import METHODS
 from lrqat.perplexity import LogitsFunction
 from lrqat.plan import TrainingPlan
 from lrqat.reference import torch_logits
@@ -55,7 +56,9 @@ def choose_teacher(
         return Distillation(None, None, blocks)
     # Merging LoRA replaces the weights that it began with; rounded keys and values stay rounded.
     without_copy = (
-        provides_full_precision(model) and config.method != "lora-then-rtn" and not config.kv_bits
+        provides_full_precision(model)
+        and METHODS[config.method].rounds_inside
+        and not config.kv_bits
     )
     if config.teacher == SELF and without_copy:
         teacher: Teacher = SelfTeacher(full_precision)

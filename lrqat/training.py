@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, set_seed
 
 from lrqat import hub, processes
+from lrqat.calibration import importance_of_inputs
 from lrqat.callbacks import ProgressLine, share_changed
 from lrqat.config import TrainConfig
 from lrqat.corpus import Corpus, read_corpus
@@ -27,6 +28,7 @@ from lrqat.guard import StepGuard
 from lrqat.loading import describe_base, load_original, load_prepared
 from lrqat.losses import Objective
 from lrqat.manifest import FILE_NAME, sha256_of
+from lrqat.methods import METHODS
 from lrqat.perplexity import (
     RULE,
     Comparison,
@@ -95,7 +97,7 @@ def train(
     del original
     distillation = choose_teacher(config, plan, model, corpus.blocks)
     rounded, at_start = None, None
-    if config.method != "lora-then-rtn":  # which is not rounded yet
+    if METHODS[config.method].rounds_inside:
         rounded, at_start = _measure(
             model, corpus.windows, "round-to-nearest", say, distillation.logits
         )
@@ -104,7 +106,7 @@ def train(
         run = _Run(model, [], 0.0, 0)
         if config.method != "rtn":
             run = _fit(model, distillation, config, plan, state_folder, state)
-    model = _to_float32(merge_and_round(run.model, plan.surgery, config.settings()).eval())
+    model = _to_float32(_round_at_last(run.model, config, plan, corpus).eval())
     after, at_end = _measure(model, corpus.windows, "trained", say, distillation.logits)
     report = TrainReport(
         output=output,
@@ -122,6 +124,14 @@ def train(
         _publish(model, tokenizer, config, plan, base, corpus, report, run.history)
     processes.leave()
     return report
+
+
+def _round_at_last(model: Any, config: TrainConfig, plan: TrainingPlan, corpus: Corpus) -> Any:
+    """Round what the method has left in full precision; if anything."""
+    if METHODS[config.method].rounds_inside:
+        return model
+    importance = importance_of_inputs(model, plan, config, corpus.blocks)
+    return merge_and_round(model, plan.surgery, config.settings(), importance)
 
 
 def _open_states(folder: Path, state: Path | None, config: TrainConfig) -> None:

@@ -89,7 +89,7 @@ def test_exporters_refuse_activations_that_the_runtime_does_not_round_so(setting
     [
         ({"data": "self", "eval_data": None}, "--data self needs --eval-data"),
         ({"teacher": "none", "teacher_cache": "x"}, "--teacher-cache needs a --teacher"),
-        ({"imatrix": "x"}, r"--imatrix .* --range-init"),
+        ({"imatrix": "x", "range_init": "l2"}, r"--imatrix .* --range-init"),
         ({"rank": 512}, "--rank 512 is larger than"),
         ({"phi": "fixed", "grid": "iq4_nl"}, "--phi fixed does not go with --grid iq4_nl"),
         ({"phi": "fixed", "grid": "q8_0"}, "--phi fixed does not go with --grid q8_0"),

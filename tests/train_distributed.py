@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PrinterCallback, TrainerCallback
 
+from lrqat import processes
 from lrqat.base_model import make_untrained_model
 from lrqat.callbacks import ProgressLine
 from lrqat.config import TrainConfig
@@ -126,8 +127,7 @@ def main(output, phi, bad=""):
         (output / "about.json").write_text(json.dumps(about))
     if not bad:
         run(output / "again", phi, Objective(), resume=str(output / "first" / "checkpoint-1"))
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    processes.leave()
 
 
 main(*sys.argv[1:])
