@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrqat import thin
-from lrqat.quantize import Ranges, integers, to_weights
-from lrqat.weight import Gradients, QuantizedWeight, row_blocks
+from lrqat.quantize import Ranges
+from lrqat.weight import Gradients, QuantizedWeight
 
 
 class _Keep(torch.autograd.Function):
@@ -57,10 +57,11 @@ class _Project(torch.autograd.Function):
         layer: LRQATLinear = ctx.layer
         grad = outputs[0].reshape(-1, layer.out_features)  # (tokens, out)
         inputs = x.reshape(-1, layer.in_features)  # (tokens, in)
-        grads, y, weight = Gradients(layer), _kept_output(ctx), None
-        if y is not None:
-            weight = _thin_gradients(layer, grads, inputs, grad, y.view(grad.shape))
-        if weight is None:
+        grads, y = Gradients(layer), _kept_output(ctx)
+        if y is not None and thin.few_clipped(layer):
+            thin.add_gradients(grads, layer, inputs, grad, y.view(grad.shape))
+            weight = layer.write_weight(_like_weight(layer, x), layer.stored())
+        else:
             weight = _dense_gradients(layer, grads, inputs, grad)
         grad_x = (grad @ weight).view(x.shape) if ctx.needs_input_grad[0] else None
         return grad_x, None, None, *(grads[name] for name in layer.trained())
@@ -75,29 +76,13 @@ def _kept_output(ctx: Any) -> Tensor | None:
         return None
 
 
-def _thin_gradients(
-    layer: "LRQATLinear", grads: Gradients, inputs: Tensor, grad: Tensor, y: Tensor
-) -> Tensor | None:
-    """Fill `grads` by `lrqat.thin` and return W; None, and no gradients, if too much is clipped."""
-    stored, clipped = layer.stored(), thin.Clipped(layer)
-    weight = _like_weight(layer, inputs)
-    for rows in row_blocks(layer.out_features, layer.in_features):
-        latent = layer.latent(rows)
-        clipped.add(latent, rows)
-        if clipped.too_many:
-            return None
-        weight[rows] = to_weights(integers(latent, layer.grid), stored[rows])
-    thin.add_gradients(grads, layer, inputs, grad, y, clipped.entries())
-    return weight
-
-
 def _dense_gradients(
     layer: "LRQATLinear", grads: Gradients, inputs: Tensor, grad: Tensor
 ) -> Tensor:
     """Fill `grads` from dL/dW and return W."""
     stored = layer.stored()
     matrix = grad.T @ inputs  # G (out, in), and block by block W takes its place
-    for rows in row_blocks(layer.out_features, layer.in_features):
+    for rows in layer.row_blocks():
         block = matrix[rows].to(layer.lora_a.dtype)
         matrix[rows] = layer.add_gradients(grads, block, rows, stored[rows])
     return matrix

@@ -8,7 +8,7 @@ architecture, a method, or what autograd keeps. Six things need help:
     blocks         a weight is built in blocks of rows that are all alike: one of them is enough
     autocast       PyTorch refuses to be asked about it on meta, where it is always off
     ranges         are not searched for
-    clipping       one weight of a block is taken to be clipped
+    clipping       is taken to be rare
     values         the meta device has none. A question about them is answered with yes (the one
                    that transformers asks is whether all of a row is one text), and tokens are
                    taken to be all different
@@ -28,11 +28,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lrqat import layer, prepare, thin, weight
+from lrqat import prepare, thin, weight
 from lrqat.grid import Grid
 from lrqat.head import Split
 from lrqat.losses import Objective
-from lrqat.quantize import Ranges, limits
+from lrqat.quantize import Ranges
+from lrqat.weight import QuantizedWeight
 
 
 class PurposeCounter(TorchDispatchMode):
@@ -101,9 +102,8 @@ def shapes_only() -> Iterator[None]:
     """
     replaced: list[tuple[Any, str, Callable[..., Any]]] = [
         (weight, "row_blocks", _first_block),
-        (layer, "row_blocks", _first_block),
         (prepare, "find_ranges", _empty_ranges),
-        (thin, "outside", _one_outside),
+        (thin, "few_clipped", _few_on_meta),
         (torch, "is_autocast_enabled", _never_on_meta),
         (torch, "autocast", _none_on_meta),
         # Not one of `_ANSWERS`: those are not asked when checkpointing computes a layer again.
@@ -217,8 +217,8 @@ def _attend(original: Any, query: Tensor, key: Tensor, value: Tensor, *more: Any
     return original(query, key, value, *more, **kw)
 
 
-def _first_block(original: Any, rows: int, columns: int) -> Iterator[slice]:
-    yield next(original(rows, columns))
+def _first_block(original: Any, *size: Any) -> Iterator[slice]:
+    yield next(original(*size))
 
 
 def _empty_ranges(original: Any, values: Tensor, grid: Grid, *how: Any) -> Ranges:
@@ -229,12 +229,8 @@ def _empty_ranges(original: Any, values: Tensor, grid: Grid, *how: Any) -> Range
     return Ranges.of(torch.empty(shape, device="meta") if part else None for part in has)
 
 
-def _one_outside(original: Any, latent: Tensor, grid: Grid) -> Tensor:
-    if not latent.is_meta:
-        return original(latent, grid)
-    # What `outside` looks through is as large as the block, and counts.
-    beyond = latent - latent.clamp(*limits(grid))
-    return torch.empty(1, 2, dtype=torch.long, device=beyond.device)
+def _few_on_meta(original: Any, layer: QuantizedWeight) -> bool:
+    return layer.scale.is_meta or original(layer)
 
 
 def _never_on_meta(original: Any, *device: Any) -> bool:

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lrqat.kernels import range_gradients
 from lrqat.layer import LRQATLinear
-from lrqat.quantize import Ranges, inside, integers, to_latent, to_weights
-from lrqat.weight import Gradients
+from lrqat.quantize import Ranges, grouped, inside, integers, to_latent, to_weights
+from lrqat.weight import Gradients, add_range_gradients
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,12 @@ class FullQATLinear(LRQATLinear):
         mask = inside(latent, self.grid)
         difference = latent * mask
         q = integers(latent, self.grid)
-        clipped = grad_weight * ~mask
-        self._add_range_gradients(grads, clipped, q, rows, stored)
-        grad_scale, full = grads["scale"], grads["weight"]
-        assert grad_scale is not None
-        assert full is not None
+        scale, minimum = range_gradients(grad_weight * ~mask, q, stored)
         inner = grad_weight * (q * mask - difference)
-        grad_scale[rows] += inner.view(*stored.scale.shape, -1).sum(-1)
+        scale = scale + grouped(inner, stored).sum(-1)
+        add_range_gradients(grads, rows, scale, minimum)
+        full = grads["weight"]
+        assert full is not None
         full[rows] += grad_weight * mask
         return to_weights(q, stored)
 

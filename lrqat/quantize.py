@@ -111,11 +111,6 @@ def where_inside(gradient: Tensor, latent: Tensor, grid: Grid) -> Tensor:
     return torch.ops.aten.hardtanh_backward(gradient, latent, low, high)
 
 
-def outside(latent: Tensor, grid: Grid) -> Tensor:
-    """Rows and columns of the clipped entries of `latent` (rows, in): int64 (n, 2)."""
-    return (latent - latent.clamp(*limits(grid))).nonzero()
-
-
 @cache
 def _codebook(grid: Grid, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     levels = torch.tensor(grid.levels, dtype=dtype, device=device)

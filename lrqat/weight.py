@@ -22,17 +22,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lrqat import kernels
 from lrqat.downcast import Downcast
 from lrqat.grid import Grid
-from lrqat.quantize import Ranges, grouped, integers, to_latent, to_weights, where_inside
+from lrqat.quantize import Ranges, integers, to_latent, to_weights
 
-# Weights that a block of rows holds: its temporaries then stay in a core's cache.
+# Weights that a block of rows holds. On a CPU its temporaries then stay in a core's cache; a GPU
+# needs more to be busy, and 32 MB of float32 at a time are still little memory.
 BLOCK_WEIGHTS = 1 << 17
+GPU_BLOCK_WEIGHTS = 1 << 23
 
 
-def row_blocks(rows: int, columns: int) -> Iterator[slice]:
-    """Slices that cover `rows`, each of about `BLOCK_WEIGHTS` weights."""
-    step = max(1, BLOCK_WEIGHTS // columns)
+def row_blocks(rows: int, columns: int, device: torch.device) -> Iterator[slice]:
+    """Slices that cover `rows`, each of about as many weights as suit `device`."""
+    block = GPU_BLOCK_WEIGHTS if device.type == "cuda" else BLOCK_WEIGHTS
+    step = max(1, block // columns)
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
@@ -120,6 +124,10 @@ class QuantizedWeight(nn.Module):
         """The ranges that Phi0 was made with. Only where `downcast.exact`."""
         return Ranges.of((self.start_scale, self.start_minimum, self.zero_point))
 
+    def row_blocks(self) -> Iterator[slice]:
+        """Slices that cover the rows, see the function of this name."""
+        return row_blocks(self.out_features, self.in_features, self.scale.device)
+
     def latent(self, rows: slice | Tensor) -> Tensor:
         """V of some rows: a new (rows, in) in the dtype of A."""
         phi = self.downcast.decode(self.phi[rows], self.grid, self.in_features, self.lora_a.dtype)
@@ -127,15 +135,14 @@ class QuantizedWeight(nn.Module):
 
     def write_weight(self, into: Tensor, stored: Ranges) -> Tensor:
         """Fill `into` (out, in), of any floating dtype, with W."""
-        for rows in row_blocks(self.out_features, self.in_features):
-            q = integers(self.latent(rows), self.grid)
-            into[rows] = to_weights(q, stored[rows])
+        for rows in self.row_blocks():
+            into[rows] = kernels.weights(self.latent(rows), stored[rows], self.grid)
         return into
 
     def original(self, into: Tensor) -> Tensor:
         """Fill `into` (out, in) with the full-precision W0. Only where `downcast.exact`."""
         start = self.start_ranges()
-        for rows in row_blocks(self.out_features, self.in_features):
+        for rows in self.row_blocks():
             phi = self.downcast.decode(self.phi[rows], self.grid, self.in_features, torch.float32)
             # Rounding to the type W0 had undoes the rounding of the division by s0.
             into[rows] = to_weights(phi, start[rows]).to(self.source_dtype).to(into.dtype)
@@ -155,28 +162,17 @@ class QuantizedWeight(nn.Module):
         Returns:
             W of these rows (rows, in), since it is at hand.
         """
-        latent = self.latent(rows)
         grad_a, grad_b = grads["lora_a"], grads["lora_b"]
+        low_rank = grad_a is not None and grad_b is not None
+        of_rows = kernels.gradients(
+            self.latent(rows), grad_weight, stored, self.grid, low_rank=low_rank
+        )
         if grad_a is not None and grad_b is not None:
-            grad_latent = where_inside(grad_weight, latent, self.grid)
-            grouped(grad_latent, stored).mul_(stored.scale[:, :, None])
-            grad_a[rows].addmm_(grad_latent, self.lora_b.T, alpha=self.scaling)
-            grad_b.addmm_(self.lora_a[rows].T, grad_latent, alpha=self.scaling)
-        q = integers(latent, self.grid)
-        self._add_range_gradients(grads, grad_weight, q, rows, stored)
-        return to_weights(q, stored)
-
-    def _add_range_gradients(
-        self, grads: Gradients, grad_weight: Tensor, q: Tensor, rows: slice, stored: Ranges
-    ) -> None:
-        """Add those of scales and minima; overwrites `grad_weight`."""
-        grad_scale, grad_minimum = grads["scale"], grads["minimum"]
-        if grad_minimum is not None:
-            grad_minimum[rows] -= grouped(grad_weight, stored).sum(-1)
-        if grad_scale is not None:
-            if stored.zero_point is not None:
-                grad_scale[rows] -= stored.zero_point * grouped(grad_weight, stored).sum(-1)
-            grad_scale[rows] += grouped(grad_weight.mul_(q), stored).sum(-1)
+            assert of_rows.latent is not None
+            grad_a[rows].addmm_(of_rows.latent, self.lora_b.T, alpha=self.scaling)
+            grad_b.addmm_(self.lora_a[rows].T, of_rows.latent, alpha=self.scaling)
+        add_range_gradients(grads, rows, of_rows.scale, of_rows.minimum)
+        return of_rows.weights
 
     @torch.no_grad()
     def integers(self) -> Tensor:
@@ -197,6 +193,16 @@ class QuantizedWeight(nn.Module):
         )
 
 
+def add_range_gradients(
+    grads: Gradients, rows: slice, scale: Tensor, minimum: Tensor | None
+) -> None:
+    """Add those of scales and minima, where they are trained."""
+    for name, part in (("scale", scale), ("minimum", minimum)):
+        total = grads[name]
+        if total is not None and part is not None:
+            total[rows] += part
+
+
 class BuildWeight(torch.autograd.Function):
     """W of some rows as a differentiable tensor, for users that are not a matrix product."""
 
@@ -215,7 +221,7 @@ class BuildWeight(torch.autograd.Function):
         """The gradients of `trained` from dL/dW (out, in)."""
         weight: QuantizedWeight = ctx.weight
         grads, stored = Gradients(weight), weight.stored()
-        for rows in row_blocks(weight.out_features, weight.in_features):
+        for rows in weight.row_blocks():
             block = outputs[0][rows].to(weight.lora_a.dtype, copy=True)
             weight.add_gradients(grads, block, rows, stored[rows])
         return None, None, *(grads[name] for name in weight.trained())

@@ -1,13 +1,14 @@
 """The benchmark on tiny sizes: what it counts and how it divides; no time decides anything."""
 
 import json
+import shutil
 import sys
 
 import pytest
 import torch
 
 from lrqat import bench
-from lrqat.errors import GridError, UserError
+from lrqat.errors import GridError, ModelError, UserError
 from lrqat.layer import LRQATLinear
 from lrqat.methods import LoRALinear
 from tools import bench as tool
@@ -127,7 +128,8 @@ SMALL = ["--width", "256", "--layers", "1", "--tokens", "16", "--rank", "4", "--
     ],
 )
 def test_json_holds_every_contender(what, keys, capsys):
-    assert tool.main([what, *SMALL, "--rounds", "2", "--json"]) == 0
+    rounds = ["--rounds", "2"] if what == "step" else []
+    assert tool.main([what, *SMALL, *rounds, "--json"]) == 0
     captured = capsys.readouterr()
     assert captured.out.count("\n") == 1
     result = json.loads(captured.out)
@@ -145,3 +147,18 @@ def test_the_command_refuses_an_unknown_grid(monkeypatch, capsys):
     assert exit_status.value.code == 2
     assert captured.out == ""
     assert "q4_00" in captured.err
+
+
+@pytest.mark.parametrize("more", [[], ["--gradient-checkpointing", "--phi", "int"]])
+def test_a_whole_model_is_loaded_and_trained(tiny_model, more, capsys):
+    arguments = ["--model", str(tiny_model), "--rank", "4", "--sequence-length", "16", *more]
+    assert tool.main(["model", *arguments, "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert results.keys() == {"load", "steps"}
+    assert all(part["peak"] >= part["base"] > 0 < part["seconds"] for part in results.values())
+
+
+def test_a_whole_model_needs_weights_that_are_there(tiny_model, tmp_path):
+    shutil.copy(tiny_model / "config.json", tmp_path)
+    with pytest.raises(ModelError):
+        tool.main(["model", "--model", str(tmp_path), "--rank", "4"])

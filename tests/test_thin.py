@@ -1,10 +1,9 @@
-"""The thin gradients against the dense ones and against plain autograd, in float64."""
+"""The thin gradients against plain autograd, in float64."""
 
 import pytest
 import torch
-from test_layer import make_layer, plain_forward
+from test_layer import make_layer, nearest, plain_forward, ste
 
-from lrqat import layer as layer_module
 from lrqat import thin
 from lrqat.grid import GRIDS
 from lrqat.quantize import inside
@@ -14,16 +13,16 @@ PER_CHANNEL = [name for name, grid in GRIDS.items() if grid.group_size is None]
 
 @pytest.fixture
 def taken(monkeypatch):
-    """List of what `_thin_gradients` answered, call by call."""
-    answers, real = [], layer_module._thin_gradients
+    """List with an entry for every backward pass that took the thin path."""
+    calls, real = [], thin.add_gradients
+    monkeypatch.setattr(thin, "add_gradients", lambda *given: calls.append(1) or real(*given))
+    return calls
 
-    def spy(*arguments):
-        weight = real(*arguments)
-        answers.append(weight is not None)
-        return weight
 
-    monkeypatch.setattr(layer_module, "_thin_gradients", spy)
-    return answers
+@pytest.fixture
+def always(monkeypatch):
+    """However much is clipped."""
+    monkeypatch.setattr(thin, "MOST_CLIPPED", 1.0)
 
 
 def double(layer):
@@ -45,36 +44,56 @@ def inputs(layer):
     return x, torch.randn(3, 5, layer.out_features, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("grid", PER_CHANNEL)
-def test_gradients_equal_plain_autograd_with_clipped_entries(grid, taken, monkeypatch):
-    monkeypatch.setattr(thin, "ENTRIES_PER_CLIPPED", 1)
-    layer = double(make_layer(grid, bias=True)[1])
-    assert (~inside(layer.latent(slice(None)), layer.grid)).sum() > thin._CHUNK
-    x, upstream = inputs(layer)
-    ours = gradients(layer, layer, x, upstream)
-    plain = gradients(layer, lambda value: plain_forward(layer, value), x, upstream)
-    assert taken == [True]
-    for one, other in zip(ours, plain, strict=True):
+def close(ours, expected):
+    for one, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
-def test_nothing_clipped(taken):
+def unclipped_forward(layer, x):
+    """`plain_forward`, where the gradient of A and B does not stop at what is clipped."""
+    latent = layer.downcast.decode(layer.phi, layer.grid, layer.in_features, torch.float64)
+    latent = latent + layer.scaling * layer.lora_a @ layer.lora_b
+    q = ste(nearest(latent, layer.grid), latent)
+    scale = ste(layer.stored().scale, layer.scale)
+    zero = 0 if layer.zero_point is None else layer.zero_point
+    return x @ (scale * (q - zero)).T + (0 if layer.bias is None else layer.bias)
+
+
+@pytest.mark.parametrize("grid", PER_CHANNEL)
+def test_gradients_pass_through_what_is_clipped(grid, taken, always):
+    layer = double(make_layer(grid, bias=True)[1])
+    assert (~inside(layer.latent(slice(None)), layer.grid)).sum() > 10
+    x, upstream = inputs(layer)
+    ours = gradients(layer, layer, x, upstream)
+    assert taken == [1]
+    close(ours, gradients(layer, lambda value: unclipped_forward(layer, value), x, upstream))
+    # Of y, x and the scales alone, exactly what clipping gives.
+    plain = gradients(layer, lambda value: plain_forward(layer, value), x, upstream)
+    exact = [0, 1, 2 + list(layer.trained()).index("scale")]
+    close([ours[i] for i in exact], [plain[i] for i in exact])
+
+
+def unclipped_layer():
     layer = double(make_layer("int8-channel")[1])
     layer.lora_a.data.zero_()
     layer.phi.data.clamp_(-127, 127)
+    return layer
+
+
+def test_nothing_clipped(taken):
+    layer = unclipped_layer()
     x, upstream = inputs(layer)
     ours = gradients(layer, layer, x, upstream)
     plain = gradients(layer, lambda value: plain_forward(layer, value), x, upstream)
-    assert taken == [True]
-    for one, other in zip(ours, plain, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    assert taken == [1]
+    close(ours, plain)
 
 
 def test_too_many_clipped_entries_take_the_dense_path(taken):
     layer = double(make_layer("int4-channel")[1])
     x, upstream = inputs(layer)
     gradients(layer, layer, x, upstream)
-    assert taken == [False]
+    assert taken == []
 
 
 @pytest.mark.parametrize(
@@ -88,28 +107,24 @@ def test_other_grids_do_not_keep_the_output(grid, taken):
     assert taken == []
 
 
-def test_an_output_changed_in_place_takes_the_dense_path(taken, monkeypatch):
-    monkeypatch.setattr(thin, "ENTRIES_PER_CLIPPED", 1)
+def test_an_output_changed_in_place_takes_the_dense_path(taken, always):
     layer = double(make_layer("int4-channel", bias=False)[1])
     x, upstream = inputs(layer)
     changed = gradients(layer, lambda value: layer(value).mul_(0.5), x, upstream)
     assert taken == []
     plain = gradients(layer, lambda value: 0.5 * plain_forward(layer, value), x, upstream)
-    for one, other in zip(changed, plain, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    close(changed, plain)
 
 
-def test_a_second_backward_gives_the_same(taken, monkeypatch):
-    monkeypatch.setattr(thin, "ENTRIES_PER_CLIPPED", 1)
-    layer = double(make_layer("int4-channel")[1])
+def test_a_second_backward_gives_the_same(taken):
+    layer = unclipped_layer()
     x, upstream = inputs(layer)
     y = layer(x)
     wanted = list(layer.trained().values())
     first = torch.autograd.grad(y, wanted, upstream, retain_graph=True)
     second = torch.autograd.grad(y, wanted, upstream)
-    assert taken == [True]
-    for one, other in zip(first, second, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    assert taken == [1]
+    close(first, second)
 
 
 def test_checkpointing_keeps_no_output():
@@ -126,15 +141,15 @@ def test_checkpointing_keeps_no_output():
     assert (4, 64) not in kept
 
 
-def test_frozen_scales_and_frozen_low_rank_matrices(taken, monkeypatch):
-    monkeypatch.setattr(thin, "ENTRIES_PER_CLIPPED", 1)
+def test_frozen_scales_and_frozen_low_rank_matrices(taken, always):
     for frozen in (["scale"], ["lora_a", "lora_b"]):
         layer = double(make_layer("int4-channel")[1])
         for name in frozen:
             getattr(layer, name).requires_grad_(False)
         x, upstream = inputs(layer)
         ours = gradients(layer, layer, x, upstream)
-        plain = gradients(layer, lambda value, own=layer: plain_forward(own, value), x, upstream)
-        for one, other in zip(ours, plain, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
-    assert taken == [True, True]
+        close(
+            ours,
+            gradients(layer, lambda value, own=layer: unclipped_forward(own, value), x, upstream),
+        )
+    assert taken == [1, 1]

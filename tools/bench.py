@@ -1,36 +1,98 @@
-"""What a training step costs, compared with full fine-tuning and plain LoRA.
+"""Measure what things cost: a training step's time and memory, and a whole model on this machine.
 
-`step` times it; `memory` counts its peak bytes. The model is a stack of Llama decoder layers with
-random weights, made on the spot.
+`step` and `memory` compare grids with full fine-tuning and plain LoRA, on a stack of decoder
+layers with random weights that is made on the spot. `model` loads a model folder weight by weight
+and takes real training steps; its options are those of tools/train.py.
 """
 
 import argparse
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
-from tools import command
+from tools import command, train
 
 _DTYPES = ("float32", "bfloat16")
 _GRIDS = "q4_0,q3_k,q2_k,int4-channel"
 
 
+class Bench(NamedTuple):
+    """One thing to measure.
+
+    Attributes:
+        summary: one line for `--help`.
+        options: adds its options to a parser.
+        run: (arguments, output) -> what `--json` prints under "results".
+    """
+
+    summary: str
+    options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace, command.Output], dict[str, Any]]
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = command.parser(__doc__ or "")
-    parser.add_argument("what", choices=("step", "memory"), help="what to measure")
+    parser = argparse.ArgumentParser(description=__doc__)
+    benches = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    for name, bench in BENCHES.items():
+        own = benches.add_parser(
+            name,
+            help=bench.summary,
+            description=bench.summary,
+            formatter_class=command.FORMATTER,
+        )
+        command.add_json_option(own)
+        bench.options(own)
+    return parser
+
+
+def _stack_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, default=1024, help="width of the model")
     parser.add_argument("--layers", type=int, default=2, help="decoder layers")
     parser.add_argument("--tokens", type=int, default=2048, help="tokens a step")
     parser.add_argument("--rank", type=int, default=32, help="rank of A and B, and of plain LoRA")
     parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="of the computation")
     parser.add_argument("--grids", default=_GRIDS, help="grids, with commas between them")
+
+
+def _step_options(parser: argparse.ArgumentParser) -> None:
+    _stack_options(parser)
     parser.add_argument("--rounds", type=int, default=10, help="steps of each that are timed")
-    return parser
 
 
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.1f}"
+def _stack_of(args: argparse.Namespace) -> tuple[Any, list[str], str]:
+    """The stack, its contenders, and a title."""
+    import torch
+
+    from lrqat import bench
+
+    stack = bench.Stack(args.width, args.layers, args.dtype, args.rank)
+    names = [bench.LORA, *(name.strip() for name in args.grids.split(",") if name.strip())]
+    title = (
+        f"{args.layers} layers, width {args.width}, {args.tokens} tokens, {args.dtype}, "
+        f"{torch.get_num_threads()} threads"
+    )
+    return stack, names, title
+
+
+def _step(args: argparse.Namespace, out: command.Output) -> dict[str, Any]:
+    from lrqat import bench
+
+    stack, names, title = _stack_of(args)
+    results = bench.time_steps(
+        stack,
+        names,
+        tokens=args.tokens,
+        rounds=args.rounds,
+        progress=lambda rounds: tqdm(rounds, desc="timing", unit="round"),
+    )
+    rows = [
+        (name, f"{t.wall:.3f}", f"{t.cpu:.3f}", _spread(t.ratio), _spread(t.cpu_ratio))
+        for name, t in results.items()
+    ]
+    columns = ("contender", "seconds", "CPU seconds", "ratio to full", "CPU ratio to full")
+    out.table(f"{title}; medians (quartiles)", columns, rows)
+    return {name: times.to_json() for name, times in results.items()}
 
 
 def _spread(quartiles: tuple[float, float, float]) -> str:
@@ -38,59 +100,60 @@ def _spread(quartiles: tuple[float, float, float]) -> str:
     return f"{median:.3f} ({lower:.3f} to {upper:.3f})"
 
 
-def _show_times(out: command.Output, title: str, results: dict[str, Any]) -> None:
-    rows = [
-        (name, f"{t.wall:.3f}", f"{t.cpu:.3f}", _spread(t.ratio), _spread(t.cpu_ratio))
-        for name, t in results.items()
-    ]
-    columns = ("contender", "seconds", "CPU seconds", "ratio to full", "CPU ratio to full")
-    out.table(f"{title}; medians (quartiles)", columns, rows)
+def _memory(args: argparse.Namespace, out: command.Output) -> dict[str, Any]:
+    from lrqat import bench
 
-
-def _show_memory(out: command.Output, title: str, results: dict[str, Any]) -> None:
+    stack, names, title = _stack_of(args)
+    results = bench.measure_memory(
+        stack,
+        names,
+        tokens=args.tokens,
+        progress=lambda rows: tqdm(rows, desc="measuring", unit="contender"),
+    )
     rows = [
         (name, _mib(m.total), _mib(m.activations), _mib(m.weights), f"{m.matrices:.2f}")
         for name, m in results.items()
     ]
     columns = ("contender", "MiB", "activations", "temporaries of weights", "in largest matrices")
     out.table(f"{title}; beyond parameters, gradients and optimiser", columns, rows)
+    return {name: memory.to_json() for name, memory in results.items()}
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f}"
+
+
+def _model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="model folder, see tools/random_model.py")
+    train.add_settings(parser)
+    # Finding ranges takes long on a large model and changes neither time nor memory of a step.
+    parser.set_defaults(range_init="minmax", steps=2, batch_size=1, sequence_length=1024)
+
+
+def _model(args: argparse.Namespace, out: command.Output) -> dict[str, Any]:
+    from lrqat.bench_model import measure_model
+
+    config = train.config_from(args, data="", output="", streamed=True)
+    parts = measure_model(config, steps=config.steps, say=out.say)
+    return {name: part.to_json() for name, part in parts.items()}
+
+
+BENCHES = {
+    "step": Bench("time of a training step", _step_options, _step),
+    "memory": Bench("peak memory of a training step", _stack_options, _memory),
+    "model": Bench("memory and time of a whole model", _model_options, _model),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     out = command.Output(args.json)
+    results = BENCHES[args.what].run(args, out)
     import torch
 
-    from lrqat import bench
-
-    stack = bench.Stack(args.width, args.layers, args.dtype, args.rank)
-    names = [bench.LORA, *(name.strip() for name in args.grids.split(",") if name.strip())]
-    threads = torch.get_num_threads()
-    title = (
-        f"{args.layers} layers, width {args.width}, {args.tokens} tokens, {args.dtype}, "
-        f"{threads} threads"
-    )
-    results: dict[str, Any]
-    if args.what == "step":
-        results = bench.time_steps(
-            stack,
-            names,
-            tokens=args.tokens,
-            rounds=args.rounds,
-            progress=lambda rounds: tqdm(rounds, desc="timing", unit="round"),
-        )
-        _show_times(out, title, results)
-    else:
-        results = bench.measure_memory(
-            stack,
-            names,
-            tokens=args.tokens,
-            progress=lambda rows: tqdm(rows, desc="measuring", unit="contender"),
-        )
-        _show_memory(out, title, results)
-    settings = {**vars(args), "threads": threads, "torch": torch.__version__}
+    settings = {**vars(args), "threads": torch.get_num_threads(), "torch": torch.__version__}
     del settings["json"]
-    out.result({"settings": settings, "results": {n: r.to_json() for n, r in results.items()}})
+    out.result({"settings": settings, "results": results})
     return command.OK
 
 

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from lrqat.errors import UserError
 
+FORMATTER = argparse.ArgumentDefaultsHelpFormatter
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -62,13 +63,16 @@ class Output:
 
 def parser(description: str) -> argparse.ArgumentParser:
     """An argument parser that shows defaults, with `--json`."""
-    made = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    made.add_argument(
+    made = argparse.ArgumentParser(description=description, formatter_class=FORMATTER)
+    add_json_option(made)
+    return made
+
+
+def add_json_option(to: argparse.ArgumentParser) -> None:
+    """`--json`; commands with parts of their own have it behind the part's name."""
+    to.add_argument(
         "--json", action="store_true", help="print one JSON object, and nothing else, on stdout"
     )
-    return made
 
 
 def add_text_options(to: argparse.ArgumentParser) -> None:

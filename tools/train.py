@@ -24,14 +24,19 @@ def build_parser() -> argparse.ArgumentParser:
         "--data", required=True, help=".txt, .jsonl or .parquet file, or a Hugging Face dataset"
     )
     parser.add_argument("--output", required=True, help="folder for the fused checkpoint")
-    hints = typing.get_type_hints(TrainConfig)
-    for field in dataclasses.fields(TrainConfig):
-        if "help" in field.metadata:
-            _add_option(parser, field, hints[field.name])
+    add_settings(parser)
     parser.add_argument("--resume", metavar="auto|STATE", help="continue from a saved state")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --output")
     return parser
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """An option for every setting of a run that has a default."""
+    hints = typing.get_type_hints(TrainConfig)
+    for field in dataclasses.fields(TrainConfig):
+        if "help" in field.metadata:
+            _add_option(parser, field, hints[field.name])
 
 
 def _add_option(parser: argparse.ArgumentParser, field: Any, hint: Any) -> None:
@@ -56,8 +61,10 @@ def _plain_type(hint: Any) -> Any:
     return hint
 
 
-def config_from(args: argparse.Namespace) -> TrainConfig:
-    values = {field.name: getattr(args, field.name) for field in dataclasses.fields(TrainConfig)}
+def config_from(args: argparse.Namespace, **fixed: Any) -> TrainConfig:
+    """The settings that `args` holds, but for those that are `fixed`."""
+    names = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in fixed]
+    values = {name: getattr(args, name) for name in names} | fixed
     return TrainConfig(**{**values, "keep": tuple(args.keep), "grid_for": tuple(args.grid_for)})
 
 
