@@ -13,6 +13,7 @@ import gguf
 from exporters.activations import refuses_activations
 from exporters.gguf.architectures import Architecture, find_architecture
 from exporters.gguf.blocks import Block, float_blocks, row_bytes
+from exporters.gguf.hyperparameters import hyperparameters, refusals
 from exporters.gguf.key_values import KeyValue
 from exporters.gguf.metadata import vocabulary_metadata
 from exporters.gguf.options import Options
@@ -149,7 +150,8 @@ def plan(checkpoint: Checkpoint, options: Options | None = None) -> Plan:
         made.refusals.append(str(error))
         return made
     made.architecture = architecture.name
-    made.refusals += architecture.refuses(checkpoint.config)
+    made.refusals += refusals(architecture, checkpoint.config)
+    made.notes += architecture.notes(architecture.read(checkpoint.config))
     reason = refuses_activations(checkpoint, "llama.cpp", ("q8_0", "q8_k"))
     made.refusals += [reason] if reason else []
     _plan_tensors(made, architecture)
@@ -203,7 +205,7 @@ def _plan_tensor(made: Plan, source: Source) -> PlannedTensor:
 def _plan_metadata(made: Plan, architecture: Architecture) -> None:
     checkpoint = made.checkpoint
     made.metadata += general_metadata(checkpoint, made.file_type)
-    made.metadata += architecture.hyperparameters(checkpoint.config)
+    made.metadata += hyperparameters(architecture, checkpoint.config)
     try:
         entries, notes = vocabulary_metadata(checkpoint, made.options.pre)
         made.metadata += entries

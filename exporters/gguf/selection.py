@@ -21,7 +21,7 @@ def choose_integer_block(checkpoint: Checkpoint, source: Source, options: Option
     """The type of a quantised projection. Raises ExportRefusedError if none is exact."""
     if options.type == "f32":
         return float_blocks()["f32"]
-    grid, columns = checkpoint.grid(source.origin), source.shape[1]
+    grid, columns = source.grid(checkpoint), source.shape[-1]
     blocks, exact = integer_blocks(), exact_types(grid, columns)
     if options.type in exact:
         return blocks[options.type]
@@ -31,7 +31,7 @@ def choose_integer_block(checkpoint: Checkpoint, source: Source, options: Option
     reasons = dict.fromkeys(str(blocks[name].refuses(grid, columns)) for name in tried)
     instead = f"ask for --type auto, which takes {exact[0]}; or " if exact else ""
     raise ExportRefusedError(
-        f"{source.origin} ({source.shape[0]} x {columns}, grid {grid.name}) has no exact form: "
+        f"{source.origin} ({source.rows} x {columns}, grid {grid.name}) has no exact form: "
         f"{'; '.join(reasons)}. Instead, {instead}train with this module in --keep, "
         "so that it stays floating; or export ONNX, which holds it"
     )
@@ -46,7 +46,7 @@ def choose_float_block(
         CheckpointError: the tensor cannot be read or is not finite.
     """
     blocks = float_blocks()
-    if len(source.shape) == 1 or options.type == "f32":
+    if source.is_float32 or options.type == "f32":
         return blocks["f32"], ""
     if options.float_type == "f32":
         return blocks["f32"], ""
