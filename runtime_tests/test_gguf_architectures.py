@@ -8,15 +8,12 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 from gguf import GGUFValueType
-from made_architectures import IN_LLAMA_CPP, VOCABULARY, make_from
+from made_architectures import IN_LLAMA_CPP, VOCABULARY
+from made_checkpoints import fused_in_llama_cpp
 
 from exporters import gguf
 from exporters.gguf.architectures import known_architectures
-from lrqat import fuse, prepare, surgery
-from lrqat.base_model import make_tokenizer
-from lrqat.checkpoint import Checkpoint
 from lrqat.errors import RuntimeUnavailableError
 from lrqat.reference import load_reference, torch_logits
 from runtime_tests import llama_cpp_ffi as ffi
@@ -25,8 +22,6 @@ from runtime_tests.llama_cpp_gelu import GELU_BOUND, with_table_gelu
 from runtime_tests.parity import L1_BOUND
 
 TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, 128)
-KEPT = r"\.1\.(mlp|attn)\.(down_proj|c_attn|experts\.gate_up_proj)"
-TRAINED = {"embed_tokens|wte": "q8_0", "lm_head": "q8_0"}
 TWIN = gguf.Options(type="f32", float_type="f32")
 
 
@@ -41,20 +36,11 @@ def runtime():
 @pytest.fixture(scope="module")
 def make_checkpoint(tmp_path_factory):
     """Function name -> the fused checkpoint of that model."""
-    tokenizer = make_tokenizer(["some text to make merges of, " * 20], vocabulary=VOCABULARY)
     made = {}
 
     def make(name):
         if name not in made:
-            model = make_from(IN_LLAMA_CPP[name]())
-            plan = surgery.plan_surgery(model, "q4_0", [KEPT], TRAINED)
-            prepare.prepare(model, plan, prepare.Settings(rank=4, range_init="minmax"))
-            for _, layer in prepare.quantized_layers(model):
-                torch.nn.init.normal_(layer.lora_a, std=layer.grid.q_max / 64)
-            base = {"name": "tiny", "revision": None, "dtype": "float32"}
-            folder = tmp_path_factory.mktemp("fused") / "checkpoint"
-            fuse.fuse(model, tokenizer, folder, plan=plan, base_model=base)
-            made[name] = Checkpoint.open(folder)
+            made[name] = fused_in_llama_cpp(name, tmp_path_factory.mktemp("fused") / "checkpoint")
         return made[name]
 
     return make

@@ -8,16 +8,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from made_architectures import IN_LLAMA_CPP, LINEAR_ROPE, VOCABULARY, make_from
+from made_architectures import IN_LLAMA_CPP, LINEAR_ROPE
+from made_checkpoints import fused, fused_in_llama_cpp
 
 from exporters import gguf
 from exporters.gguf.architectures import find_architecture
 from exporters.gguf.hyperparameters import hyperparameters, refusals
 from exporters.gguf.rope import interleaved_rows
 from exporters.gguf.sources import find_sources
-from lrqat import fuse, prepare, surgery
-from lrqat.base_model import make_tokenizer
-from lrqat.checkpoint import Checkpoint
 from lrqat.errors import CheckpointError
 
 HF_NAMES = {
@@ -149,33 +147,17 @@ def test_interleaved_rows_are_a_permutation_within_heads():
     np.testing.assert_array_equal(biased, order)
 
 
-@pytest.fixture
-def fused(tmp_path):
-    """Function (configuration, keep) -> a fused checkpoint of a random model on q4_0."""
-
-    def make(config, keep=()):
-        model = make_from(config)
-        plan = surgery.plan_surgery(model, "q4_0", keep)
-        prepare.prepare(model, plan, prepare.Settings(rank=4, range_init="minmax"))
-        tokenizer = make_tokenizer(["some text to make merges of, " * 20], vocabulary=VOCABULARY)
-        base = {"name": "tiny", "revision": None, "dtype": "float32"}
-        fuse.fuse(model, tokenizer, tmp_path / "fused", plan=plan, base_model=base)
-        return Checkpoint.open(tmp_path / "fused")
-
-    return make
-
-
-def test_biases_that_the_loader_does_not_read_are_refused(fused):
+def test_biases_that_the_loader_does_not_read_are_refused(tmp_path):
     config = IN_LLAMA_CPP["smollm3"]()
     config.attention_bias = True
-    (refusal,) = gguf.plan(fused(config)).refusals
+    (refusal,) = gguf.plan(fused(config, tmp_path / "fused")).refusals
     assert "4 tensors have no name or no use in llama.cpp's smollm3" in refusal
     assert "o_proj.bias" in refusal
 
 
 @pytest.mark.parametrize("keep", [(), ("experts",)], ids=["trained", "floating"])
-def test_experts_are_stacked_and_their_gates_cut_off(keep, fused):
-    checkpoint = fused(IN_LLAMA_CPP["qwen3_moe"](), keep)
+def test_experts_are_stacked_and_their_gates_cut_off(keep, tmp_path):
+    checkpoint = fused_in_llama_cpp("qwen3_moe", tmp_path / "fused", keep=keep)
     sources = {s.name: s for s in find_sources(checkpoint, find_architecture(checkpoint.config))}
     stack = "model.layers.1.mlp.experts"
     joined = (
@@ -203,8 +185,8 @@ def test_experts_are_stacked_and_their_gates_cut_off(keep, fused):
         (lambda entries: entries["e.1"].update(shape=[64, 64]), "shapes"),
     ],
 )
-def test_experts_that_do_not_belong_together(edit, said, fused):
-    checkpoint = fused(IN_LLAMA_CPP["qwen3_moe"]())
+def test_experts_that_do_not_belong_together(edit, said, tmp_path):
+    checkpoint = fused_in_llama_cpp("qwen3_moe", tmp_path / "fused")
     stack = "model.layers.0.mlp.experts.down_proj"
     short = {name.replace(stack, "e"): e for name, e in checkpoint.manifest["tensors"].items()}
     edit(short)
@@ -215,8 +197,8 @@ def test_experts_that_do_not_belong_together(edit, said, fused):
         gguf.plan(checkpoint)
 
 
-def test_norm_weights_get_the_offset_in_float32(fused):
-    checkpoint = fused(IN_LLAMA_CPP["gemma3"]())
+def test_norm_weights_get_the_offset_in_float32(tmp_path):
+    checkpoint = fused_in_llama_cpp("gemma3", tmp_path / "fused")
     name = "model.layers.0.self_attn.q_norm.weight"
     sources = find_sources(checkpoint, find_architecture(checkpoint.config))
     source = next(s for s in sources if s.origin == name)
