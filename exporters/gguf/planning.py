@@ -20,6 +20,7 @@ from exporters.gguf.options import Options
 from exporters.gguf.provenance import general_metadata, provenance
 from exporters.gguf.selection import choose_float_block, choose_integer_block, exact_types
 from exporters.gguf.sources import Source, find_sources
+from exporters.gguf.upstream import refuses_converter
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import ExportRefusedError
 
@@ -144,6 +145,8 @@ def plan(checkpoint: Checkpoint, options: Options | None = None) -> Plan:
         CheckpointError: the checkpoint itself is not valid.
     """
     made = Plan(checkpoint, options or Options())
+    if made.options.converter is not None:
+        return _plan_converter(made)
     try:
         architecture = find_architecture(checkpoint.config)
     except ExportRefusedError as error:
@@ -156,6 +159,17 @@ def plan(checkpoint: Checkpoint, options: Options | None = None) -> Plan:
     made.refusals += [reason] if reason else []
     _plan_tensors(made, architecture)
     _plan_metadata(made, architecture)
+    return made
+
+
+def _plan_converter(made: Plan) -> Plan:
+    """The plan of what llama.cpp's converter will lay out, which only running it tells."""
+    reasons = (
+        refuses_converter(made.options),
+        refuses_activations(made.checkpoint, "llama.cpp", ("q8_0", "q8_k")),
+    )
+    made.refusals += [reason for reason in reasons if reason]
+    made.notes.append(f"the converter in {made.options.converter} decides on names and layout")
     return made
 
 
