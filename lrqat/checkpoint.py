@@ -14,6 +14,7 @@ are.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -60,6 +61,13 @@ class QuantizedTensor:
     def take(self, rows: NDArray[np.intp]) -> "QuantizedTensor":
         """The rows `rows`; one index for all parts, so a row never parts from its scales."""
         return QuantizedTensor(self.name, self.q[rows], self.ranges.take(rows), self.grid)
+
+    @classmethod
+    def join(cls, name: str, tensors: Sequence["QuantizedTensor"]) -> "QuantizedTensor":
+        """The rows of several tensors of one grid and one number of columns, as one tensor."""
+        q = np.concatenate([tensor.q for tensor in tensors])
+        ranges = StoredRanges.join([tensor.ranges for tensor in tensors])
+        return cls(name, q, ranges, tensors[0].grid)
 
     def dequantize(self) -> NDArray[np.float32]:
         """The weights scale * q - offset as float32 (out, in); see `lrqat.grid`."""

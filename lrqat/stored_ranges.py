@@ -10,7 +10,7 @@ Names of the tensors beside X.weight_packed, each only where the grid has it:
     X.weight_super_minimum, X.weight_sub_minimum     the same for the minimum
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -54,6 +54,12 @@ class StoredRanges:
         """Those of some rows."""
         parts = (getattr(self, field.name) for field in fields(self))
         return StoredRanges(*(None if part is None else part[rows] for part in parts))  # type: ignore[arg-type]
+
+    @classmethod
+    def join(cls, several: Sequence["StoredRanges"]) -> "StoredRanges":
+        """The rows of several, one after another; all have the same parts."""
+        columns = zip(*([getattr(r, f.name) for f in fields(cls)] for r in several), strict=True)
+        return cls(*(None if p[0] is None else np.concatenate(p) for p in columns))  # type: ignore[arg-type]
 
 
 PARTS: dict[str, str] = {field.name: f".weight_{field.name}" for field in fields(StoredRanges)}

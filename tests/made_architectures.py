@@ -59,14 +59,71 @@ MODELS = {
 }  # fmt: skip
 TIED = {"qwen3", "gemma2", "gemma3", "smollm3", "gpt2"}
 
+# Configurations that llama.cpp's graphs compute, one of every kind; windows shorter than a prompt.
+GEMMA = HEAD_DIM | {"query_pre_attn_scalar": 16, "sliding_window": 20}
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+}  # fmt: skip
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+GEMMA3_ROPE = {
+    "full_attention": LINEAR_ROPE | {"rope_theta": 1000000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+}
+LONG_ROPE = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 2.0],
+    "long_factor": [1.0, 1.5, 2.0, 4.0, 8.0, 16.0],
+}  # fmt: skip
+GRANITE = SIZES | {
+    "embedding_multiplier": 3.0, "logits_scaling": 2.0, "attention_multiplier": 0.3,
+    "residual_multiplier": 0.7,
+}  # fmt: skip
+IN_LLAMA_CPP = {
+    "llama": lambda: hf.LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
+    "llama, llama3 rope": lambda: hf.LlamaConfig(**SIZES, rope_parameters=LLAMA3_ROPE),
+    "mistral": lambda: hf.MistralConfig(**SIZES | {"head_dim": 32}, sliding_window=None),
+    "qwen2": lambda: hf.Qwen2Config(**SIZES),
+    "qwen3": lambda: hf.Qwen3Config(**SIZES, head_dim=32, tie_word_embeddings=True),
+    "qwen3, linear rope": lambda: hf.Qwen3Config(**HEAD_DIM, rope_parameters=LINEAR_ROPE),
+    "qwen3_moe": lambda: hf.Qwen3MoeConfig(**MOE, norm_topk_prob=True),
+    "gemma2": lambda: hf.Gemma2Config(**GEMMA),
+    "gemma3": lambda: hf.Gemma3TextConfig(
+        **GEMMA, layer_types=["sliding_attention", "full_attention"], rope_parameters=GEMMA3_ROPE
+    ),
+    "gemma3, six layers": lambda: hf.Gemma3TextConfig(
+        **GEMMA | {"num_hidden_layers": 6}, final_logit_softcapping=5.0, tie_word_embeddings=False
+    ),
+    "phi3": lambda: hf.Phi3Config(**SIZES),
+    "phi3, long rope": lambda: hf.Phi3Config(
+        **SIZES | {"max_position_embeddings": 512}, rope_parameters=LONG_ROPE,
+        original_max_position_embeddings=256,
+    ),
+    "granite": lambda: hf.GraniteConfig(**GRANITE, attention_bias=True, mlp_bias=True),
+    "granite, llama3 rope": lambda: hf.GraniteConfig(
+        **GRANITE, rope_parameters=LLAMA3_ROPE, tie_word_embeddings=True
+    ),
+    "smollm3": lambda: hf.SmolLM3Config(**SIZES | {"num_hidden_layers": 4}),
+    "olmo2": lambda: hf.Olmo2Config(**SIZES),
+    "olmo2, tied": lambda: hf.Olmo2Config(**SIZES, tie_word_embeddings=True),
+    "gpt2": lambda: hf.GPT2Config(**GPT2),
+    "gpt2, n_inner": lambda: hf.GPT2Config(**GPT2, n_inner=96, tie_word_embeddings=False),
+}  # fmt: skip
+
 
 def make(name, dtype=torch.float32):
+    return make_from(MODELS[name][0](), dtype)
+
+
+def make_from(config, dtype=torch.float32):
     torch.manual_seed(0)
-    model = hf.AutoModelForCausalLM.from_config(MODELS[name][0](), dtype=dtype)
-    for module in model.modules():  # as made they are small or zero, and hide mistakes
+    model = hf.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    for module in model.modules():  # as made they are small, zero or one, and hide mistakes
         for own, parameter in module.named_parameters(recurse=False):
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.1)
             elif own == "bias":
                 nn.init.normal_(parameter, std=0.5)
+            else:  # a norm's, around one or, where the model adds one, around zero
+                parameter.data.add_(torch.randn_like(parameter), alpha=0.3)
     return model.eval()

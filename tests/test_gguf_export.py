@@ -6,14 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from gguf import GGUFReader
 
 from conftest import shared_model
 from exporters import gguf
-from exporters.gguf.architectures import find_architecture
-from exporters.gguf.architectures.llama import ARCHITECTURE
 from exporters.gguf.header import read_header
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import CheckpointError, ExportRefusedError
@@ -218,7 +215,7 @@ def test_a_type_too_narrow_names_the_one_that_fits(make_fused):
         ({"architectures": ["FooForCausalLM"]}, "LlamaForCausalLM"),
         ({"architectures": None}, "LlamaForCausalLM"),
         ({"hidden_act": "gelu"}, "silu"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "yarn"),
         ({"sliding_window": 16}, "slides"),
         ({"num_hidden_layers": 3}, "lacks"),
         ({"num_hidden_layers": 1}, "no name"),
@@ -237,6 +234,7 @@ def test_configurations_are_refused(entries, said, fused_checkpoint, tmp_path):
         {"rms_norm_eps": -1},
         {"vocab_size": 4096},
         {"rope_parameters": [1]},
+        {"rope_parameters": {"rope_type": "default"}, "rope_theta": None},
         {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}},
     ],
 )
@@ -250,17 +248,6 @@ def test_options_name_the_nearest_type():
         gguf.Options(type="q4-0")
     with pytest.raises(ExportRefusedError, match="did you mean bf16"):
         gguf.Options(float_type="bfloat16")
-
-
-def test_row_order_is_a_permutation_within_heads():
-    config = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64}
-    order = ARCHITECTURE.row_order(config, "model.layers.0.self_attn.k_proj")
-    assert order[:4].tolist() == [0, 8, 1, 9]
-    assert sorted(order.tolist()) == list(range(32))
-    assert ARCHITECTURE.row_order(config, "model.layers.0.self_attn.v_proj") is None
-    biased = ARCHITECTURE.row_order(config, "model.layers.0.self_attn.k_proj.bias")
-    np.testing.assert_array_equal(biased, order)
-    assert find_architecture({"architectures": ["MistralForCausalLM"]}) is ARCHITECTURE
 
 
 def test_verify_counts_what_differs(checkpoint, make_fused, tmp_path):

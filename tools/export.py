@@ -76,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             plan, path, overwrite=args.overwrite, progress=lambda name: bar.update(1)
         )
     seconds = time.monotonic() - start
-    out.say(f"{path}: {report.bytes:,} bytes in {seconds:.1f} s, every tensor verified bit for bit")
+    verified = "every trained tensor" if vars(args).get("converter") else "every tensor"
+    out.say(f"{path}: {report.bytes:,} bytes in {seconds:.1f} s, {verified} verified bit for bit")
     out.result(report.to_json() | {"seconds": seconds})
     return command.OK
 

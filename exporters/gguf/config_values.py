@@ -1,7 +1,7 @@
 """Reading config.json, which is hostile until it has been looked at."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from lrqat.errors import CheckpointError
 
@@ -26,15 +26,50 @@ def positive_float(config: dict[str, Any], key: str, default: float | None = Non
     raise CheckpointError(f"config.json has {key} = {value!r}, which must be a positive number")
 
 
-def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
+def rope_parameters(config: dict[str, Any], layers: str = "full_attention") -> dict[str, Any]:
     """The rotary embedding's settings in the newer form: one object with rope_type and rope_theta.
 
-    Older files spread them over `rope_theta` and `rope_scaling`. Raises CheckpointError when they
+    Older files spread them over `rope_theta` and `rope_scaling`; models with two kinds of layers
+    have one object for each, of which that of `layers` is taken. Raises CheckpointError when they
     are not objects.
     """
     found = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if isinstance(found, dict) and layers in found:
+        found = found[layers]
     if not isinstance(found, dict):
         raise CheckpointError(f"config.json has rope parameters {found!r}; an object is needed")
     kind = found.get("rope_type", found.get("type", "default"))
     theta = found.get("rope_theta", config.get("rope_theta"))
     return {**found, "rope_type": kind, "rope_theta": theta}
+
+
+class Heads(NamedTuple):
+    """Query heads, key-value heads, and elements of a head."""
+
+    query: int
+    key_value: int
+    size: int
+
+
+def read_heads(config: dict[str, Any]) -> Heads:
+    """The attention heads of `config`."""
+    heads = positive_int(config, "num_attention_heads")
+    size = positive_int(config, "head_dim", positive_int(config, "hidden_size") // heads)
+    return Heads(heads, positive_int(config, "num_key_value_heads", heads), size)
+
+
+def sliding_layers(config: dict[str, Any]) -> list[bool]:
+    """For every block whether it attends to the last `sliding_window` positions alone.
+
+    Raises CheckpointError if `layer_types` is not a list of the two kinds that there are.
+    """
+    blocks = positive_int(config, "num_hidden_layers")
+    if config.get("sliding_window") is None or config.get("use_sliding_window") is False:
+        return [False] * blocks
+    kinds = config.get("layer_types") or ["sliding_attention"] * blocks
+    known = ("full_attention", "sliding_attention")
+    if not isinstance(kinds, list) or len(kinds) != blocks or any(k not in known for k in kinds):
+        raise CheckpointError(
+            f"config.json has layer_types {str(kinds)[:80]}; {blocks} of {known} are needed"
+        )
+    return [kind == "sliding_attention" for kind in kinds]

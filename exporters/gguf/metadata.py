@@ -14,6 +14,7 @@ from gguf import GGUFValueType as Type
 from exporters.gguf.architectures import Architecture
 from exporters.gguf.config_values import positive_int
 from exporters.gguf.header import Header
+from exporters.gguf.hyperparameters import hyperparameters
 from exporters.gguf.key_values import KeyValue
 from exporters.gguf.vocabulary import TokenizerFiles, load_vocabulary
 from lrqat.checkpoint import Checkpoint
@@ -46,7 +47,7 @@ def differing(header: Header, checkpoint: Checkpoint, architecture: Architecture
     Raises:
         ExportRefusedError: the checkpoint has no form in GGUF.
     """
-    expected = [*architecture.hyperparameters(checkpoint.config), *_vocabulary(header, checkpoint)]
+    expected = hyperparameters(architecture, checkpoint.config) + _vocabulary(header, checkpoint)
     wrong = [entry.key for entry in expected if not holds(entry, header.metadata.get(entry.key))]
     if header.metadata.get("general.architecture") != architecture.name:
         wrong.append("general.architecture")

@@ -35,6 +35,13 @@ class Options:
             "help": "llama.cpp's name of the pre-tokenizer, where tokenizer.json does not tell it"
         },
     )
+    converter: str | None = field(
+        default=None,
+        metadata={
+            "help": "source tree of llama.cpp whose own converter lays out a model that has no "
+            "entry here; what was trained is still stored bit for bit"
+        },
+    )
 
     def __post_init__(self) -> None:
         _check("type", self.type, ["auto", *integer_blocks(), "f32"])

@@ -13,12 +13,14 @@ import gguf
 from exporters.activations import refuses_activations
 from exporters.gguf.architectures import Architecture, find_architecture
 from exporters.gguf.blocks import Block, float_blocks, row_bytes
+from exporters.gguf.hyperparameters import hyperparameters, refusals
 from exporters.gguf.key_values import KeyValue
 from exporters.gguf.metadata import vocabulary_metadata
 from exporters.gguf.options import Options
 from exporters.gguf.provenance import general_metadata, provenance
 from exporters.gguf.selection import choose_float_block, choose_integer_block, exact_types
 from exporters.gguf.sources import Source, find_sources
+from exporters.gguf.upstream import refuses_converter
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import ExportRefusedError
 
@@ -143,17 +145,31 @@ def plan(checkpoint: Checkpoint, options: Options | None = None) -> Plan:
         CheckpointError: the checkpoint itself is not valid.
     """
     made = Plan(checkpoint, options or Options())
+    if made.options.converter is not None:
+        return _plan_converter(made)
     try:
         architecture = find_architecture(checkpoint.config)
     except ExportRefusedError as error:
         made.refusals.append(str(error))
         return made
     made.architecture = architecture.name
-    made.refusals += architecture.refuses(checkpoint.config)
+    made.refusals += refusals(architecture, checkpoint.config)
+    made.notes += architecture.notes(architecture.read(checkpoint.config))
     reason = refuses_activations(checkpoint, "llama.cpp", ("q8_0", "q8_k"))
     made.refusals += [reason] if reason else []
     _plan_tensors(made, architecture)
     _plan_metadata(made, architecture)
+    return made
+
+
+def _plan_converter(made: Plan) -> Plan:
+    """The plan of what llama.cpp's converter will lay out, which only running it tells."""
+    reasons = (
+        refuses_converter(made.options),
+        refuses_activations(made.checkpoint, "llama.cpp", ("q8_0", "q8_k")),
+    )
+    made.refusals += [reason for reason in reasons if reason]
+    made.notes.append(f"the converter in {made.options.converter} decides on names and layout")
     return made
 
 
@@ -203,7 +219,7 @@ def _plan_tensor(made: Plan, source: Source) -> PlannedTensor:
 def _plan_metadata(made: Plan, architecture: Architecture) -> None:
     checkpoint = made.checkpoint
     made.metadata += general_metadata(checkpoint, made.file_type)
-    made.metadata += architecture.hyperparameters(checkpoint.config)
+    made.metadata += hyperparameters(architecture, checkpoint.config)
     try:
         entries, notes = vocabulary_metadata(checkpoint, made.options.pre)
         made.metadata += entries

@@ -1,7 +1,7 @@
 """L0: what a GGUF file's own bytes hold, compared with the checkpoint, number by number.
 
 The file is parsed by `header`, not by the library that wrote it; the integers and scales come out
-of the file's bytes and the rows are put back in the checkpoint's order before they are compared.
+of the file's bytes and are compared with the checkpoint's, whose rows are put in the file's order.
 """
 
 import math
@@ -105,10 +105,7 @@ def _check_integers(
     header: Header, source: Source, checkpoint: Checkpoint, kind: str
 ) -> TensorCheck:
     q, d = integer_blocks()[kind].unpack(header.rows(source.name))
-    if source.row_order is not None:
-        back = np.argsort(source.row_order)
-        q, d = q[back], d[back]
-    expected = checkpoint.quantized(source.origin)
+    expected = source.read_quantized(checkpoint)
     expected_d = block_scales(expected.scale, d.shape[1])
     return TensorCheck(
         source.name,

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from exporters.gguf.blocks import Block, FloatBlock, float_blocks, integer_blocks
 from exporters.gguf.options import Options
 from exporters.gguf.sources import Source
-from lrqat.checkpoint import Checkpoint
+from lrqat.checkpoint import Checkpoint, QuantizedTensor
 from lrqat.errors import ExportRefusedError
 from lrqat.grid import Grid
 
@@ -19,9 +19,14 @@ def exact_types(grid: Grid, in_features: int) -> tuple[str, ...]:
 
 def choose_integer_block(checkpoint: Checkpoint, source: Source, options: Options) -> Block:
     """The type of a quantised projection. Raises ExportRefusedError if none is exact."""
+    return choose_for_grid(source.grid(checkpoint), source, options)
+
+
+def choose_for_grid(grid: Grid, source: Source, options: Options) -> Block:
+    """As `choose_integer_block`, of a weight on `grid`."""
     if options.type == "f32":
         return float_blocks()["f32"]
-    grid, columns = checkpoint.grid(source.origin), source.shape[1]
+    columns = source.shape[-1]
     blocks, exact = integer_blocks(), exact_types(grid, columns)
     if options.type in exact:
         return blocks[options.type]
@@ -31,7 +36,7 @@ def choose_integer_block(checkpoint: Checkpoint, source: Source, options: Option
     reasons = dict.fromkeys(str(blocks[name].refuses(grid, columns)) for name in tried)
     instead = f"ask for --type auto, which takes {exact[0]}; or " if exact else ""
     raise ExportRefusedError(
-        f"{source.origin} ({source.shape[0]} x {columns}, grid {grid.name}) has no exact form: "
+        f"{source.origin} ({source.rows} x {columns}, grid {grid.name}) has no exact form: "
         f"{'; '.join(reasons)}. Instead, {instead}train with this module in --keep, "
         "so that it stays floating; or export ONNX, which holds it"
     )
@@ -46,7 +51,7 @@ def choose_float_block(
         CheckpointError: the tensor cannot be read or is not finite.
     """
     blocks = float_blocks()
-    if len(source.shape) == 1 or options.type == "f32":
+    if source.is_float32 or options.type == "f32":
         return blocks["f32"], ""
     if options.float_type == "f32":
         return blocks["f32"], ""
@@ -66,8 +71,21 @@ def count_rounded(block: FloatBlock, values: NDArray[np.float32]) -> int:
 
 def pack_source(checkpoint: Checkpoint, source: Source, type_name: str) -> NDArray[np.uint8]:
     """Read one tensor and pack it as `type_name`: uint8 (rows, row bytes)."""
+    if type_name not in integer_blocks():
+        return float_blocks()[type_name].pack(source.read_values(checkpoint))
+    return pack_quantized(source.read_quantized(checkpoint), type_name)
+
+
+def pack_quantized(tensor: QuantizedTensor, type_name: str) -> NDArray[np.uint8]:
+    """Pack integers and scales as the integer type `type_name`: uint8 (rows, row bytes)."""
+    return integer_blocks()[type_name].pack(tensor.q, tensor.scale)
+
+
+def unpack_values(type_name: str, data: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The float32 (rows, columns) that rows of bytes of any type stand for, exactly."""
     integer = integer_blocks().get(type_name)
     if integer is None:
-        return float_blocks()[type_name].pack(source.read_values(checkpoint))
-    tensor = source.read_quantized(checkpoint)
-    return integer.pack(tensor.q, tensor.scale)
+        return float_blocks()[type_name].unpack(data)
+    q, d = integer.unpack(data)
+    blocks = q.reshape(len(q), d.shape[1], -1).astype(np.float32)
+    return (blocks * d[:, :, None]).reshape(q.shape)

@@ -4,16 +4,23 @@ One tensor is read at a time, so memory does not grow with the model.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.gguf.architectures import Architecture
+from exporters.gguf.architectures import Architecture, Config, Rows
 from exporters.gguf.config_values import positive_int
+from exporters.gguf.stored import Stored, stored_tensors
 from lrqat.checkpoint import Checkpoint, QuantizedTensor
 from lrqat.errors import CheckpointError, ExportRefusedError
+from lrqat.grid import Grid
+
+_HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
+# Matrices whose products upstream keeps in float32: F16 would round what decides on experts.
+_FLOAT32 = ("ffn_gate_inp.weight", "position_embd.weight")
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,10 +29,14 @@ class Source:
 
     Attributes:
         name: its name in GGUF.
-        origin: module name of a quantised projection, name of a floating tensor, or "computed".
+        origin: module name of a quantised weight, or of the stack of experts that `stack` lists;
+            name of a floating tensor; or "computed".
         quantized: whether it is integers and scales.
-        shape: its shape, (out, in) or (n,); GGUF lists it in reverse.
-        row_order: source row of each row, or None if rows keep their order.
+        shape: its shape, (out, in), (n,) or (experts, out, in); GGUF lists it in reverse.
+        stack: module names of the experts' weights, in order.
+        row_order: source row of each row (of each expert), or None if rows keep their order.
+        transposed: whether the checkpoint holds it as (in, out).
+        offset: what is added to its values.
         values: the numbers of a computed tensor, float32.
     """
 
@@ -33,7 +44,10 @@ class Source:
     origin: str
     quantized: bool
     shape: tuple[int, ...]
-    row_order: NDArray[np.intp] | None = None
+    stack: tuple[str, ...] = ()
+    row_order: Rows | None = None
+    transposed: bool = False
+    offset: float = 0.0
     values: NDArray[np.float32] | None = None
 
     @property
@@ -41,10 +55,24 @@ class Source:
         """Rows when seen as a matrix: 1 for a vector."""
         return math.prod(self.shape[:-1])
 
+    @property
+    def is_float32(self) -> bool:
+        """Whether it must be stored as float32."""
+        return len(self.shape) == 1 or self.name.endswith(_FLOAT32)
+
+    def grid(self, checkpoint: Checkpoint) -> Grid:
+        """The grid of a quantised weight. Raises CheckpointError if experts have several."""
+        first, *others = (checkpoint.grid(module) for module in self.stack or (self.origin,))
+        if any(other != first for other in others):
+            raise CheckpointError(f"the experts of {self.origin} are on several grids; train again")
+        return first
+
     def read_quantized(self, checkpoint: Checkpoint) -> QuantizedTensor:
-        """Integers and scales in the file's row order."""
-        tensor = checkpoint.quantized(self.origin)
-        return tensor if self.row_order is None else tensor.take(self.row_order)
+        """Integers and scales (rows, in) in the file's row order."""
+        tensors = [checkpoint.quantized(module) for module in self.stack or (self.origin,)]
+        if self.row_order is not None:
+            tensors = [tensor.take(self.row_order) for tensor in tensors]
+        return QuantizedTensor.join(self.origin, tensors) if self.stack else tensors[0]
 
     def read_values(self, checkpoint: Checkpoint) -> NDArray[np.float32]:
         """The exact values in the file's row order, float32 (rows, columns).
@@ -52,20 +80,24 @@ class Source:
         Raises CheckpointError for a floating type wider than float32, and for values that are not
         finite.
         """
-        if self.values is not None:
-            values = self.values
-        elif self.quantized:
+        if self.quantized:
             return self.read_quantized(checkpoint).dequantize()
-        else:
-            stored = checkpoint.floating(self.origin)
-            if stored.dtype.name not in ("float32", "float16", "bfloat16"):
-                raise CheckpointError(f"{self.origin} is {stored.dtype}; expected a float type")
-            values = stored.astype(np.float32)
+        values = self.values if self.values is not None else self._read_floating(checkpoint)
         if not np.isfinite(values).all():
             raise CheckpointError(f"{self.origin} holds NaN or infinite values; train again")
+        if self.transposed:
+            values = values.T
         if self.row_order is not None:
-            values = values[self.row_order]
+            values = values.take(self.row_order, axis=_row_axis(values.shape))
+        if self.offset:
+            values = values + np.float32(self.offset)
         return values.reshape(self.rows, self.shape[-1])
+
+    def _read_floating(self, checkpoint: Checkpoint) -> NDArray[np.float32]:
+        stored = checkpoint.floating(self.origin)
+        if stored.dtype.name not in ("float32", "float16", "bfloat16"):
+            raise CheckpointError(f"{self.origin} is {stored.dtype}; expected a float type")
+        return stored.astype(np.float32)
 
 
 def find_sources(checkpoint: Checkpoint, architecture: Architecture) -> list[Source]:
@@ -75,78 +107,108 @@ def find_sources(checkpoint: Checkpoint, architecture: Architecture) -> list[Sou
         ExportRefusedError: a tensor without a name in this architecture, or one that is missing.
         CheckpointError: shapes that do not fit the configuration.
     """
-    config = checkpoint.config
+    config = architecture.read(checkpoint.config)
     blocks = positive_int(config, "num_hidden_layers")
     names = gguf.get_tensor_name_map(architecture.arch, blocks)
+    known = architecture.known_names(blocks)
     found: list[Source] = []
     unknown: list[str] = []
-    for origin, quantized in _origins(checkpoint):
-        full_name = f"{origin}.weight" if quantized else origin
-        name = names.get_name(full_name, try_suffixes=(".weight", ".bias"))
-        if name is None:
-            unknown.append(full_name)
-        elif name == "output.weight" and config.get("tie_word_embeddings"):
-            _check_tied(origin, quantized)
-        else:
-            order = architecture.row_order(config, full_name.removesuffix(".weight"))
-            found.append(_source(checkpoint, name, origin, quantized, order))
+    for stored in stored_tensors(checkpoint):
+        for part, rows in _parts(architecture, config, stored):
+            name = names.get_name(part, try_suffixes=(".weight", ".bias"))
+            if name not in known:
+                unknown.append(part)
+            elif name == _HEAD and config.get("tie_word_embeddings"):
+                _check_tied(stored)
+            else:
+                found.append(_source(architecture, name, stored, rows))
     if unknown:
         raise ExportRefusedError(
-            f"{len(unknown)} tensors have no name in llama.cpp's {architecture.name}, the first "
-            f"{unknown[0]!r}"
+            f"{len(unknown)} tensors have no name or no use in llama.cpp's {architecture.name}, "
+            f"the first {unknown[0]!r}"
         )
+    if architecture.head == "stored" and config.get("tie_word_embeddings"):
+        found += [replace(source, name=_HEAD) for source in found if source.name == _EMBEDDING]
     found += [
         Source(name, "computed", False, values.shape, values=values)
         for name, values in architecture.computed(config).items()
     ]
-    _check_complete(found, architecture.required_names(blocks), config)
+    _check_complete(found, architecture, config, blocks)
     return sorted(found, key=lambda source: _file_order(source.name))
 
 
-def _origins(checkpoint: Checkpoint) -> list[tuple[str, bool]]:
-    quantized = [(name, True) for name in checkpoint.quantized_names]
-    return quantized + [(name, False) for name in checkpoint.floating_names]
+def _parts(
+    architecture: Architecture, config: Config, stored: Stored
+) -> Iterator[tuple[str, Rows | None]]:
+    """Names, as Hugging Face would call them, of what a tensor becomes, and the rows of each."""
+    for joined, parts in architecture.splits.items():
+        if stored.name.removesuffix(".weight").endswith(joined):
+            rows = stored.shape[_row_axis(stored.shape)]
+            if rows % len(parts):
+                raise CheckpointError(f"{stored.name} has {rows} rows, not those of {parts}")
+            cuts = np.arange(rows, dtype=np.intp).reshape(len(parts), -1)
+            named = (stored.name.replace(joined, part) for part in parts)
+            yield from zip(named, cuts, strict=True)
+            return
+    order = architecture.row_order(config, stored.name.removesuffix(".weight"))
+    rows = stored.shape[_row_axis(stored.shape)]
+    if order is not None and len(order) != rows:
+        raise CheckpointError(
+            f"{stored.origin} has {rows} rows where config.json's heads need {len(order)}"
+        )
+    yield stored.name, order
 
 
-def _check_tied(origin: str, quantized: bool) -> None:
+def _row_axis(shape: tuple[int, ...]) -> int:
+    return max(len(shape) - 2, 0)
+
+
+def _check_tied(stored: Stored) -> None:
     """A tied head is the embedding, which llama.cpp reuses; one that was trained is another."""
-    if quantized:
+    if stored.quantized:
         raise ExportRefusedError(
-            f"{origin} was trained although config.json ties it to the embedding; set "
+            f"{stored.origin} was trained although config.json ties it to the embedding; set "
             "tie_word_embeddings to false, or train with it in --keep"
         )
 
 
-def _source(
-    checkpoint: Checkpoint,
-    name: str,
-    origin: str,
-    quantized: bool,
-    order: NDArray[np.intp] | None,
-) -> Source:
-    shape = checkpoint.shape(origin)
-    if not 1 <= len(shape) <= 2 or math.prod(shape) == 0:
-        raise CheckpointError(f"{origin} has shape {shape}; expected a matrix or a vector")
-    if order is not None and len(order) != shape[0]:
-        raise CheckpointError(
-            f"{origin} has {shape[0]} rows where config.json's heads need {len(order)}"
-        )
-    return Source(name, origin, quantized, shape, order)
+def _source(architecture: Architecture, name: str, stored: Stored, rows: Rows | None) -> Source:
+    shape = stored.shape
+    transposed = not stored.quantized and stored.name.endswith(architecture.transposed or "\0")
+    if transposed:
+        shape = shape[::-1]
+    if rows is not None:
+        cut = _row_axis(shape)
+        shape = (*shape[:cut], len(rows), *shape[cut + 1 :])
+    is_norm = name.endswith("norm.weight")
+    return Source(
+        name,
+        stored.origin,
+        stored.quantized,
+        shape,
+        stored.stack,
+        rows,
+        transposed,
+        architecture.norm_offset if is_norm else 0.0,
+    )
 
 
-def _check_complete(found: list[Source], required: list[str], config: dict[str, object]) -> None:
+def _check_complete(
+    found: list[Source], architecture: Architecture, config: Config, blocks: int
+) -> None:
     by_name = {source.name: source for source in found}
     if len(by_name) != len(found):
         raise ExportRefusedError("two tensors of the checkpoint have the same name in GGUF")
+    required = architecture.required_names(blocks)
+    if not config.get("tie_word_embeddings"):
+        required.append(_HEAD)
     missing = [name for name in required if name not in by_name]
-    if not config.get("tie_word_embeddings") and "output.weight" not in by_name:
-        missing.append("output.weight")
     if missing:
         raise ExportRefusedError(
             f"the checkpoint lacks {len(missing)} tensors that llama.cpp needs, the first "
             f"{missing[0]!r}"
         )
-    rows, size = by_name["token_embd.weight"].shape[0], positive_int(config, "vocab_size")
+    rows, size = by_name[_EMBEDDING].shape[0], positive_int(config, "vocab_size")
     if rows != size:
         raise CheckpointError(f"the embedding has {rows} rows and config.json's vocab_size {size}")
 

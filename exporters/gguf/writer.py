@@ -13,6 +13,7 @@ from exporters.gguf.metadata import holds
 from exporters.gguf.planning import Plan
 from exporters.gguf.reader import check_tensors
 from exporters.gguf.selection import pack_source
+from exporters.gguf.upstream import run_converter
 from lrqat.errors import ExportRefusedError, OutputError
 from lrqat.manifest import sha256_of
 from lrqat.publish import replaced_file
@@ -68,6 +69,11 @@ def write(
         raise ExportRefusedError(f"the export would not be exact:\n{reasons}")
     target = Path(path)
     with replaced_file(target, overwrite) as staged:
+        if plan.options.converter is not None:
+            tensors, packed = run_converter(plan.checkpoint, plan.options, staged)
+            return Report(
+                str(target), staged.stat().st_size, sha256_of(staged), tensors, packed, rounded=0
+            )
         _write_file(plan, staged, progress or (lambda name: None))
         rounded = _verify_file(plan, staged)
         nbytes, sha256 = staged.stat().st_size, sha256_of(staged)

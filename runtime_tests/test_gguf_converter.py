@@ -1,0 +1,125 @@
+"""`--converter`: a model laid out by llama.cpp's own converter, with our packing.
+
+Runs where LLAMA_CPP_TREE names a source tree of llama.cpp; what needs none always does.
+"""
+
+import os
+
+import numpy as np
+import pytest
+import transformers as hf
+from made_architectures import SIZES, VOCABULARY
+from made_checkpoints import fused, fused_in_llama_cpp
+
+from exporters import gguf
+from exporters.gguf.header import read_header
+from exporters.gguf.trained_rows import TrainedRows
+from exporters.gguf.upstream import verify_rows
+from lrqat.errors import ExportRefusedError, OutputError
+from lrqat.reference import load_reference, torch_logits
+from runtime_tests.llama_cpp import LlamaCpp
+from runtime_tests.llama_cpp_gelu import GELU_BOUND
+from runtime_tests.parity import L1_BOUND
+from tools import export
+
+TREE = os.environ.get("LLAMA_CPP_TREE")
+needs_tree = pytest.mark.skipif(not TREE, reason="LLAMA_CPP_TREE names no source tree of llama.cpp")
+TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, 64)
+# Name -> configuration, bound of the logits of the F32 twin. Rows of StableLM stay where they are,
+# those of BLOOM's q, k and v are taken apart and put together; its GELU comes from a table.
+OTHERS = {
+    "stablelm": (
+        lambda: hf.StableLmConfig(**SIZES, use_qkv_bias=True, partial_rotary_factor=0.5),
+        L1_BOUND,
+    ),
+    "bloom": (
+        lambda: hf.BloomConfig(vocab_size=VOCABULARY, hidden_size=64, n_layer=2, n_head=4),
+        5 * GELU_BOUND,
+    ),
+}
+
+
+def options(**changes):
+    return gguf.Options(converter=TREE, pre="gpt-2", **changes)
+
+
+@needs_tree
+@pytest.mark.slow
+def test_where_there_is_an_entry_both_ways_give_the_same_tensors(tmp_path):
+    checkpoint = fused_in_llama_cpp("qwen3", tmp_path / "fused")
+    gguf.write(gguf.plan(checkpoint, gguf.Options(float_type="f32")), tmp_path / "ours.gguf")
+    report = gguf.write(gguf.plan(checkpoint, options()), tmp_path / "theirs.gguf")
+    ours, theirs = read_header(tmp_path / "ours.gguf"), read_header(tmp_path / "theirs.gguf")
+    assert report.quantized == len(checkpoint.quantized_names)
+    assert ours.tensors.keys() == theirs.tensors.keys()
+    for name, info in ours.tensors.items():
+        assert info.type == theirs.tensors[name].type
+        np.testing.assert_array_equal(ours.rows(name), theirs.rows(name))
+    described = {k: v for k, v in ours.metadata.items() if k.startswith("lrqat.")}
+    assert described.items() <= theirs.metadata.items()
+    assert theirs.metadata["general.file_type"] == ours.metadata["general.file_type"]
+
+
+@needs_tree
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_architectures_without_an_entry(name, tmp_path):
+    config, bound = OTHERS[name]
+    checkpoint = fused(config(), tmp_path / "fused", keep=(), grid_for={"embed": "q8_0"})
+    path = tmp_path / "model.gguf"
+    assert gguf.plan(checkpoint).refusals
+    arguments = [str(checkpoint.path), "--format", "gguf", "--output", str(path)]
+    assert export.main([*arguments, "--converter", TREE, "--pre", "gpt-2"]) == 0
+    assert verify_rows(path, checkpoint)[1] == len(checkpoint.quantized_names)
+    expected = torch_logits(load_reference(checkpoint))(TOKENS)
+    with LlamaCpp.open(path, n_ctx=64) as llama:
+        assert np.abs(llama.logits(TOKENS) - expected).mean() < 0.05 * expected.std()
+    gguf.write(gguf.plan(checkpoint, options(type="f32")), tmp_path / "twin.gguf")
+    with LlamaCpp.open(tmp_path / "twin.gguf", n_ctx=64) as llama:
+        assert np.abs(llama.logits(TOKENS) - expected).max() < bound
+
+
+@needs_tree
+@pytest.mark.slow
+def test_a_model_that_upstream_does_not_know_leaves_nothing(tmp_path):
+    checkpoint = fused(hf.DiffLlamaConfig(**SIZES), tmp_path / "fused")
+    with pytest.raises(ExportRefusedError, match="cannot convert this model: NotImplementedError"):
+        gguf.write(gguf.plan(checkpoint, options()), tmp_path / "model.gguf")
+    assert not list(tmp_path.glob("*.gguf"))
+
+
+def test_a_folder_that_is_no_source_tree(tmp_path):
+    checkpoint = fused_in_llama_cpp("qwen3", tmp_path / "fused")
+    plan = gguf.plan(checkpoint, gguf.Options(converter=str(tmp_path)))
+    with pytest.raises(ExportRefusedError, match=r"no source tree of llama\.cpp"):
+        gguf.write(plan, tmp_path / "model.gguf")
+
+
+def test_trained_rows_are_found_in_any_order(tmp_path):
+    checkpoint = fused_in_llama_cpp("qwen3_moe", tmp_path / "fused")
+    trained = TrainedRows(checkpoint)
+    names = [f"model.layers.0.self_attn.{part}_proj" for part in "qkv"]
+    values = np.concatenate([checkpoint.quantized(name).dequantize() for name in names])
+    shuffled = values[np.random.default_rng(0).permutation(len(values))]
+    found = trained.find("attn_qkv", shuffled)
+    np.testing.assert_array_equal(found.dequantize(), shuffled)
+    assert trained.find("another", shuffled + np.float32(1)) is None
+    with pytest.raises(ExportRefusedError, match="1 of 128 rows of attn_qkv are no trained rows"):
+        trained.find("attn_qkv", np.concatenate([values[:-1], values[:1] * 2]))
+    embedding = checkpoint.quantized("model.embed_tokens").dequantize()
+    with pytest.raises(ExportRefusedError, match="several grids"):
+        trained.find("both", np.concatenate([values, embedding]))
+
+
+def test_a_file_that_lacks_trained_rows_is_refused(tmp_path):
+    checkpoint, path = fused_in_llama_cpp("qwen3", tmp_path / "fused"), tmp_path / "model.gguf"
+    gguf.write(gguf.plan(checkpoint), path)
+    assert verify_rows(path, checkpoint) == (24, len(checkpoint.quantized_names))
+    info = read_header(path).tensors["blk.1.attn_v.weight"]
+    with path.open("r+b") as stream:
+        stream.seek(info.start)
+        stream.write(b"\x00\x3c")
+    with pytest.raises(
+        OutputError, match=r"blk\.1\.attn_v\.weight holds rows that were not trained"
+    ):
+        verify_rows(path, checkpoint)

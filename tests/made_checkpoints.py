@@ -1,0 +1,31 @@
+"""Fused checkpoints of tiny random models: projections on Q4_0, embedding and head on Q8_0."""
+
+import torch
+from made_architectures import IN_LLAMA_CPP, VOCABULARY, make_from
+
+from lrqat import fuse, prepare, surgery
+from lrqat.base_model import make_tokenizer
+from lrqat.checkpoint import Checkpoint
+
+TEXT = "some text to make merges of, and more of it still\n" * 40
+# A part of the last layer, of every kind: linear, Conv1D, experts.
+KEPT = r"\.1\.(mlp|attn)\.(down_proj|c_attn|experts\.gate_up_proj)"
+TRAINED = {"embed_tokens|wte|embed_in": "q8_0", "lm_head|embed_out": "q8_0"}
+
+
+def fused(config, folder, *, keep=(KEPT,), grid_for=None, tokenizer=None):
+    """The checkpoint of a random model of `config`, its A moved at random."""
+    model = make_from(config)
+    plan = surgery.plan_surgery(model, "q4_0", keep, TRAINED if grid_for is None else grid_for)
+    prepare.prepare(model, plan, prepare.Settings(rank=4, range_init="minmax"))
+    for _, layer in prepare.quantized_layers(model):
+        torch.nn.init.normal_(layer.lora_a, std=layer.grid.q_max / 64)
+    tokenizer = tokenizer or make_tokenizer([TEXT], vocabulary=VOCABULARY)
+    base = {"name": "tiny", "revision": None, "dtype": "float32"}
+    fuse.fuse(model, tokenizer, folder, plan=plan, base_model=base)
+    return Checkpoint.open(folder)
+
+
+def fused_in_llama_cpp(name, folder, **choices):
+    """As `fused`, of the configuration `name` in `IN_LLAMA_CPP`."""
+    return fused(IN_LLAMA_CPP[name](), folder, **choices)
