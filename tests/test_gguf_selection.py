@@ -5,37 +5,11 @@ import math
 import shutil
 
 import pytest
-import torch
 
 from exporters import gguf
 from exporters.gguf.header import read_header
-from lrqat import fuse, hub, prepare, surgery
-from lrqat.base_model import make_untrained_model
 from lrqat.checkpoint import Checkpoint
 from lrqat.manifest import FILE_NAME
-
-
-@pytest.fixture
-def make_mixed(tiny_model, tmp_path):
-    """Function -> a fused checkpoint of a tiny Llama with several grids."""
-
-    def make(grid="q4_0", grid_for=None, hidden=128, intermediate=256, tie=False):
-        model = make_untrained_model(
-            512, hidden=hidden, intermediate=intermediate, layers=1, heads=4, kv_heads=2, seed=0
-        )
-        if tie:
-            model.config.tie_word_embeddings = True
-            model.tie_weights()
-        plan = surgery.plan_surgery(model, grid, grid_for=grid_for)
-        prepare.prepare(model, plan, prepare.Settings(rank=4))
-        for _, layer in prepare.quantized_layers(model):
-            torch.nn.init.normal_(layer.lora_a, std=2.0)
-        base = {"name": "tiny", "revision": None, "dtype": "float32"}
-        folder = tmp_path / "fused"
-        fuse.fuse(model, hub.load_tokenizer(tiny_model), folder, plan=plan, base_model=base)
-        return Checkpoint.open(folder)
-
-    return make
 
 
 def types_of(plan):
@@ -49,8 +23,8 @@ def exported(checkpoint, path, options=None):
     return report
 
 
-def test_several_grids_give_several_types(make_mixed, tmp_path):
-    checkpoint = make_mixed("q4_0", {"down_proj": "q6_k", "o_proj": "q5_0"})
+def test_several_grids_give_several_types(make_small, tmp_path):
+    checkpoint = make_small("q4_0", {"down_proj": "q6_k", "o_proj": "q5_0"})
     types = types_of(gguf.plan(checkpoint))
     assert types["blk.0.ffn_down.weight"] == "q6_k"
     assert types["blk.0.attn_output.weight"] == "q5_0"
@@ -64,8 +38,8 @@ def test_several_grids_give_several_types(make_mixed, tmp_path):
     exported(checkpoint, tmp_path / "twin.gguf", gguf.Options(type="f32"))
 
 
-def test_the_file_type_is_that_of_most_weights_not_of_most_bytes(make_mixed):
-    checkpoint = make_mixed("q2_0", {"down_proj": "q8_0", "up_proj": "q8_0"})
+def test_the_file_type_is_that_of_most_weights_not_of_most_bytes(make_small):
+    checkpoint = make_small("q2_0", {"down_proj": "q8_0", "up_proj": "q8_0"})
     plan = gguf.plan(checkpoint)
     weights = {t.block.NAME: 0 for t in plan.tensors}
     for tensor in plan.tensors:
@@ -78,9 +52,9 @@ def test_the_file_type_is_that_of_most_weights_not_of_most_bytes(make_mixed):
 @pytest.mark.parametrize(
     ("embedding", "head"), [("q8_0", "q6_k"), ("tq2_0", "iq4_nl"), ("q2_0", "mxfp4")]
 )
-def test_trained_embeddings_and_heads(embedding, head, make_mixed, tmp_path):
+def test_trained_embeddings_and_heads(embedding, head, make_small, tmp_path):
     grids = {"embed_tokens": embedding, "lm_head": head}
-    checkpoint = make_mixed("q4_k", grids, hidden=256)
+    checkpoint = make_small("q4_k", grids)
     assert checkpoint.kind("model.embed_tokens") == "embedding"
     types = types_of(gguf.plan(checkpoint))
     assert types["token_embd.weight"] == embedding
@@ -89,8 +63,8 @@ def test_trained_embeddings_and_heads(embedding, head, make_mixed, tmp_path):
     exported(checkpoint, tmp_path / "model.gguf")
 
 
-def test_a_trained_table_that_is_also_the_head_is_stored_once(make_mixed, tmp_path):
-    checkpoint = make_mixed("q4_0", {"embed_tokens": "q6_k"}, hidden=256, tie=True)
+def test_a_trained_table_that_is_also_the_head_is_stored_once(make_small, tmp_path):
+    checkpoint = make_small("q4_0", {"embed_tokens": "q6_k"}, tied=True)
     assert checkpoint.config["tie_word_embeddings"]
     types = types_of(gguf.plan(checkpoint))
     assert types["token_embd.weight"] == "q6_k"
@@ -98,8 +72,8 @@ def test_a_trained_table_that_is_also_the_head_is_stored_once(make_mixed, tmp_pa
     exported(checkpoint, tmp_path / "model.gguf")
 
 
-def test_rows_that_fit_no_small_block_go_to_a_larger_one_and_the_plan_says_so(make_mixed, tmp_path):
-    checkpoint = make_mixed("int3-channel", hidden=256, intermediate=576)
+def test_rows_that_fit_no_small_block_go_to_a_larger_one_and_the_plan_says_so(make_small, tmp_path):
+    checkpoint = make_small("int3-channel", intermediate=576)
     plan = gguf.plan(checkpoint)
     types = types_of(plan)
     assert types["blk.0.ffn_down.weight"] == "q4_0"
@@ -128,8 +102,8 @@ def test_rows_that_fit_no_small_block_go_to_a_larger_one_and_the_plan_says_so(ma
         ("int6-channel", "q6_k"),
     ],
 )
-def test_auto_takes_the_grids_own_type_or_the_smallest(grid, best, make_mixed, tmp_path):
-    checkpoint = make_mixed(grid, hidden=256)
+def test_auto_takes_the_grids_own_type_or_the_smallest(grid, best, make_small, tmp_path):
+    checkpoint = make_small(grid)
     plan = gguf.plan(checkpoint)
     assert {t.block.NAME for t in plan.tensors if t.source.quantized} == {best}
     assert not any(tensor.note for tensor in plan.tensors)
@@ -137,8 +111,8 @@ def test_auto_takes_the_grids_own_type_or_the_smallest(grid, best, make_mixed, t
 
 
 @pytest.mark.parametrize("kind", ["tq1_0", "q2_k", "q3_k", "q4_1", "q5_k", "q8_0"])
-def test_a_type_that_was_asked_for_is_taken_where_it_is_exact(kind, make_mixed, tmp_path):
-    checkpoint = make_mixed("tq2_0", hidden=256)
+def test_a_type_that_was_asked_for_is_taken_where_it_is_exact(kind, make_small, tmp_path):
+    checkpoint = make_small("tq2_0")
     options = gguf.Options(type=kind)
     assert gguf.default_name(checkpoint, options) == f"model-{kind}.gguf"
     exported(checkpoint, tmp_path / "model.gguf", options)
@@ -146,8 +120,8 @@ def test_a_type_that_was_asked_for_is_taken_where_it_is_exact(kind, make_mixed, 
     assert found.type.name.lower() == kind
 
 
-def test_a_grid_without_any_exact_type_names_the_nearest_three(make_mixed):
-    checkpoint = make_mixed("int4-g16")
+def test_a_grid_without_any_exact_type_names_the_nearest_three(make_small):
+    checkpoint = make_small("int4-g16")
     refusal = gguf.plan(checkpoint).refusals[0]
     assert "every 16 weights, Q4_1 only one for 32" in refusal
     assert "Q5_0" in refusal
@@ -164,8 +138,8 @@ def with_activations(checkpoint, folder, grid):
     return Checkpoint.open(folder, verify=False)
 
 
-def test_a_model_trained_under_one_rounding_gets_types_that_round_so(make_mixed, tmp_path):
-    checkpoint = make_mixed("int4-channel", hidden=256)
+def test_a_model_trained_under_one_rounding_gets_types_that_round_so(make_small, tmp_path):
+    checkpoint = make_small("int4-channel")
     trained = with_activations(checkpoint, tmp_path / "k", "q8_k")
     assert set(types_of(gguf.plan(trained)).values()) == {"q4_k", "f32"}
     assert gguf.default_name(trained) == "model-q4_k.gguf"
