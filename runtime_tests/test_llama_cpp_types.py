@@ -12,6 +12,7 @@ import torch
 from conftest import SHARED
 from exporters import gguf
 from exporters.gguf.blocks import integer_blocks
+from exporters.gguf.fields import Fields
 from exporters.gguf.ggml_types import TYPES
 from exporters.gguf.header import read_header
 from lrqat import fuse, hub, prepare, surgery
@@ -51,9 +52,9 @@ def library() -> Any:
     return loaded
 
 
-@pytest.fixture(params=TYPES_OF_OURS)
+@pytest.fixture(params=[*TYPES_OF_OURS, "int8-channel", "int2-asym-channel", "int3-asym-g32"])
 def checkpoint(request: Any, make_small: Callable[..., Checkpoint], library: Any) -> Checkpoint:
-    """A fused model on the grid that is named after a type."""
+    """A fused model on the grid that is named after a type, and on three that are not."""
     return make_small(request.param)
 
 
@@ -109,6 +110,23 @@ def test_llama_cpp_finds_every_block_valid(
         octets = header.rows(name).tobytes()
         size = ctypes.c_size_t(len(octets))
         assert library.ggml_validate_row_data(info.type.number, octets, size), name
+
+
+def test_minus_128_does_not_overflow(library: Any) -> None:
+    """The integer that llama.cpp's own Q8_0 never has, against the largest activations."""
+    rng, kind = np.random.default_rng(0), integer_blocks()["q8_0"]
+    ones = {"d": np.ones((1, 8), np.float16)}
+    dot, out = library.ggml_vec_dot_q8_0_q8_0, ctypes.c_float()
+    dot.restype = None
+    dot.argtypes = [ctypes.c_int, ctypes.c_void_p, *[ctypes.c_size_t, ctypes.c_char_p] * 2,
+                    ctypes.c_size_t, ctypes.c_int]  # fmt: skip
+    for share in (0.0, 0.5, 1.0):
+        for activation in ([127], [-127], [-127, 127]):
+            w = np.where(rng.random((1, 256)) < share, rng.integers(-128, 128, 256), -128)
+            a = rng.choice(np.array(activation), (1, 256))
+            rows = [kind.pack(Fields(x.astype(np.int8), ones)).tobytes() for x in (w, a)]
+            dot(256, ctypes.byref(out), 0, rows[0], 0, rows[1], 0, 1)
+            assert out.value == (w * a).sum()
 
 
 @pytest.mark.slow

@@ -123,7 +123,8 @@ HELD = {
     "int5-g256": "q5_0 q5_k q5_1 q6_k q8_0",
     "int6-g64": "q8_0",
     "int6-channel": "q6_k q8_0",
-    "int8-channel": "",
+    "int8-g32": "q8_0",
+    "int8-channel": "q8_0",
     "int2-asym-g128": "q4_0 q5_0 q8_0",
     "int2-asym-channel": "q2_k q3_k q4_0 q4_k q5_0 q5_k q6_k q8_0",
     "int3-asym-g32": "q4_0 q5_0 q8_0",
@@ -183,7 +184,7 @@ def test_numbers_that_do_not_fit_are_refused_even_unasked():
         for _, block in INTEGER:
             with pytest.raises(ExportRefusedError, match=r"float16|level|MXFP4"):
                 block.encode(*encoded(tensor))
-    wide = make(GRIDS["int8-channel"], 1, 256)
+    wide = make(GRIDS["int8-asym-channel"], 1, 256)
     for _, block in INTEGER:
         with pytest.raises(ExportRefusedError):
             block.encode(*encoded(wide))

@@ -17,6 +17,7 @@ OTHER = {
     "int6-g256": "q6_k",
     "int3-asym-g64": "q4_0",
     "int4-asym-g32": "q5_0",
+    "int8-channel": "q8_0",
 }
 CASES = {name: name for name in integer_blocks()} | OTHER
 

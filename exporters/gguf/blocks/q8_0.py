@@ -5,10 +5,11 @@
 
     weight = d * q
 
-We write -127..127, the range of llama.cpp's own quantiser, on which every backend's kernels are
-tested; -128 decodes but some integer dot products overflow on it. Exact for every grid in that
-range with fp16 scales whose groups are multiples of 32 or whole rows, uneven levels too. Source:
-ggml/src/ggml-common.h `block_q8_0`, ggml/src/ggml-quants.c `dequantize_row_q8_0`.
+llama.cpp's own quantiser stays within -127..127, but its kernels take -128 too: activations stay
+within 127, so the sums of two products that they make in 16 bits reach 2 * 128 * 127 at most
+(ggml-cpu/arch/x86/quants.c `mul_sum_i8_pairs_float`). Exact for every grid of at most 8 bits (7
+with a zero-point) with fp16 scales whose groups are multiples of 32 or whole rows, uneven levels
+too. Source: ggml/src/ggml-common.h `block_q8_0`, ggml/src/ggml-quants.c `dequantize_row_q8_0`.
 """
 
 import numpy as np
@@ -27,7 +28,7 @@ NAME = "q8_0"
 TYPE = ggml_type(NAME)
 FILE_TYPE = LlamaFileType.MOSTLY_Q8_0
 ACTIVATIONS = "q8_0"
-_LOW, _HIGH = -127, 127
+_LOW, _HIGH = -128, 127
 
 
 def refuses(grid: Grid, in_features: int) -> str | None:
