@@ -76,6 +76,38 @@ def make_fused(tiny_model, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def make_small(tiny_model, tmp_path_factory):
+    """Function of grids and sizes -> fused checkpoint of a one-layer Llama, made in a second.
+
+    By default its rows are whole blocks of every llama.cpp type.
+    """
+    import torch
+
+    from lrqat import fuse, hub, prepare, surgery
+    from lrqat.base_model import make_untrained_model
+    from lrqat.checkpoint import Checkpoint
+
+    made = {}
+
+    def make(grid, grid_for=None, hidden=256, intermediate=512, tied=False):
+        key = (grid, str(grid_for), hidden, intermediate, tied)
+        if key not in made:
+            sizes = {"hidden": hidden, "intermediate": intermediate, "layers": 1, "heads": 4}
+            model = make_untrained_model(512, **sizes, kv_heads=2, seed=1, tied=tied)
+            plan = surgery.plan_surgery(model, grid, grid_for=grid_for)
+            prepare.prepare(model, plan, prepare.Settings(rank=2, range_init="minmax"))
+            for _, layer in prepare.quantized_layers(model):
+                torch.nn.init.normal_(layer.lora_a, std=2.0)
+            folder = tmp_path_factory.mktemp("small") / "fused"
+            base = {"name": "small", "revision": None, "dtype": "float32"}
+            fuse.fuse(model, hub.load_tokenizer(tiny_model), folder, plan=plan, base_model=base)
+            made[key] = Checkpoint.open(folder)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def fused_checkpoint(make_fused):
     """Folder of a tiny fused q4_0 checkpoint."""
     return make_fused("q4_0")

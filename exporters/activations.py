@@ -3,6 +3,13 @@
 from lrqat.checkpoint import Checkpoint
 
 
+def activation_grid(checkpoint: Checkpoint, name: str) -> str | None:
+    """What the input of the module `name` was rounded to in training, or None."""
+    record = checkpoint.manifest.get("activations") or {}
+    found = record.get("modules", {}).get(name)
+    return None if found is None else str(found)
+
+
 def refuses_activations(checkpoint: Checkpoint, runtime: str, own: tuple[str, ...]) -> str | None:
     """Why a model trained with rounded activations is not what `runtime` computes, or None.
 

@@ -18,9 +18,9 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
+from exporters.gguf.ggml_types import ggml_type
 from lrqat.errors import DataError, ModelError, RuntimeUnavailableError
 from runtime_tests import llama_cpp_ffi as ffi
 
@@ -225,10 +225,10 @@ def dequantize_row(type_name: str, data: bytes, n: int) -> NDArray[np.float32]:
     library = ffi.load_library()
     try:
         function = ffi.declare_dequantizer(library, type_name)
-        weights, size = GGML_QUANT_SIZES[GGMLQuantizationType[type_name.upper()]]
+        kind = ggml_type(type_name)
     except (AttributeError, KeyError):
         raise RuntimeUnavailableError(f"llama.cpp has no dequantiser for {type_name!r}") from None
-    if n % weights or len(data) != n // weights * size:
+    if n % kind.weights or len(data) != kind.blocks(n) * kind.nbytes:
         raise DataError(f"{len(data)} bytes are not {n} weights of {type_name}")
     out = np.empty(n, np.float32)
     function(data, out.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), n)

@@ -233,7 +233,8 @@ def load_library() -> ctypes.CDLL:
 
 def declare_dequantizer(library: ctypes.CDLL, name: str) -> Any:
     """`dequantize_row_<name>`: (bytes, float32 out, number of weights). Raises AttributeError."""
-    function = getattr(library, f"dequantize_row_{name}")
+    in_c = f"{name.removesuffix('_k')}_K" if name.endswith("_k") else name
+    function = getattr(library, f"dequantize_row_{in_c}")
     function.restype, function.argtypes = None, [pointer, POINTER(c_float), c_int64]
     return function
 

@@ -16,7 +16,10 @@ ALLOWED = {
     "tools": {"tools", "runtime_tests", "exporters", "lrqat"},
 }
 # What an exporter may know of lrqat: the grid and the checkpoint, never the training.
-FOR_EXPORTERS = {"__version__", "checkpoint", "errors", "grid", "manifest", "publish", "write_json"}
+FOR_EXPORTERS = {
+    "__version__", "checkpoint", "errors", "grid", "manifest", "publish", "stored_ranges",
+    "write_json",
+}  # fmt: skip
 
 
 def sources(package):

@@ -62,7 +62,7 @@ class Packer:
         if not np.array_equal(tensor.dequantize().view(np.uint32), rows.view(np.uint32)):
             raise ExportRefusedError(f"{name} was not found again exactly; please report it")
         source = Source(name, name, True, values.shape)
-        block = choose_for_grid(tensor.grid, source, self.options)
+        block, _ = choose_for_grid(tensor.grid, source, self.options)
         data = pack_quantized(tensor, block.NAME)
         self._packed[name] = block, data.reshape(*values.shape[:-1], -1)
         self.file_types.append(int(block.FILE_TYPE))
@@ -70,7 +70,7 @@ class Packer:
     def begin(self, name: str) -> gguf.GGMLQuantizationType | None:
         """The type of `name` if it was packed; what `quantize` is called for next."""
         block, self._current = self._packed.pop(name, (None, None))
-        return gguf.GGMLQuantizationType(block.TYPE) if block else None
+        return gguf.GGMLQuantizationType(block.TYPE.number) if block else None
 
     def quantize(self, data: Any, kind: gguf.GGMLQuantizationType) -> Any:
         """In the place of gguf.quants.quantize."""

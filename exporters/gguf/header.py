@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf import GGUFValueType as Type
 from numpy.typing import NDArray
 
+from exporters.gguf.ggml_types import TYPES, GgmlType
 from lrqat.errors import UserError
 
 _MAX_DIMENSIONS = 4
@@ -58,7 +58,7 @@ class TensorInfo:
     """
 
     name: str
-    type: GGMLQuantizationType
+    type: GgmlType
     shape: tuple[int, ...]
     start: int
     nbytes: int
@@ -122,10 +122,9 @@ def _read_tensors(cursor: "_Cursor", count: int, alignment: int) -> dict[str, Te
     tensors: dict[str, TensorInfo] = {}
     expected = 0
     for name, kind, shape, offset in described:
-        weights, size = GGML_QUANT_SIZES[kind]
-        if shape[-1] % weights:
+        if shape[-1] % kind.weights:
             raise cursor.error(f"rows of {name!r} are not whole blocks")
-        nbytes = math.prod(shape) // weights * size
+        nbytes = math.prod(shape) // kind.weights * kind.nbytes
         if offset != expected or base + offset + nbytes > len(cursor.data):
             raise cursor.error(f"the data of {name!r} is not where it must be, or is cut off")
         if name in tensors:
@@ -135,7 +134,7 @@ def _read_tensors(cursor: "_Cursor", count: int, alignment: int) -> dict[str, Te
     return tensors
 
 
-def _read_info(cursor: "_Cursor") -> tuple[str, GGMLQuantizationType, tuple[int, ...], int]:
+def _read_info(cursor: "_Cursor") -> tuple[str, GgmlType, tuple[int, ...], int]:
     name, dimensions = cursor.string(), cursor.number("I")
     if not 1 <= dimensions <= _MAX_DIMENSIONS:
         raise cursor.error(f"the tensor {name!r} has {dimensions} dimensions")
@@ -144,10 +143,9 @@ def _read_info(cursor: "_Cursor") -> tuple[str, GGMLQuantizationType, tuple[int,
     # A weight takes more than 1/8 byte in every type, so no honest shape is larger than this.
     if min(shape) < 1 or math.prod(shape) > 8 * len(cursor.data):
         raise cursor.error(f"the tensor {name!r} has the shape {shape}")
-    try:
-        return name, GGMLQuantizationType(number), shape, offset
-    except ValueError:
-        raise cursor.error(f"the tensor {name!r} has the unknown type {number}") from None
+    if number not in TYPES:
+        raise cursor.error(f"the tensor {name!r} has the unknown type {number}")
+    return name, TYPES[number], shape, offset
 
 
 def _padded(size: int, alignment: int) -> int:

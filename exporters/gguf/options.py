@@ -18,8 +18,9 @@ class Options:
     type: str = field(
         default="auto",
         metadata={
-            "help": "type of the trained projections: auto (the smallest that is exact), q4_0, "
-            "q8_0 ..., or f32: their exact products as floats, for comparing the graph"
+            "help": "type of the trained weights: auto (the one the grid is named after, else the "
+            "smallest that is exact), q4_0, q6_k ..., or f32: their exact products as floats, for "
+            "comparing the graph"
         },
     )
     float_type: str = field(

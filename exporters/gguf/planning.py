@@ -4,13 +4,15 @@ Making a plan writes nothing. It reads floating matrices to see whether a narrow
 exactly, and nothing else of the weights.
 """
 
+import math
 import re
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import gguf
 
-from exporters.activations import refuses_activations
+from exporters.activations import activation_grid, refuses_activations
 from exporters.gguf.architectures import Architecture, find_architecture
 from exporters.gguf.blocks import Block, float_blocks, row_bytes
 from exporters.gguf.hyperparameters import hyperparameters, refusals
@@ -35,7 +37,7 @@ class PlannedTensor:
     Attributes:
         source: where it comes from.
         block: the ggml type it is stored in.
-        note: what is not as in the checkpoint (empty: nothing).
+        note: what a user should know of it (empty: nothing).
     """
 
     source: Source
@@ -90,14 +92,13 @@ class Plan:
         return sum(-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT for tensor in self.tensors)
 
     @property
-    def file_type(self) -> gguf.LlamaFileType:
+    def file_type(self) -> int:
         """What `general.file_type` says: the type of most quantised weights."""
-        weights: dict[gguf.LlamaFileType, int] = {}
+        weights: Counter[int] = Counter()
         for tensor in self.tensors:
             if tensor.source.quantized:
-                kind = tensor.block.FILE_TYPE
-                weights[kind] = weights.get(kind, 0) + tensor.nbytes
-        return max(weights, key=lambda kind: weights[kind], default=gguf.LlamaFileType.ALL_F32)
+                weights[tensor.block.FILE_TYPE] += math.prod(tensor.source.shape)
+        return weights.most_common(1)[0][0] if weights else gguf.LlamaFileType.ALL_F32
 
     def summary(self) -> list[str]:
         """Lines of a table for people; tensors that differ by their block alone share a line."""
@@ -174,14 +175,19 @@ def _plan_converter(made: Plan) -> Plan:
 
 
 def default_name(checkpoint: Checkpoint, options: Options | None = None) -> str:
-    """A file name that says what is in it, such as "model-q4_0.gguf"."""
+    """A file name that says what is in it: "model-q4_0.gguf", "model-q4_0-q6_k.gguf" ...
+
+    Of several types the one of most weights comes first.
+    """
     chosen = options or Options()
-    types = {
-        exact_types(checkpoint.grid(name), checkpoint.shape(name)[1])[:1] or ("none",)
-        for name in checkpoint.quantized_names
-    }
-    by_itself = "-".join(sorted(name for (name,) in types))
-    return f"model-{by_itself if chosen.type == 'auto' else chosen.type}.gguf"
+    if chosen.type != "auto":
+        return f"model-{chosen.type}.gguf"
+    weights: Counter[str] = Counter()
+    for name in checkpoint.quantized_names:
+        shape = checkpoint.shape(name)
+        types = exact_types(checkpoint.grid(name), shape[-1], activation_grid(checkpoint, name))
+        weights[types[0] if types else "none"] += math.prod(shape)
+    return f"model-{'-'.join(name for name, _ in weights.most_common())}.gguf"
 
 
 def _alike(tensor: PlannedTensor) -> tuple[str, str, str, str, str]:
@@ -209,11 +215,12 @@ def _plan_tensor(made: Plan, source: Source) -> PlannedTensor:
     if len(source.name.encode()) > _MAX_NAME_BYTES:
         raise ExportRefusedError(f"{source.name!r} is longer than {_MAX_NAME_BYTES} bytes")
     if source.quantized:
-        return PlannedTensor(source, choose_integer_block(made.checkpoint, source, made.options))
+        block, note = choose_integer_block(made.checkpoint, source, made.options)
+        return PlannedTensor(source, block, note)
     if source.values is not None:
         return PlannedTensor(source, float_blocks()["f32"])
-    block, note = choose_float_block(made.checkpoint, source, made.options)
-    return PlannedTensor(source, block, note)
+    float_block, note = choose_float_block(made.checkpoint, source, made.options)
+    return PlannedTensor(source, float_block, note)
 
 
 def _plan_metadata(made: Plan, architecture: Architecture) -> None:

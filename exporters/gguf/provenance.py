@@ -14,7 +14,7 @@ from exporters.provenance import provenance as facts
 from lrqat.checkpoint import Checkpoint
 
 
-def general_metadata(checkpoint: Checkpoint, file_type: gguf.LlamaFileType) -> list[KeyValue]:
+def general_metadata(checkpoint: Checkpoint, file_type: int) -> list[KeyValue]:
     """The `general.*` entries except the architecture."""
     entries = [kv.text("general.type", "model")]
     name = checkpoint.manifest["base_model"].get("name")

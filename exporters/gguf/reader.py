@@ -1,7 +1,9 @@
 """L0: what a GGUF file's own bytes hold, compared with the checkpoint, number by number.
 
 The file is parsed by `header`, not by the library that wrote it; the integers and scales come out
-of the file's bytes and are compared with the checkpoint's, whose rows are put in the file's order.
+of the file's bytes and are compared with the checkpoint's, whose rows are put in the file's order:
+every number that the file stores with the number that the checkpoint's become in its type, and what
+they multiply to with the checkpoint's weights.
 """
 
 import math
@@ -14,9 +16,9 @@ from exporters.gguf.architectures import find_architecture
 from exporters.gguf.blocks import float_blocks, integer_blocks
 from exporters.gguf.header import Header, read_header
 from exporters.gguf.metadata import differing
-from exporters.gguf.rows import block_scales
 from exporters.gguf.sources import Source, find_sources
 from lrqat.checkpoint import Checkpoint
+from lrqat.errors import ExportRefusedError
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,9 @@ class TensorCheck:
 
     Attributes:
         name: its name in the file.
-        integers: integers that differ.
-        scales: block scales that differ.
-        values: floating values that differ from what their type rounds the checkpoint's to.
+        integers: codes that differ.
+        scales: scales, minima and their parts that differ.
+        values: weights that differ from the checkpoint's, or from what their type rounds them to.
         rounded: floating values that their type does not hold exactly (as asked for).
         problem: why it could not be compared at all (missing, another shape ...), or empty.
     """
@@ -47,16 +49,16 @@ class TensorCheck:
     def differences(self, source: Source | None) -> int:
         """Elements that differ; all of them for a tensor that could not be compared."""
         size = math.prod(source.shape) if source else 1
-        return size if self.problem else self.integers + self.scales + self.values
+        return size if self.problem else self.integers + self.scales or self.values
 
 
 def verify(path: str | Path, checkpoint: Checkpoint) -> dict[str, int]:
     """Compare the GGUF file `path` with `checkpoint`: every tensor, and what the model is.
 
     Returns:
-        Elements that differ, by GGUF name: integers, block scales, and floating values that are
-        not the checkpoint's (rounded to the type that they are stored in). All zero is a pass; a
-        missing tensor counts whole, one that the checkpoint does not have counts 1. A
+        Elements that differ, by GGUF name: codes, scales and minima, and if all are equal, weights
+        that are not the checkpoint's (rounded to the type that they are stored in). All zero is a
+        pass; a missing tensor counts whole, one that the checkpoint does not have counts 1. A
         hyperparameter or a part of the vocabulary that is not the checkpoint's counts 1, by key.
 
     Raises:
@@ -104,15 +106,17 @@ def _check(header: Header, source: Source, checkpoint: Checkpoint) -> TensorChec
 def _check_integers(
     header: Header, source: Source, checkpoint: Checkpoint, kind: str
 ) -> TensorCheck:
-    q, d = integer_blocks()[kind].unpack(header.rows(source.name))
-    expected = source.read_quantized(checkpoint)
-    expected_d = block_scales(expected.scale, d.shape[1])
-    return TensorCheck(
-        source.name,
-        integers=int((q != expected.q).sum()),
-        # As bit patterns: NaN differs from all numbers and -0 from 0.
-        scales=int((d.astype(np.float16).view(np.uint16) != expected_d.view(np.uint16)).sum()),
-    )
+    block = integer_blocks()[kind]
+    found = block.unpack(header.rows(source.name))
+    tensor = source.read_quantized(checkpoint)
+    try:
+        expected = block.encode(tensor.q, tensor.ranges, tensor.grid)
+    except ExportRefusedError as error:
+        return TensorCheck(source.name, problem=str(error))
+    integers, scales = found.differences(expected)
+    # Zeros are equal whatever their sign; NaN differs from all numbers.
+    values = int((block.values(found) != tensor.dequantize()).sum())
+    return TensorCheck(source.name, integers, scales, values)
 
 
 def _check_values(header: Header, source: Source, checkpoint: Checkpoint, kind: str) -> TensorCheck:

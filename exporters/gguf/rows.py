@@ -1,77 +1,81 @@
-"""What the integer blocks share: how rows of a grid are cut into blocks of 32, 64 or 256 weights.
+"""Bits and bytes of ggml rows: a row is a run of equal blocks, each a struct of small arrays.
 
-A ggml row is a run of equal blocks, each with its own fp16 scale `d`. A grid whose group is a
-multiple of the block, or the whole row, is held exactly by repeating its scale in every block:
+Codes narrower than a byte share bytes in one of two ways, and every type uses some of each:
 
-    scale (out, groups)  ->  d (out, in / block),    d[o, b] = scale[o, b * block // group]
+    stacked    byte j holds element j of several runs: the first run in the lowest bits
+    adjacent   byte j holds consecutive elements: the first in the lowest bits
 
-Source: ggml/src/ggml-common.h (block structs), ggml/src/gguf.cpp (rows are whole blocks).
+which is the same thing after a transpose. Numbers are little endian. Source:
+ggml/src/ggml-common.h (block structs), ggml/src/gguf.cpp (rows are whole blocks).
 """
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lrqat.errors import ExportRefusedError
-from lrqat.grid import FloatScale, Grid
+from exporters.gguf.ggml_types import GgmlType
+
+Bytes = NDArray[np.uint8]
 
 
-def refuses_blocks(
-    type_name: str, block: int, q_min: int, q_max: int, grid: Grid, in_features: int
-) -> str | None:
-    """Why blocks of `block` integers q_min..q_max with an fp16 scale cannot hold a row, or None."""
-    if not grid.symmetric:
-        offset = "minima" if grid.minimum else "zero-points"
-        return f"{grid.name} has {offset} and {type_name} has none"
-    if grid.q_min < q_min or grid.q_max > q_max:
-        return (
-            f"{grid.name}'s integers {grid.q_min}..{grid.q_max} leave "
-            f"{type_name}'s {q_min}..{q_max}"
-        )
-    if grid.scale != FloatScale("float16"):
-        kind = grid.scale.dtype if isinstance(grid.scale, FloatScale) else "not plain numbers"
-        return f"{grid.name}'s scales are {kind} and {type_name} stores float16"
-    if in_features % block:
-        return f"rows of {in_features} weights do not divide into {type_name}'s blocks of {block}"
-    if grid.group_size is not None and grid.group_size % block:
-        return (
-            f"{grid.name} has a scale for every {grid.group_size} weights and "
-            f"{type_name} only one for {block}"
-        )
-    return None
+def stack(codes: Bytes, width: int) -> Bytes:
+    """Put runs (..., runs, n) of `width`-bit codes into bytes (..., n)."""
+    shifts = np.arange(codes.shape[-2], dtype=np.uint8)[:, None] * np.uint8(width)
+    return np.bitwise_or.reduce(codes << shifts, axis=-2)
 
 
-def block_scales(scale: NDArray[np.float32], blocks: int) -> NDArray[np.float16]:
-    """Repeat `scale` float32 (out, groups) to the fp16 `d` (out, blocks) of a row's blocks.
+def unstack(octets: Bytes, width: int) -> Bytes:
+    """Undo `stack`: bytes (..., n) to 8 / width runs (..., runs, n)."""
+    shifts = np.arange(0, 8, width, dtype=np.uint8)[:, None]
+    return octets[..., None, :] >> shifts & np.uint8((1 << width) - 1)
 
-    Raises:
-        ExportRefusedError: a scale is not exact in fp16, or the groups are not whole blocks.
+
+def adjacent(codes: Bytes, width: int) -> Bytes:
+    """Put consecutive `width`-bit codes (..., n) into bytes (..., n * width / 8)."""
+    runs = codes.reshape(*codes.shape[:-1], -1, 8 // width)
+    return stack(runs.swapaxes(-1, -2), width)
+
+
+def apart(octets: Bytes, width: int) -> Bytes:
+    """Undo `adjacent`: bytes (..., n) to codes (..., n * 8 / width)."""
+    return unstack(octets, width).swapaxes(-1, -2).reshape(*octets.shape[:-1], -1)
+
+
+def in_blocks(numbers: NDArray[Any], kind: GgmlType, *shape: int) -> NDArray[Any]:
+    """Codes (out, in) as (out, blocks, *shape)."""
+    rows, columns = numbers.shape
+    return numbers.reshape(rows, kind.blocks(columns), *shape)
+
+
+def join(kind: GgmlType, *parts: NDArray[Any]) -> Bytes:
+    """Rows of bytes (out, row bytes) of blocks made of `parts`, in their order.
+
+    Args:
+        kind: the type.
+        parts: the members of the block's struct: (out, blocks) or (out, blocks, n) of any type.
     """
-    groups = scale.shape[1]
-    if groups == 0 or blocks % groups:
-        raise ExportRefusedError(f"{groups} scales do not divide evenly over {blocks} blocks")
-    with np.errstate(over="ignore"):
-        d = scale.astype(np.float16)
-    inexact = d.astype(np.float32) != scale
-    if inexact.any():
-        raise ExportRefusedError(
-            f"{int(inexact.sum())} scales are not exact in float16, the first is "
-            f"{scale[inexact][0]}; train on a grid whose scales are float16"
-        )
-    return d.repeat(blocks // groups, axis=1)
+    rows, blocks = parts[0].shape[:2]
+    octets = [
+        np.ascontiguousarray(part, part.dtype.newbyteorder("<"))
+        .reshape(rows, blocks, -1)
+        .view(np.uint8)
+        for part in parts
+    ]
+    joined = np.concatenate(octets, axis=2)
+    assert joined.shape[2] == kind.nbytes
+    return joined.reshape(rows, -1)
 
 
-def join_blocks(d: NDArray[np.float16], codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Put `d` (out, blocks) before the bytes (out, blocks, n) of each block; rows of bytes."""
-    rows, blocks = d.shape
-    octets = np.ascontiguousarray(d, "<f2").view(np.uint8).reshape(rows, blocks, 2)
-    return np.concatenate([octets, codes], axis=2).reshape(rows, -1)
+def split(kind: GgmlType, data: Bytes, *sizes: int) -> list[Bytes]:
+    """Undo `join`: the members (out, blocks, size) of rows of bytes (out, row bytes)."""
+    rows, row_bytes = data.shape
+    blocks = np.ascontiguousarray(data).reshape(rows, row_bytes // kind.nbytes, kind.nbytes)
+    ends = np.cumsum(sizes)
+    assert ends[-1] == kind.nbytes
+    return np.split(blocks, ends[:-1], axis=2)
 
 
-def split_blocks(
-    data: NDArray[np.uint8], block_bytes: int
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Undo `join_blocks`: rows of bytes to `d` as float32 (out, blocks) and (out, blocks, n)."""
-    rows = data.shape[0]
-    blocks = np.ascontiguousarray(data).reshape(rows, data.shape[1] // block_bytes, block_bytes)
-    d = np.ascontiguousarray(blocks[:, :, :2]).view("<f2")[:, :, 0].astype(np.float32)
-    return d, blocks[:, :, 2:]
+def halves(part: Bytes) -> NDArray[np.float16]:
+    """A member of two bytes (out, blocks, 2) as float16 (out, blocks)."""
+    return np.ascontiguousarray(part).view("<f2")[:, :, 0].astype(np.float16)

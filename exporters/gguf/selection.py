@@ -1,44 +1,111 @@
-"""Choosing the type of each tensor: the smallest exact one, or a refusal that says what to do."""
+"""Choosing the type of each tensor: an exact one, or a refusal that says what to do."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.gguf.blocks import Block, FloatBlock, float_blocks, integer_blocks
+from exporters.activations import activation_grid
+from exporters.gguf.blocks import (
+    Block,
+    FloatBlock,
+    IntegerBlock,
+    bits_per_weight,
+    float_blocks,
+    integer_blocks,
+)
 from exporters.gguf.options import Options
 from exporters.gguf.sources import Source
 from lrqat.checkpoint import Checkpoint, QuantizedTensor
 from lrqat.errors import ExportRefusedError
 from lrqat.grid import Grid
 
-
-def exact_types(grid: Grid, in_features: int) -> tuple[str, ...]:
-    """Integer types that hold rows of `in_features` weights on `grid`, the smallest first."""
-    blocks = integer_blocks().items()
-    return tuple(name for name, block in blocks if block.refuses(grid, in_features) is None)
+_WHOLE_BLOCKS = 256  # weights that are whole blocks of every type
 
 
-def choose_integer_block(checkpoint: Checkpoint, source: Source, options: Options) -> Block:
-    """The type of a quantised projection. Raises ExportRefusedError if none is exact."""
-    return choose_for_grid(source.grid(checkpoint), source, options)
+def exact_types(grid: Grid, in_features: int, activations: str | None = None) -> tuple[str, ...]:
+    """Integer types that hold rows of `in_features` weights on `grid`, the best first.
+
+    That is the type the grid is named after, then the smallest.
+
+    Args:
+        grid: of the weights.
+        in_features: weights of a row.
+        activations: what the model was trained to round the activations to, or None.
+    """
+    exact = [
+        block
+        for block in integer_blocks().values()
+        if _refuses(block, grid, in_features, activations) is None
+    ]
+    best = sorted(exact, key=lambda block: grid.name != block.NAME)
+    return tuple(block.NAME for block in best)
 
 
-def choose_for_grid(grid: Grid, source: Source, options: Options) -> Block:
-    """As `choose_integer_block`, of a weight on `grid`."""
+def choose_integer_block(
+    checkpoint: Checkpoint, source: Source, options: Options
+) -> tuple[Block, str]:
+    """The type of a quantised weight, and a note if its rows fit only a larger one.
+
+    Raises:
+        ExportRefusedError: no type is exact, or the one that was asked for is not.
+    """
+    activations = activation_grid(checkpoint, source.origin)
+    return choose_for_grid(source.grid(checkpoint), source, options, activations)
+
+
+def choose_for_grid(
+    grid: Grid, source: Source, options: Options, activations: str | None = None
+) -> tuple[Block, str]:
+    """As `choose_integer_block`, of a weight on `grid`; `activations` as in `exact_types`."""
     if options.type == "f32":
-        return float_blocks()["f32"]
+        return float_blocks()["f32"], ""
     columns = source.shape[-1]
-    blocks, exact = integer_blocks(), exact_types(grid, columns)
+    blocks, exact = integer_blocks(), exact_types(grid, columns, activations)
     if options.type in exact:
-        return blocks[options.type]
+        return blocks[options.type], ""
     if options.type == "auto" and exact:
-        return blocks[exact[0]]
-    tried = list(blocks) if options.type == "auto" else [options.type]
-    reasons = dict.fromkeys(str(blocks[name].refuses(grid, columns)) for name in tried)
-    instead = f"ask for --type auto, which takes {exact[0]}; or " if exact else ""
+        chosen = blocks[exact[0]]
+        return chosen, _note(chosen, grid, columns, activations)
+    tried = _nearest(grid, columns) if options.type == "auto" else [blocks[options.type]]
+    reasons = [str(_refuses(block, grid, columns, activations)) for block in tried]
     raise ExportRefusedError(
         f"{source.origin} ({source.rows} x {columns}, grid {grid.name}) has no exact form: "
-        f"{'; '.join(reasons)}. Instead, {instead}train with this module in --keep, "
-        "so that it stays floating; or export ONNX, which holds it"
+        f"{'; '.join(dict.fromkeys(reasons))}. Instead, {_instead(exact)}train with this module in "
+        "--keep, so that it stays floating; or see whether ONNX holds it (--format onnx)"
+    )
+
+
+def _refuses(
+    block: IntegerBlock, grid: Grid, in_features: int, activations: str | None
+) -> str | None:
+    if activations not in (None, block.ACTIVATIONS):
+        return (
+            f"the model was trained with activations on {activations}, and llama.cpp rounds "
+            f"them to {block.ACTIVATIONS} when it multiplies with {block.TYPE}"
+        )
+    return block.refuses(grid, in_features)
+
+
+def _nearest(grid: Grid, columns: int) -> list[IntegerBlock]:
+    """The types that are named when none is exact: the smallest that could hold the grid's bits."""
+    bits = grid.bits_per_weight(columns)
+    large = [block for block in integer_blocks().values() if bits_per_weight(block) >= bits]
+    return large[:3] or list(integer_blocks().values())[-1:]
+
+
+def _instead(exact: tuple[str, ...]) -> str:
+    if not exact:
+        return ""
+    others = f" ({', '.join(exact[1:])} would be exact too)" if exact[1:] else ""
+    return f"ask for --type auto, which takes {exact[0]}{others}; or "
+
+
+def _note(chosen: IntegerBlock, grid: Grid, columns: int, activations: str | None) -> str:
+    best = integer_blocks()[exact_types(grid, _WHOLE_BLOCKS, activations)[0]]
+    if bits_per_weight(best) >= bits_per_weight(chosen):
+        return ""
+    return (
+        f"{best.refuses(grid, columns)}: {bits_per_weight(chosen)} bits a weight instead of "
+        f"{bits_per_weight(best)}, with the same integers and scales"
     )
 
 
@@ -78,7 +145,8 @@ def pack_source(checkpoint: Checkpoint, source: Source, type_name: str) -> NDArr
 
 def pack_quantized(tensor: QuantizedTensor, type_name: str) -> NDArray[np.uint8]:
     """Pack integers and scales as the integer type `type_name`: uint8 (rows, row bytes)."""
-    return integer_blocks()[type_name].pack(tensor.q, tensor.scale)
+    block = integer_blocks()[type_name]
+    return block.pack(block.encode(tensor.q, tensor.ranges, tensor.grid))
 
 
 def unpack_values(type_name: str, data: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -86,6 +154,4 @@ def unpack_values(type_name: str, data: NDArray[np.uint8]) -> NDArray[np.float32
     integer = integer_blocks().get(type_name)
     if integer is None:
         return float_blocks()[type_name].unpack(data)
-    q, d = integer.unpack(data)
-    blocks = q.reshape(len(q), d.shape[1], -1).astype(np.float32)
-    return (blocks * d[:, :, None]).reshape(q.shape)
+    return integer.values(integer.unpack(data))

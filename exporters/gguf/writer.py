@@ -92,7 +92,7 @@ def _write_file(plan: Plan, path: Path, progress: Progress) -> None:
                 tensor.source.shape,
                 np.dtype(np.float32),  # not looked at, since raw_dtype is given
                 tensor.nbytes,
-                raw_dtype=tensor.block.TYPE,
+                raw_dtype=tensor.block.TYPE,  # type: ignore[arg-type]  # only its number is used
             )
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

@@ -2,13 +2,17 @@
 
 An integer type is a module with
 
-    NAME, TYPE, FILE_TYPE     its name, ggml number, and the number `general.file_type` takes
+    NAME, TYPE, FILE_TYPE     its name, its ggml type, the number that `general.file_type` takes
+    ACTIVATIONS               what llama.cpp rounds activations to when it multiplies with the type
     refuses(grid, in_features) -> str | None
-    pack(q, scale) -> bytes of rows
-    unpack(bytes of rows) -> q, scale of every block
+    encode(q, ranges, grid)   -> Fields: the type's own numbers for those of a checkpoint
+    pack(Fields)              -> bytes of rows
+    unpack(bytes of rows)     -> Fields
+    values(Fields)            -> weights
 
 and a floating type one with NAME, TYPE, FILE_TYPE, `pack(values)` and `unpack(bytes of rows)`.
-Block and byte sizes come from `gguf.GGML_QUANT_SIZES`.
+What types have in common is in `exporters.gguf`: `exactness` (refusing), `encoding`, `fields`
+(the numbers and what they multiply to) and `rows` (bits and bytes).
 """
 
 import importlib
@@ -17,31 +21,45 @@ from functools import cache
 from typing import Any, Protocol, cast
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 from numpy.typing import NDArray
 
+from exporters.gguf.fields import Fields
+from exporters.gguf.ggml_types import GgmlType
 from lrqat.grid import Grid
+from lrqat.stored_ranges import StoredRanges
 
 
 class Block(Protocol):
     """What every type has."""
 
     NAME: str
-    TYPE: GGMLQuantizationType
-    FILE_TYPE: LlamaFileType
+    TYPE: GgmlType
+    FILE_TYPE: int
 
 
 class IntegerBlock(Block, Protocol):
-    """A type that stores integers and scales."""
+    """A type that stores integers and scales.
+
+    ACTIVATIONS names the rounding as in `lrqat.runtime_rounding`, or "q8_1", which is no grid that
+    can be trained: it also rounds the sum of a block (ggml-cpu/ggml-cpu.c `type_traits_cpu`).
+    """
+
+    ACTIVATIONS: str
 
     def refuses(self, grid: Grid, in_features: int) -> str | None:
         """Why rows of `in_features` weights on `grid` are not exact in this type, or None."""
 
-    def pack(self, q: NDArray[np.int8], scale: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Bytes (out, row bytes) of q int8 (out, in) and scale float32 (out, groups)."""
+    def encode(self, q: NDArray[np.int8], ranges: StoredRanges, grid: Grid) -> Fields:
+        """The type's numbers for q int8 (out, in). Raises ExportRefusedError if one is inexact."""
 
-    def unpack(self, data: NDArray[np.uint8]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-        """Integers int8 (out, in) and the scale of every block, float32 (out, blocks)."""
+    def pack(self, fields: Fields) -> NDArray[np.uint8]:
+        """Bytes (out, row bytes)."""
+
+    def unpack(self, data: NDArray[np.uint8]) -> Fields:
+        """The numbers of rows of bytes (out, row bytes)."""
+
+    def values(self, fields: Fields) -> NDArray[np.float32]:
+        """The weights float32 (out, in), as llama.cpp computes them."""
 
 
 class FloatBlock(Block, Protocol):
@@ -73,13 +91,9 @@ def float_blocks() -> dict[str, FloatBlock]:
 
 def bits_per_weight(block: Block) -> float:
     """Bits per weight, scales included."""
-    weights, size = GGML_QUANT_SIZES[block.TYPE]
-    return 8 * size / weights
+    return 8 * block.TYPE.nbytes / block.TYPE.weights
 
 
 def row_bytes(block: Block, in_features: int) -> int:
     """Bytes of a row. Raises ValueError if the row is not a whole number of blocks."""
-    weights, size = GGML_QUANT_SIZES[block.TYPE]
-    if in_features % weights:
-        raise ValueError(f"{in_features} weights are not whole blocks of {weights}")
-    return in_features // weights * size
+    return block.TYPE.blocks(in_features) * block.TYPE.nbytes

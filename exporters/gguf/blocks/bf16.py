@@ -7,11 +7,13 @@ when it is asked for.
 
 import ml_dtypes
 import numpy as np
-from gguf import GGMLQuantizationType, LlamaFileType
+from gguf import LlamaFileType
 from numpy.typing import NDArray
 
+from exporters.gguf.ggml_types import ggml_type
+
 NAME = "bf16"
-TYPE = GGMLQuantizationType.BF16
+TYPE = ggml_type(NAME)
 FILE_TYPE = LlamaFileType.MOSTLY_BF16
 
 

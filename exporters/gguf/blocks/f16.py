@@ -4,11 +4,13 @@ llama.cpp multiplies it with activations rounded to half precision (ggml-cpu.c `
 """
 
 import numpy as np
-from gguf import GGMLQuantizationType, LlamaFileType
+from gguf import LlamaFileType
 from numpy.typing import NDArray
 
+from exporters.gguf.ggml_types import ggml_type
+
 NAME = "f16"
-TYPE = GGMLQuantizationType.F16
+TYPE = ggml_type(NAME)
 FILE_TYPE = LlamaFileType.MOSTLY_F16
 
 

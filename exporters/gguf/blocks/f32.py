@@ -5,11 +5,13 @@ graph from the runtime's rounding.
 """
 
 import numpy as np
-from gguf import GGMLQuantizationType, LlamaFileType
+from gguf import LlamaFileType
 from numpy.typing import NDArray
 
+from exporters.gguf.ggml_types import ggml_type
+
 NAME = "f32"
-TYPE = GGMLQuantizationType.F32
+TYPE = ggml_type(NAME)
 FILE_TYPE = LlamaFileType.ALL_F32
 
 

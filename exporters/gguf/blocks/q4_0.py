@@ -6,42 +6,52 @@
     weight = d * (code - 8),   code = q + 8,   q in -8..7
 
 Exact for every grid of at most 4 bits with fp16 scales whose groups are multiples of 32 or whole
-rows. `d` may be negative. Source: ggml/src/ggml-common.h `block_q4_0`, ggml/src/ggml-quants.c
+rows: so for integers of 2 and 3 bits, with a zero-point too, and for ternary ones. `d` may be
+negative. Source: ggml/src/ggml-common.h `block_q4_0`, ggml/src/ggml-quants.c
 `dequantize_row_q4_0`.
 """
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
+from gguf import LlamaFileType
 from numpy.typing import NDArray
 
-from exporters.gguf.rows import block_scales, join_blocks, refuses_blocks, split_blocks
+from exporters.gguf import encoding
+from exporters.gguf.exactness import refuses_scaled
+from exporters.gguf.fields import Fields, weights
+from exporters.gguf.ggml_types import ggml_type
+from exporters.gguf.rows import halves, in_blocks, join, split, stack, unstack
 from lrqat.grid import Grid
+from lrqat.stored_ranges import StoredRanges
 
 NAME = "q4_0"
-TYPE = GGMLQuantizationType.Q4_0
+TYPE = ggml_type(NAME)
 FILE_TYPE = LlamaFileType.MOSTLY_Q4_0
-_BLOCK, _BYTES = GGML_QUANT_SIZES[TYPE]
-_HALF = _BLOCK // 2
+ACTIVATIONS = "q8_0"
+_LOW, _HIGH = -8, 7
 
 
 def refuses(grid: Grid, in_features: int) -> str | None:
     """Why rows of `in_features` weights on `grid` are not exact in Q4_0, or None."""
-    return refuses_blocks("Q4_0", _BLOCK, -8, 7, grid, in_features)
+    return refuses_scaled(TYPE, _LOW, _HIGH, grid, in_features)
 
 
-def pack(q: NDArray[np.int8], scale: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Pack q int8 (out, in) and scale float32 (out, groups) into uint8 (out, in / 32 * 18).
-
-    Raises ExportRefusedError if a scale is not exact in fp16.
-    """
-    rows, columns = q.shape
-    codes = (q + np.int8(8)).view(np.uint8).reshape(rows, columns // _BLOCK, _BLOCK)
-    octets = codes[:, :, :_HALF] | codes[:, :, _HALF:] << np.uint8(4)
-    return join_blocks(block_scales(scale, columns // _BLOCK), octets)
+def encode(q: NDArray[np.int8], ranges: StoredRanges, grid: Grid) -> Fields:
+    """The numbers Q4_0 stores. Raises ExportRefusedError if one is not exact."""
+    codes = encoding.codes(q, _LOW, _HIGH, TYPE, ranges.zero_point)
+    return Fields(codes, {"d": encoding.block_scales(ranges, TYPE.blocks(q.shape[1]))})
 
 
-def unpack(data: NDArray[np.uint8]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Unpack uint8 (out, row bytes) into q int8 (out, in) and d float32 (out, in / 32)."""
-    d, octets = split_blocks(data, _BYTES)
-    codes = np.concatenate([octets & np.uint8(15), octets >> np.uint8(4)], axis=2)
-    return codes.reshape(data.shape[0], -1).view(np.int8) - np.int8(8), d
+def pack(fields: Fields) -> NDArray[np.uint8]:
+    """Rows of bytes (out, in / 32 * 18)."""
+    return join(TYPE, fields.numbers["d"], stack(in_blocks(fields.codes, TYPE, 2, 16), 4))
+
+
+def unpack(data: NDArray[np.uint8]) -> Fields:
+    """Undo `pack`."""
+    d, octets = split(TYPE, data, 2, 16)
+    return Fields(unstack(octets, 4).reshape(len(data), -1), {"d": halves(d)})
+
+
+def values(fields: Fields) -> NDArray[np.float32]:
+    """The weights float32 (out, in)."""
+    return weights(fields.codes.view(np.int8) + np.int8(_LOW), fields.numbers["d"])

@@ -5,41 +5,54 @@
 
     weight = d * q
 
-We write -127..127, the range of llama.cpp's own quantiser, on which every backend's kernels are
-tested; -128 decodes but some integer dot products overflow on it. Exact for every grid in that
-range with fp16 scales whose groups are multiples of 32 or whole rows. Source:
-ggml/src/ggml-common.h `block_q8_0`, ggml/src/ggml-quants.c `dequantize_row_q8_0`.
+llama.cpp's own quantiser stays within -127..127, but its kernels take -128 too: activations stay
+within 127, so the sums of two products that they make in 16 bits reach 2 * 128 * 127 at most
+(ggml-cpu/arch/x86/quants.c `mul_sum_i8_pairs_float`). Exact for every grid of at most 8 bits (7
+with a zero-point) with fp16 scales whose groups are multiples of 32 or whole rows, uneven levels
+too. Source: ggml/src/ggml-common.h `block_q8_0`, ggml/src/ggml-quants.c `dequantize_row_q8_0`.
 """
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
+from gguf import LlamaFileType
 from numpy.typing import NDArray
 
-from exporters.gguf.rows import block_scales, join_blocks, refuses_blocks, split_blocks
+from exporters.gguf import encoding
+from exporters.gguf.exactness import refuses_scaled
+from exporters.gguf.fields import Fields, weights
+from exporters.gguf.ggml_types import ggml_type
+from exporters.gguf.rows import halves, in_blocks, join, split
 from lrqat.grid import Grid
+from lrqat.stored_ranges import StoredRanges
 
 NAME = "q8_0"
-TYPE = GGMLQuantizationType.Q8_0
+TYPE = ggml_type(NAME)
 FILE_TYPE = LlamaFileType.MOSTLY_Q8_0
-_BLOCK, _BYTES = GGML_QUANT_SIZES[TYPE]
+ACTIVATIONS = "q8_0"
+_LOW, _HIGH = -128, 127
 
 
 def refuses(grid: Grid, in_features: int) -> str | None:
     """Why rows of `in_features` weights on `grid` are not exact in Q8_0, or None."""
-    return refuses_blocks("Q8_0", _BLOCK, -127, 127, grid, in_features)
+    return refuses_scaled(TYPE, _LOW, _HIGH, grid, in_features)
 
 
-def pack(q: NDArray[np.int8], scale: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Pack q int8 (out, in) and scale float32 (out, groups) into uint8 (out, in / 32 * 34).
-
-    Raises ExportRefusedError if a scale is not exact in fp16.
-    """
-    rows, columns = q.shape
-    octets = np.ascontiguousarray(q).view(np.uint8).reshape(rows, columns // _BLOCK, _BLOCK)
-    return join_blocks(block_scales(scale, columns // _BLOCK), octets)
+def encode(q: NDArray[np.int8], ranges: StoredRanges, grid: Grid) -> Fields:
+    """The numbers Q8_0 stores. Raises ExportRefusedError if one is not exact."""
+    codes = encoding.integers(q, _LOW, _HIGH, TYPE, ranges.zero_point).astype(np.int8)
+    return Fields(codes, {"d": encoding.block_scales(ranges, TYPE.blocks(q.shape[1]))})
 
 
-def unpack(data: NDArray[np.uint8]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Unpack uint8 (out, row bytes) into q int8 (out, in) and d float32 (out, in / 32)."""
-    d, octets = split_blocks(data, _BYTES)
-    return octets.reshape(data.shape[0], -1).view(np.int8), d
+def pack(fields: Fields) -> NDArray[np.uint8]:
+    """Rows of bytes (out, in / 32 * 34)."""
+    return join(TYPE, fields.numbers["d"], in_blocks(fields.codes, TYPE, 32))
+
+
+def unpack(data: NDArray[np.uint8]) -> Fields:
+    """Undo `pack`."""
+    d, octets = split(TYPE, data, 2, 32)
+    return Fields(octets.reshape(len(data), -1).view(np.int8), {"d": halves(d)})
+
+
+def values(fields: Fields) -> NDArray[np.float32]:
+    """The weights float32 (out, in)."""
+    return weights(fields.codes, fields.numbers["d"])

@@ -1,0 +1,69 @@
+"""Q2_K: 256 weights in 84 bytes, a 4-bit scale and a 4-bit minimum for every 16.
+
+    byte j            s[j] | m[j] << 4                                j = 0..15
+    byte 16+32h+j     OR of code[128h + 32i + j] << 2i                i = 0..3,  j = 0..31, h = 0..1
+    byte 80..81       fp16 d
+    byte 82..83       fp16 dmin
+
+    weight = d * s * code - dmin * m,   code = q,   q in 0..3
+
+Exact for the grid q2_k; and for grids of 2 bits, symmetric or with a zero-point, whose fp16 scales
+serve a multiple of 256 weights or a whole row: code = q + 2, d = dmin = scale, s = 1 and m the code
+of zero. Source: ggml/src/ggml-common.h `block_q2_K`, ggml/src/ggml-quants.c `dequantize_row_q2_K`.
+"""
+
+import numpy as np
+from gguf import LlamaFileType
+from numpy.typing import NDArray
+
+from exporters.gguf import encoding
+from exporters.gguf.exactness import refuses_two_level_offset
+from exporters.gguf.fields import Fields, compose, weights
+from exporters.gguf.ggml_types import ggml_type
+from exporters.gguf.rows import halves, in_blocks, join, split, stack, unstack
+from lrqat.grid import Grid, TwoLevelScale
+from lrqat.stored_ranges import StoredRanges
+
+NAME = "q2_k"
+TYPE = ggml_type(NAME)
+FILE_TYPE = LlamaFileType.MOSTLY_Q2_K
+ACTIVATIONS = "q8_k"
+_MOST, _PART, _SUB = 3, 16, TwoLevelScale(0, 15, 4)
+
+
+def refuses(grid: Grid, in_features: int) -> str | None:
+    """Why rows of `in_features` weights on `grid` are not exact in Q2_K, or None."""
+    return refuses_two_level_offset(TYPE, _PART, _MOST, _SUB, _SUB, grid, in_features)
+
+
+def encode(q: NDArray[np.int8], ranges: StoredRanges, grid: Grid) -> Fields:
+    """The numbers Q2_K stores. Raises ExportRefusedError if one is not exact."""
+    blocks, parts = TYPE.blocks(q.shape[1]), q.shape[1] // _PART
+    d, scales = encoding.two_levels(ranges, TYPE, blocks, parts, _SUB)
+    dmin, mins = encoding.two_level_minima(ranges, grid, TYPE, blocks, parts, _SUB)
+    codes = encoding.codes(q, grid.q_min, grid.q_min + _MOST, TYPE)
+    return Fields(codes, {"d": d, "dmin": dmin, "scales": scales, "mins": mins})
+
+
+def pack(fields: Fields) -> NDArray[np.uint8]:
+    """Rows of bytes (out, in / 256 * 84)."""
+    d, dmin = fields.numbers["d"], fields.numbers["dmin"]
+    sub = np.stack([fields.numbers["scales"], fields.numbers["mins"]], axis=1).view(np.uint8)
+    octets = stack(in_blocks(fields.codes, TYPE, 2, 4, 32), 2)
+    return join(TYPE, stack(sub, 4).reshape(*d.shape, 16), octets, d, dmin)
+
+
+def unpack(data: NDArray[np.uint8]) -> Fields:
+    """Undo `pack`."""
+    sub, octets, d, dmin = split(TYPE, data, 16, 64, 2, 2)
+    rows, blocks = d.shape[:2]
+    scales, mins = unstack(sub.reshape(rows, -1), 4).view(np.int8).swapaxes(0, 1)
+    codes = unstack(octets.reshape(rows, blocks, 2, 32), 2).reshape(rows, -1)
+    return Fields(codes, {"d": halves(d), "dmin": halves(dmin), "scales": scales, "mins": mins})
+
+
+def values(fields: Fields) -> NDArray[np.float32]:
+    """The weights float32 (out, in)."""
+    numbers = fields.numbers
+    scales, mins = numbers["scales"], numbers["mins"]
+    return weights(fields.codes, compose(numbers["d"], scales), compose(numbers["dmin"], mins))

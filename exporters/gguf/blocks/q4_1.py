@@ -1,0 +1,60 @@
+"""Q4_1: 32 weights in 20 bytes.
+
+    byte 0..1    fp16 d
+    byte 2..3    fp16 m
+    byte 4+j     code[j] | code[j+16] << 4        j = 0..15
+
+    weight = d * code + m,   code = q,   m = -minimum
+
+Exact for the grid q4_1; and for symmetric grids of at most 4 bits that Q4_0 holds in less, with
+code = q - q_min and m = scale * q_min, a power of two times the scale. Not for zero-points, whose
+product with the scale has more bits than fp16. Source: ggml/src/ggml-common.h `block_q4_1`,
+ggml/src/ggml-quants.c `dequantize_row_q4_1`.
+"""
+
+import numpy as np
+from gguf import LlamaFileType
+from numpy.typing import NDArray
+
+from exporters.gguf import encoding
+from exporters.gguf.exactness import refuses_offset
+from exporters.gguf.fields import Fields, weights
+from exporters.gguf.ggml_types import ggml_type
+from exporters.gguf.rows import halves, in_blocks, join, split, stack, unstack
+from lrqat.grid import Grid
+from lrqat.stored_ranges import StoredRanges
+
+NAME = "q4_1"
+TYPE = ggml_type(NAME)
+FILE_TYPE = LlamaFileType.MOSTLY_Q4_1
+ACTIVATIONS = "q8_1"
+_MOST = 15
+
+
+def refuses(grid: Grid, in_features: int) -> str | None:
+    """Why rows of `in_features` weights on `grid` are not exact in Q4_1, or None."""
+    return refuses_offset(TYPE, _MOST, grid, in_features)
+
+
+def encode(q: NDArray[np.int8], ranges: StoredRanges, grid: Grid) -> Fields:
+    """The numbers Q4_1 stores. Raises ExportRefusedError if one is not exact."""
+    blocks = TYPE.blocks(q.shape[1])
+    d, m = encoding.block_scales(ranges, blocks), encoding.block_minima(ranges, grid, blocks)
+    return Fields(encoding.codes(q, grid.q_min, grid.q_min + _MOST, TYPE), {"d": d, "m": m})
+
+
+def pack(fields: Fields) -> NDArray[np.uint8]:
+    """Rows of bytes (out, in / 32 * 20)."""
+    octets = stack(in_blocks(fields.codes, TYPE, 2, 16), 4)
+    return join(TYPE, fields.numbers["d"], fields.numbers["m"], octets)
+
+
+def unpack(data: NDArray[np.uint8]) -> Fields:
+    """Undo `pack`."""
+    d, m, octets = split(TYPE, data, 2, 2, 16)
+    return Fields(unstack(octets, 4).reshape(len(data), -1), {"d": halves(d), "m": halves(m)})
+
+
+def values(fields: Fields) -> NDArray[np.float32]:
+    """The weights float32 (out, in)."""
+    return weights(fields.codes, fields.numbers["d"], -fields.numbers["m"])

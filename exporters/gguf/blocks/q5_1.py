@@ -1,0 +1,62 @@
+"""Q5_1: 32 weights in 24 bytes.
+
+    byte 0..1    fp16 d
+    byte 2..3    fp16 m
+    byte 4..7    bit 4 of code[0..31], one bit each, the first lowest
+    byte 8+j     code[j] & 15 | (code[j+16] & 15) << 4        j = 0..15
+
+    weight = d * code + m,   code = q,   m = -minimum
+
+Exact for the grids q5_1 and q4_1; and for symmetric grids of at most 5 bits that Q5_0 holds in
+less (see `q4_1`). Source: ggml/src/ggml-common.h `block_q5_1`, ggml/src/ggml-quants.c
+`dequantize_row_q5_1`.
+"""
+
+import numpy as np
+from gguf import LlamaFileType
+from numpy.typing import NDArray
+
+from exporters.gguf import encoding
+from exporters.gguf.exactness import refuses_offset
+from exporters.gguf.fields import Fields, weights
+from exporters.gguf.ggml_types import ggml_type
+from exporters.gguf.rows import adjacent, apart, halves, in_blocks, join, split, stack, unstack
+from lrqat.grid import Grid
+from lrqat.stored_ranges import StoredRanges
+
+NAME = "q5_1"
+TYPE = ggml_type(NAME)
+FILE_TYPE = LlamaFileType.MOSTLY_Q5_1
+ACTIVATIONS = "q8_1"
+_MOST = 31
+
+
+def refuses(grid: Grid, in_features: int) -> str | None:
+    """Why rows of `in_features` weights on `grid` are not exact in Q5_1, or None."""
+    return refuses_offset(TYPE, _MOST, grid, in_features)
+
+
+def encode(q: NDArray[np.int8], ranges: StoredRanges, grid: Grid) -> Fields:
+    """The numbers Q5_1 stores. Raises ExportRefusedError if one is not exact."""
+    blocks = TYPE.blocks(q.shape[1])
+    d, m = encoding.block_scales(ranges, blocks), encoding.block_minima(ranges, grid, blocks)
+    return Fields(encoding.codes(q, grid.q_min, grid.q_min + _MOST, TYPE), {"d": d, "m": m})
+
+
+def pack(fields: Fields) -> NDArray[np.uint8]:
+    """Rows of bytes (out, in / 32 * 24)."""
+    high = adjacent(in_blocks(fields.codes >> np.uint8(4), TYPE, 32), 1)
+    low = stack(in_blocks(fields.codes, TYPE, 2, 16) & np.uint8(15), 4)
+    return join(TYPE, fields.numbers["d"], fields.numbers["m"], high, low)
+
+
+def unpack(data: NDArray[np.uint8]) -> Fields:
+    """Undo `pack`."""
+    d, m, high, low = split(TYPE, data, 2, 2, 4, 16)
+    codes = apart(high, 1) << np.uint8(4) | unstack(low, 4).reshape(*low.shape[:2], 32)
+    return Fields(codes.reshape(len(data), -1), {"d": halves(d), "m": halves(m)})
+
+
+def values(fields: Fields) -> NDArray[np.float32]:
+    """The weights float32 (out, in)."""
+    return weights(fields.codes, fields.numbers["d"], -fields.numbers["m"])

@@ -1,0 +1,74 @@
+"""Q5_K: 256 weights in 176 bytes, a 6-bit scale and a 6-bit minimum for every 32.
+
+    byte 0..1         fp16 d
+    byte 2..3         fp16 dmin
+    byte 4..15        s[0..7] and m[0..7], see `exporters.gguf.k_scales`
+    byte 16+j         OR of (code[32i + j] >> 4) << i                            i = 0..7, j = 0..31
+    byte 48+32h+j     code[64h + j] & 15 | (code[64h + 32 + j] & 15) << 4       j = 0..31, h = 0..3
+
+    weight = d * s * code - dmin * m,   code = q,   q in 0..31
+
+Exact for the grids q5_k and q4_k; and for grids of at most 5 bits, symmetric or with a zero-point,
+whose fp16 scales serve a multiple of 256 weights or a whole row: code = q - q_min, d = dmin =
+scale, s = 1 and m the code of zero. Source: ggml/src/ggml-common.h `block_q5_K`,
+ggml/src/ggml-quants.c `dequantize_row_q5_K`.
+"""
+
+import numpy as np
+from gguf import LlamaFileType
+from numpy.typing import NDArray
+
+from exporters.gguf import encoding
+from exporters.gguf.exactness import refuses_two_level_offset
+from exporters.gguf.fields import Fields, compose, weights
+from exporters.gguf.ggml_types import ggml_type
+from exporters.gguf.k_scales import pack_scales, unpack_scales
+from exporters.gguf.rows import halves, in_blocks, join, split, stack, unstack
+from lrqat.grid import Grid, TwoLevelScale
+from lrqat.stored_ranges import StoredRanges
+
+NAME = "q5_k"
+TYPE = ggml_type(NAME)
+FILE_TYPE = LlamaFileType.MOSTLY_Q5_K_S
+ACTIVATIONS = "q8_k"
+_MOST, _PART, _SUB = 31, 32, TwoLevelScale(0, 63, 6)
+
+
+def refuses(grid: Grid, in_features: int) -> str | None:
+    """Why rows of `in_features` weights on `grid` are not exact in Q5_K, or None."""
+    return refuses_two_level_offset(TYPE, _PART, _MOST, _SUB, _SUB, grid, in_features)
+
+
+def encode(q: NDArray[np.int8], ranges: StoredRanges, grid: Grid) -> Fields:
+    """The numbers Q5_K stores. Raises ExportRefusedError if one is not exact."""
+    blocks, parts = TYPE.blocks(q.shape[1]), q.shape[1] // _PART
+    d, scales = encoding.two_levels(ranges, TYPE, blocks, parts, _SUB)
+    dmin, mins = encoding.two_level_minima(ranges, grid, TYPE, blocks, parts, _SUB)
+    codes = encoding.codes(q, grid.q_min, grid.q_min + _MOST, TYPE)
+    return Fields(codes, {"d": d, "dmin": dmin, "scales": scales, "mins": mins})
+
+
+def pack(fields: Fields) -> NDArray[np.uint8]:
+    """Rows of bytes (out, in / 256 * 176)."""
+    numbers = fields.numbers
+    sub = pack_scales(numbers["scales"], numbers["mins"])
+    high = stack(in_blocks(fields.codes >> np.uint8(4), TYPE, 8, 32), 1)
+    low = stack(in_blocks(fields.codes & np.uint8(15), TYPE, 4, 2, 32), 4)
+    return join(TYPE, numbers["d"], numbers["dmin"], sub, high, low)
+
+
+def unpack(data: NDArray[np.uint8]) -> Fields:
+    """Undo `pack`."""
+    d, dmin, sub, high, low = split(TYPE, data, 2, 2, 12, 32, 128)
+    rows, blocks = d.shape[:2]
+    scales, mins = unpack_scales(sub)
+    low_codes = unstack(low.reshape(rows, blocks, 4, 32), 4).reshape(rows, -1)
+    codes = unstack(high, 1).reshape(rows, -1) << np.uint8(4) | low_codes
+    return Fields(codes, {"d": halves(d), "dmin": halves(dmin), "scales": scales, "mins": mins})
+
+
+def values(fields: Fields) -> NDArray[np.float32]:
+    """The weights float32 (out, in)."""
+    numbers = fields.numbers
+    scales, mins = numbers["scales"], numbers["mins"]
+    return weights(fields.codes, compose(numbers["d"], scales), compose(numbers["dmin"], mins))

@@ -1,0 +1,55 @@
+"""Random integers and ranges of any grid, without any training."""
+
+import numpy as np
+
+from lrqat.checkpoint import QuantizedTensor
+from lrqat.grid import FloatScale, PowerOfTwoScale
+from lrqat.stored_ranges import StoredRanges
+
+# Smallest subnormal, largest subnormal, smallest normal, one, largest.
+EXTREMES = np.array([2**-24, 1023 * 2**-24, 2**-14, 1.0, 65504.0], np.float32)
+
+
+def halves(rng, shape):
+    """Every positive float16, subnormals too, equally likely."""
+    return rng.integers(1, 0x7C00, shape, np.uint16).view(np.float16).astype(np.float32)
+
+
+def numbers(rng, codec, shape, columns, signed):
+    """Values (out, groups) that `codec` stores, and its two levels."""
+    sign = rng.choice(np.array([-1, 1] if signed else [1], np.int8), shape)
+    if isinstance(codec, PowerOfTwoScale):
+        return sign * np.exp2(rng.integers(-126, 124, shape)).astype(np.float32), None, None
+    if isinstance(codec, FloatScale):
+        return sign * halves(rng, shape), None, None
+    top = halves(rng, (shape[0], columns // codec.super_block))
+    sub = sign * rng.integers(max(codec.least, 0), codec.most + 1, shape).astype(np.int8)
+    if codec.least:  # a scale, which is never zero
+        sub[sub == 0] = 1
+    return top.repeat(shape[1] // top.shape[1], axis=1) * sub, top, sub
+
+
+def make(grid, rows, columns, seed=0):
+    """A random tensor on `grid` that has all of its integers."""
+    rng = np.random.default_rng(seed)
+    shape = rows, grid.groups(columns)
+    scale, super_scale, sub_scale = numbers(rng, grid.scale, shape, columns, grid.signed_scale)
+    zero_point = minimum = super_minimum = sub_minimum = None
+    if grid.zero_point:
+        zero_point = rng.integers(grid.q_min, grid.q_max + 1, shape).astype(np.int8)
+    if grid.minimum:
+        signed = isinstance(grid.minimum, FloatScale)
+        made = numbers(rng, grid.minimum, shape, columns, signed)
+        minimum, super_minimum, sub_minimum = made
+    levels = np.array(grid.levels or range(grid.q_min, grid.q_max + 1), np.int8)
+    q = np.resize(levels, (rows, columns))
+    rng.shuffle(q.reshape(-1))
+    ranges = StoredRanges(
+        scale, zero_point, minimum, super_scale, sub_scale, super_minimum, sub_minimum
+    )
+    return QuantizedTensor("made", q, ranges, grid)
+
+
+def with_scales(tensor, scale):
+    """`tensor` with other plain scales (out, groups)."""
+    return QuantizedTensor(tensor.name, tensor.q, StoredRanges(scale), tensor.grid)
