@@ -1,9 +1,11 @@
 """Choosing the type of each tensor: the smallest exact one, or a refusal that says what to do."""
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.gguf.blocks import Block, FloatBlock, float_blocks, integer_blocks
+from exporters.gguf.blocks import Block, FloatBlock, float_blocks, integer_blocks, row_bytes
 from exporters.gguf.options import Options
 from exporters.gguf.sources import Source
 from lrqat.checkpoint import Checkpoint
@@ -50,12 +52,14 @@ def choose_float_block(
         return blocks["f32"], ""
     if options.float_type == "f32":
         return blocks["f32"], ""
-    values = source.read_values(checkpoint)
+    pieces = (values for _, values in source.read_pieces(checkpoint))
     if options.float_type == "auto":
-        return blocks["f32" if count_rounded(blocks["f16"], values) else "f16"], ""
+        inexact = any(count_rounded(blocks["f16"], values) for values in pieces)
+        return blocks["f32" if inexact else "f16"], ""
     block = blocks[options.float_type]
-    rounded = count_rounded(block, values)
-    return block, f"{rounded} of {values.size} values are rounded, as asked" if rounded else ""
+    rounded = sum(count_rounded(block, values) for values in pieces)
+    size = math.prod(source.shape)
+    return block, f"{rounded} of {size} values are rounded, as asked" if rounded else ""
 
 
 def count_rounded(block: FloatBlock, values: NDArray[np.float32]) -> int:
@@ -68,6 +72,10 @@ def pack_source(checkpoint: Checkpoint, source: Source, type_name: str) -> NDArr
     """Read one tensor and pack it as `type_name`: uint8 (rows, row bytes)."""
     integer = integer_blocks().get(type_name)
     if integer is None:
-        return float_blocks()[type_name].pack(source.read_values(checkpoint))
+        block = float_blocks()[type_name]
+        packed = np.empty((source.rows, row_bytes(block, source.shape[-1])), np.uint8)
+        for rows, values in source.read_pieces(checkpoint):
+            packed[rows] = block.pack(values)
+        return packed
     tensor = source.read_quantized(checkpoint)
     return integer.pack(tensor.q, tensor.scale)

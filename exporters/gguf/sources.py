@@ -1,10 +1,13 @@
 """Where each tensor of a GGUF file comes from: names, shapes and row order, and reading one.
 
-One tensor is read at a time, so memory does not grow with the model.
+One tensor is read at a time, and a large floating matrix in pieces, so memory does not grow with
+the model.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import gguf
 import numpy as np
@@ -14,6 +17,8 @@ from exporters.gguf.architectures import Architecture
 from exporters.gguf.config_values import positive_int
 from lrqat.checkpoint import Checkpoint, QuantizedTensor
 from lrqat.errors import CheckpointError, ExportRefusedError
+
+_PIECE_VALUES = 1 << 22  # 16 MiB as float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +46,12 @@ class Source:
         """Rows when seen as a matrix: 1 for a vector."""
         return math.prod(self.shape[:-1])
 
+    @property
+    def working_bytes(self) -> int:
+        """About what packing or comparing it takes, its packed form included."""
+        weights = math.prod(self.shape)
+        return 6 * weights if self.quantized else 4 * weights + 16 * min(weights, _PIECE_VALUES)
+
     def read_quantized(self, checkpoint: Checkpoint) -> QuantizedTensor:
         """Integers and scales in the file's row order."""
         tensor = checkpoint.quantized(self.origin)
@@ -52,20 +63,38 @@ class Source:
         Raises CheckpointError for a floating type wider than float32, and for values that are not
         finite.
         """
-        if self.values is not None:
-            values = self.values
-        elif self.quantized:
+        if self.quantized:
             return self.read_quantized(checkpoint).dequantize()
-        else:
-            stored = checkpoint.floating(self.origin)
-            if stored.dtype.name not in ("float32", "float16", "bfloat16"):
-                raise CheckpointError(f"{self.origin} is {stored.dtype}; expected a float type")
-            values = stored.astype(np.float32)
-        if not np.isfinite(values).all():
-            raise CheckpointError(f"{self.origin} holds NaN or infinite values; train again")
+        stored = self.values if self.values is not None else checkpoint.floating(self.origin)
+        values = self._exact(stored)
         if self.row_order is not None:
             values = values[self.row_order]
         return values.reshape(self.rows, self.shape[-1])
+
+    def read_pieces(self, checkpoint: Checkpoint) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """The same values, some rows at a time, with which rows they are.
+
+        A floating matrix that keeps its order, as embedding and head do, is never whole in memory.
+        """
+        in_file_order = not self.quantized and self.values is None and self.row_order is None
+        partly = in_file_order and len(self.shape) == 2
+        whole = None if partly else self.read_values(checkpoint)
+        step = max(1, _PIECE_VALUES // self.shape[-1])
+        for start in range(0, self.rows, step):
+            rows = slice(start, min(start + step, self.rows))
+            if whole is None:
+                yield rows, self._exact(checkpoint.floating(self.origin, rows))
+            else:
+                yield rows, whole[rows]
+
+    def _exact(self, stored: NDArray[Any]) -> NDArray[np.float32]:
+        """As float32, which holds every value of the types that are allowed."""
+        if stored.dtype.name not in ("float32", "float16", "bfloat16"):
+            raise CheckpointError(f"{self.origin} is {stored.dtype}; expected a float type")
+        values = stored.astype(np.float32, copy=False)
+        if not np.isfinite(values).all():
+            raise CheckpointError(f"{self.origin} holds NaN or infinite values; train again")
+        return values
 
 
 def find_sources(checkpoint: Checkpoint, architecture: Architecture) -> list[Source]:
