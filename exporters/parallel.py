@@ -30,8 +30,8 @@ def in_order(
 ) -> Generator[Result, None, None]:
     """Yield `work(item)` for every item, in order.
 
-    Items are begun while those that are under way, or done and not yet taken, cost no more than
-    the costliest of all and 512 MiB together.
+    One item more than there are threads may be under way, or done and not yet taken, and only
+    while all of these together cost no more than the costliest of all and 512 MiB.
 
     Args:
         work: called in several threads at once.
@@ -39,13 +39,14 @@ def in_order(
         cost: bytes that working on an item takes at most, its result included.
         workers: threads; None: one a core.
     """
+    workers = workers or cores()
     most = max(map(cost, items), default=0) + _SHARED_BYTES
-    with ThreadPoolExecutor(workers or cores()) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         begun: deque[tuple[Future[Result], int]] = deque()
         spent = 0
         try:
             for item in items:
-                while begun and spent + cost(item) > most:
+                while len(begun) > workers or (begun and spent + cost(item) > most):
                     spent -= begun[0][1]
                     yield begun.popleft()[0].result()
                 begun.append((pool.submit(work, item), cost(item)))
