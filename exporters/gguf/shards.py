@@ -66,6 +66,13 @@ def shard_paths(path: Path, count: int) -> list[Path]:
     return [path.with_name(f"{stem}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
 
 
+def model_files(path: Path) -> list[Path]:
+    """The files of the model whose first file is `path`, by their names; those that exist."""
+    found = re.search(r"-00001-of-(\d{5})\.gguf$", path.name)
+    paths = shard_paths(path, max(int(found[1]), 1)) if found else [path]
+    return [each for each in paths if each.is_file()]
+
+
 def shard_entries(no: int, count: int, tensors: int) -> list[KeyValue]:
     """The metadata that says which part of a model a file is; none for a whole one."""
     if count == 1:
