@@ -20,17 +20,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-# Imported for its effect: numpy learns the name "bfloat16", which safetensors needs.
-import ml_dtypes  # noqa: F401
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from lrqat import manifest as manifests
 from lrqat.errors import CheckpointError
 from lrqat.grid import Grid, find_grid
 from lrqat.packing import unpack_grid
 from lrqat.stored_ranges import PARTS, StoredRanges, read_ranges
+from lrqat.tensor_file import StoredTensor, TensorFile
 
 PACKED, SHAPE = ".weight_packed", ".weight_shape"
 # Scales and zero-points of static activation grids; see `lrqat.activation_quantizer.describe`.
@@ -88,7 +86,6 @@ class Checkpoint:
         self.manifest = manifest
         self.config = config
         self._file_of = _index(path)
-        self._handles: dict[str, Any] = {}
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> "Checkpoint":
@@ -105,8 +102,10 @@ class Checkpoint:
             manifests.verify_files(path, manifest["files"])
         try:
             config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path / 'config.json'} cannot be read: {error}") from None
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{path / 'config.json'} holds no JSON object")
         return cls(path, manifest, config)
 
     @property
@@ -124,7 +123,7 @@ class Checkpoint:
     @property
     def activation_names(self) -> list[str]:
         """Names of the tensors of static activation grids."""
-        return [name for name, file in self._file_of.items() if file == ACTIVATION_FILE]
+        return [name for name, file in self._file_of.items() if file.path.name == ACTIVATION_FILE]
 
     @property
     def grids(self) -> set[str]:
@@ -144,13 +143,13 @@ class Checkpoint:
         if name in self.manifest["tensors"]:
             out_features, in_features = self._entry(name)["shape"]
             return int(out_features), int(in_features)
-        return tuple(self._slice(name).get_shape())
+        return self._stored(name).shape
 
     def quantized(self, name: str) -> QuantizedTensor:
         """Read one projection. Raises CheckpointError if its integers or scales are not valid."""
         grid, (rows, columns) = self.grid(name), self.shape(name)
-        packed = self._read(name + PACKED)
-        stored_shape = self._read(name + SHAPE).tolist()
+        packed = self.floating(name + PACKED)
+        stored_shape = self.floating(name + SHAPE).tolist()
         if stored_shape != [rows, columns]:
             raise CheckpointError(
                 f"{name}: the tensor file says {stored_shape}, lrqat.json says {[rows, columns]}"
@@ -162,43 +161,35 @@ class Checkpoint:
         except ValueError as error:
             raise CheckpointError(f"{name}: {error}") from None
         _refuse_foreign_integers(name, q, grid)
-        return QuantizedTensor(name, q, read_ranges(self._read, name, grid, rows, columns), grid)
+        return QuantizedTensor(name, q, read_ranges(self.floating, name, grid, rows, columns), grid)
 
-    def floating(self, name: str) -> NDArray[Any]:
-        """Read one floating tensor in the type it is stored in (bfloat16 through ml_dtypes)."""
-        return self._read(name)
+    def floating(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
+        """Read one floating tensor, or consecutive rows of it, in the type it is stored in.
+
+        bfloat16 is ml_dtypes'.
+        """
+        self._stored(name)
+        return self._file_of[name].read(name, rows)
 
     def floating_dtype(self, name: str) -> str:
         """The safetensors name of a floating tensor's type: F32, F16 or BF16; nothing is read."""
-        return str(self._slice(name).get_dtype())
+        return self._stored(name).dtype
+
+    def stored_bytes(self, name: str) -> int:
+        """Bytes that a projection (all its parts) or a floating tensor takes in the files."""
+        suffixes = (PACKED, SHAPE, *PARTS.values()) if name in self.manifest["tensors"] else ("",)
+        parts = [name + suffix for suffix in suffixes]
+        return sum(self._stored(part).nbytes for part in parts if part in self._file_of)
 
     def _entry(self, name: str) -> dict[str, Any]:
-        entry = self.manifest["tensors"].get(name)
-        shape = entry.get("shape") if isinstance(entry, dict) else None
-        if not (isinstance(shape, list) and len(shape) == 2 and all(_positive(n) for n in shape)):
-            raise CheckpointError(f"lrqat.json has no valid entry for {name!r}")
-        return entry
+        if name not in self.manifest["tensors"]:
+            raise CheckpointError(f"lrqat.json has no entry for {name!r}")
+        return self.manifest["tensors"][name]
 
-    def _open_file(self, name: str) -> Any:
-        file_name = self._file_of.get(name)
-        if file_name is None:
+    def _stored(self, name: str) -> StoredTensor:
+        if name not in self._file_of:
             raise CheckpointError(f"{self.path} has no tensor {name!r}")
-        if file_name not in self._handles:
-            self._handles[file_name] = _open_safetensors(self.path / file_name)
-        return self._handles[file_name]
-
-    def _slice(self, name: str) -> Any:
-        return self._open_file(name).get_slice(name)
-
-    def _read(self, name: str) -> NDArray[Any]:
-        try:
-            return self._open_file(name).get_tensor(name)
-        except SafetensorError as error:
-            raise CheckpointError(f"{self.path}: cannot read {name!r}: {error}") from None
-
-
-def _positive(value: object) -> bool:
-    return isinstance(value, int) and value > 0
+        return self._file_of[name].tensors[name]
 
 
 def _refuse_foreign_integers(name: str, q: NDArray[np.int8], grid: Grid) -> None:
@@ -210,16 +201,9 @@ def _refuse_foreign_integers(name: str, q: NDArray[np.int8], grid: Grid) -> None
         raise CheckpointError(f"{name}: integers that are no level of {grid.name}; train again")
 
 
-def _open_safetensors(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="numpy")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-
-
-def _index(path: Path) -> dict[str, str]:
+def _index(path: Path) -> dict[str, TensorFile]:
     """Map each tensor name to the safetensors file of `path` that holds it."""
     files = sorted(file for file in path.glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"{path} holds no .safetensors file")
-    return {name: file.name for file in files for name in _open_safetensors(file).keys()}  # noqa: SIM118
+    return {name: file for file in map(TensorFile, files) for name in file.tensors}

@@ -63,7 +63,20 @@ def read(folder: Path) -> dict[str, Any]:
     for key, kind in _REQUIRED.items():
         if not isinstance(manifest.get(key), kind):
             raise CheckpointError(f"{path} lacks a valid {key!r}; restore it, or train again")
+    for name, entry in manifest["tensors"].items():
+        if not _is_valid(entry):
+            raise CheckpointError(f"{path} has no valid entry for {name!r}; restore it")
     return manifest
+
+
+def _is_valid(entry: Any) -> bool:
+    """Whether an entry of `tensors` names a grid and a shape (out, in)."""
+    if not (isinstance(entry, dict) and isinstance(entry.get("grid"), str)):
+        return False
+    shape = entry.get("shape")
+    if not (isinstance(shape, list) and len(shape) == 2):
+        return False
+    return all(type(size) is int and size > 0 for size in shape)
 
 
 def describe_files(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -118,6 +118,42 @@ def replaced_file(target: Path, overwrite: bool) -> Iterator[Path]:
             fsync(target.parent)
         finally:
             staged.unlink(missing_ok=True)
+
+
+@contextmanager
+def replaced_files(targets: Sequence[Path], overwrite: bool) -> Iterator[list[Path]]:
+    """Temporary files that become `targets`, in one folder, when the block ends without an error.
+
+    They lie in a temporary sibling folder under their own names. The first target gets its name
+    last. Where there are several, an earlier first one is removed before the others are replaced,
+    so that no reader who begins with it can find files of two generations. If anything fails before
+    that, the targets are as they were.
+
+    Raises:
+        OutputError: a target exists and `overwrite` is false, the disk is full, or the folder is
+            not writable.
+    """
+    first, *others = targets
+    for target in targets:
+        refuse_existing(target, overwrite)
+    with explain_os_errors(first):
+        first.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(first)
+        staging = Path(tempfile.mkdtemp(*_temporary_name(first)))
+        staged = [staging / target.name for target in targets]
+        try:
+            yield staged
+            for path in staged:
+                fsync(path)
+            for target in targets:
+                refuse_existing(target, overwrite)
+            if others:
+                first.unlink(missing_ok=True)
+            for path, target in zip(reversed(staged), reversed(targets), strict=True):
+                os.replace(path, target)
+            fsync(first.parent)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextmanager

@@ -29,7 +29,9 @@ import numpy as np
 from lrqat import hub
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import UserError
+from lrqat.kl_base import write_kl_base
 from lrqat.perplexity import Comparison, LogitsFunction, Progress, Windows, compare
+from lrqat.publish import refuse_existing
 from lrqat.reference import load_reference, torch_logits
 from lrqat.text import encode, window_bos
 from runtime_tests.llama_cpp_gelu import GELU_BOUND, with_table_gelu
@@ -157,6 +159,7 @@ def prove(
     *,
     context: int = 512,
     limit: int | None = None,
+    kl_base: Path | None = None,
     progress: Callable[[str], Progress | None] = lambda what: None,
 ) -> list[Proof]:
     """Prove exported files against the fused checkpoint they came from.
@@ -167,6 +170,7 @@ def prove(
         text: evaluation text.
         context: tokens a window.
         limit: windows at most; None: all.
+        kl_base: a file to write the reference's predictions to, see `lrqat.kl_base`.
         progress: from what is measured to a wrapper of the iterable of windows.
 
     Returns:
@@ -174,7 +178,10 @@ def prove(
 
     Raises:
         UserError: a file of an unknown kind, no runtime for it, or too short a text.
+        OutputError: `kl_base` exists, or cannot be written.
     """
+    if kl_base:
+        refuse_existing(kl_base, overwrite=False)
     provers = [_prover(Path(file)) for file in files]
     checkpoint = Checkpoint.open(checkpoint_path)
     tokenizer = hub.load_tokenizer(checkpoint.path)
@@ -182,6 +189,8 @@ def prove(
     windows = Windows.cut(tokens, context, window_bos(tokenizer), limit)
     model = load_reference(checkpoint)
     reference = torch_logits(model)
+    if kl_base:
+        write_kl_base(kl_base, reference, windows, progress=progress(f"writing {kl_base.name}"))
     proofs = []
     for file, prover in zip(files, provers, strict=True):
         path = Path(file)

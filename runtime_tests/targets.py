@@ -94,6 +94,7 @@ def model_bytes(folder: Path, pattern: str) -> int:
 
 @contextmanager
 def _open_gguf(path: str, context: int) -> Iterator[Target]:
+    from exporters import gguf
     from runtime_tests.llama_cpp import LlamaCpp
 
     if not Path(path).is_file():
@@ -104,7 +105,7 @@ def _open_gguf(path: str, context: int) -> Iterator[Target]:
             logits=llama.logits,
             encode=lambda text: llama.tokenize(text, add_special=True),
             bos=llama.bos if llama.add_bos else None,
-            bytes=Path(path).stat().st_size,
+            bytes=sum(file.stat().st_size for file in gguf.model_files(Path(path))),
         )
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from lrqat.checkpoint import Checkpoint
-from tools import command, evaluate, export, parity, train
+from tools import command, evaluate, export, inspection, parity, train
 
 ROOT = Path(__file__).resolve().parents[1]
-TOOLS = {"train": train, "export": export, "evaluate": evaluate, "parity": parity}
+TOOLS = {
+    "train": train, "export": export, "evaluate": evaluate, "parity": parity, "inspect": inspection,
+}  # fmt: skip
 
 
 def run(tool, *arguments, shell_prefix=""):
@@ -214,6 +216,14 @@ MISTAKES = [
     ("parity {model} {bad}/garbage.gguf --data {text}", "is not a fused checkpoint"),
     ("parity {fused} {bad}/garbage.gguf --data {text}", "is not a valid GGUF file"),
     ("parity {fused} {bad}/cut-onnx --data {text}", "cannot be read"),
+    ("export {fused} --format gguf --split-max-size 2T", "such as 2G or 500M"),
+    ("inspect {work}/none", "no .gguf file, ONNX folder or fused checkpoint"),
+    ("inspect {model}", "no .gguf file, ONNX folder or fused checkpoint"),
+    ("inspect {bad}/garbage.gguf", "is not a valid GGUF file"),
+    ("inspect {bad}/cut-onnx", "it is cut off"),
+    ("inspect {bad}/altered", "does not match the sha256"),
+    ("inspect {bad}/large.gguf --checkpoint {model}", "is not a fused checkpoint"),
+    ("inspect {fused} --checkpoint {fused}", "is no exported file"),
     ("evaluate {model} --data {text} --windows 0", "--windows"),
     ("evaluate {model} --data {text} --windows -1", "--windows"),
     ("evaluate {model} --data {text} --windows 1 --context 4", "--context 4 is too small"),
@@ -253,6 +263,25 @@ def test_a_mistake_is_no_traceback_in_a_real_process(places):
     assert (done.returncode, done.stdout) == (2, "")
     assert "truncated or altered" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_inspect_tells_what_is_exact(fused_checkpoint, make_fused, onnx_folder, tmp_path, capfd):
+    path = tmp_path / "model.gguf"
+    export.main([str(fused_checkpoint), "--format", "gguf", "--output", str(path)])
+    capfd.readouterr()
+    for file in (path, onnx_folder("q4_0")):
+        assert inspection.main([str(file), "--json"]) == 0
+        alone = last_json(capfd)
+        assert alone["exact"] is None
+        assert inspection.main([str(file), "--checkpoint", str(fused_checkpoint), "--json"]) == 0
+        assert last_json(capfd) == alone | {"exact": True, "mismatches": {}}
+        other = make_fused("int4-channel")
+        assert inspection.main([str(file), "--checkpoint", str(other), "--json"]) == 1
+        found = last_json(capfd)
+        assert found["exact"] is False
+        assert sum(found["mismatches"].values()) > 100
+    assert inspection.main([str(path), "--checkpoint", str(fused_checkpoint)]) == 0
+    assert "exact: every weight" in capfd.readouterr().out
 
 
 @pytest.fixture(scope="module")
@@ -343,8 +372,25 @@ def test_a_full_disk_leaves_nothing_where_nothing_was(fused_checkpoint, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("tool", ["train", "export", "evaluate", "parity", "demo"])
+SCRIPTS = sorted(path.stem for path in (ROOT / "tools").glob("*.py"))
+NOT_COMMANDS = {"__init__", "command", "inspection"}
+
+
+@pytest.mark.parametrize("tool", [name for name in SCRIPTS if name not in NOT_COMMANDS])
 def test_help_is_there(tool):
     done = run(tool, "--help")
-    assert done.returncode == 0
+    assert done.returncode == 0, done.stderr
     assert "--json" in done.stdout
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_tool_named_inspect_hides_nothing(inside, tmp_path):
+    """tools/ is first on the path of its scripts, and the standard library has an inspect too."""
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import dataclasses, inspect\n"
+    code += "assert callable(inspect.signature); print(inspect.__file__)\n"
+    code += "assert sys.modules['inspect'] is inspect"
+    where = ROOT / "tools"
+    command = [sys.executable, "-c", code, "" if inside else str(where)]
+    cwd = where if inside else tmp_path
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()).parent != where

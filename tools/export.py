@@ -71,13 +71,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if path.resolve() in (checkpoint.path.resolve(), *checkpoint.path.resolve().parents):
         raise UserError(f"--output {path} is or holds the checkpoint; name another file or folder")
     start = time.monotonic()
-    with tqdm(desc=f"writing {path.name}", unit="tensor") as bar:
+    count = len(plan.tensors)
+    with (
+        tqdm(desc=f"writing {path.name}", unit="tensor", total=count) as written,
+        tqdm(desc="verifying", unit="tensor", total=count) as verified,
+    ):
         report = exporter.write(
-            plan, path, overwrite=args.overwrite, progress=lambda name: bar.update(1)
+            plan,
+            path,
+            overwrite=args.overwrite,
+            progress=lambda name: written.update(1),
+            verified=lambda name: verified.update(1),
         )
     seconds = time.monotonic() - start
-    verified = "every trained tensor" if vars(args).get("converter") else "every tensor"
-    out.say(f"{path}: {report.bytes:,} bytes in {seconds:.1f} s, {verified} verified bit for bit")
+    proved = "every trained tensor" if vars(args).get("converter") else "every tensor"
+    said = f"{report.bytes:,} bytes in {seconds:.1f} s, {proved} verified bit for bit"
+    out.say(f"{report.path}: {said}")
     out.result(report.to_json() | {"seconds": seconds})
     return command.OK
 

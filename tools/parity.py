@@ -21,6 +21,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", help="folder of the fused checkpoint")
     parser.add_argument("files", nargs="+", metavar="FILE", help=".gguf files and ONNX folders")
     command.add_text_options(parser)
+    parser.add_argument(
+        "--kl-divergence-base",
+        metavar="FILE",
+        type=Path,
+        help="also write the reference's predictions as llama-perplexity's option of this name "
+        "reads them",
+    )
     return parser
 
 
@@ -36,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text.text,
         context=args.context,
         limit=args.windows,
+        kl_base=args.kl_divergence_base,
         progress=lambda what: lambda windows: tqdm(windows, desc=what, unit="window"),
     )
     rows = [

@@ -14,6 +14,7 @@ from exporters.gguf.header import GgufFileError
 from exporters.gguf.options import Options
 from exporters.gguf.planning import Plan, PlannedTensor, default_name, plan
 from exporters.gguf.reader import TensorCheck, check_tensors, verify
+from exporters.gguf.shards import model_files
 from exporters.gguf.writer import Report, write
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "TensorCheck",
     "check_tensors",
     "default_name",
+    "model_files",
     "plan",
     "verify",
     "write",

@@ -8,12 +8,15 @@
 
 Every count is compared with the bytes that are left before anything is made of it, so time and
 memory stay within a small multiple of the file's size whatever it says. (gguf.GGUFReader 0.19
-trusts counts: a file of 43 bytes can hang it.) Source: ggml/src/gguf.cpp, whose rules on names,
-dimensions and offsets are the ones applied here.
+trusts counts: a file of 43 bytes can hang it.) The file is mapped only while its header is read:
+mapped pages count as memory, so data is read into arrays instead. Source: ggml/src/gguf.cpp, whose
+rules on names, dimensions and offsets are the ones applied here.
 """
 
 import math
+import mmap
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,18 +53,25 @@ class TensorInfo:
     """One tensor of a file.
 
     Attributes:
+        path: the file.
         name: its name.
-        type: its ggml type.
+        type: its ggml type; its number alone where none is known.
         shape: (out, in) or (n,), the reverse of the order in the file.
         start: position of its data in the file, in bytes.
-        nbytes: length of its data.
+        nbytes: length of its data; of an unknown type, up to the next tensor.
     """
 
+    path: Path
     name: str
-    type: GgmlType
+    type: GgmlType | int
     shape: tuple[int, ...]
     start: int
     nbytes: int
+
+    @property
+    def type_name(self) -> str:
+        """Its type for people: Q4_0, or the number of an unknown one."""
+        return self.type.name if isinstance(self.type, GgmlType) else f"type {self.type}"
 
 
 @dataclass(frozen=True)
@@ -71,31 +81,48 @@ class Header:
     Attributes:
         metadata: values by key; arrays are lists.
         tensors: by name, in file order.
-        data: the whole file as bytes, mapped, not read.
     """
 
     metadata: dict[str, Any]
     tensors: dict[str, TensorInfo]
-    data: NDArray[np.uint8]
 
-    def rows(self, name: str) -> NDArray[np.uint8]:
-        """Bytes of a tensor as (rows, row bytes)."""
+    def rows(self, name: str, rows: slice = slice(None)) -> NDArray[np.uint8]:
+        """Bytes of a tensor, or of consecutive rows of it, as (rows, row bytes).
+
+        Raises:
+            GgufFileError: the file has become shorter since.
+        """
         info = self.tensors[name]
-        data = self.data[info.start : info.start + info.nbytes]
-        return data.reshape(math.prod(info.shape[:-1]), -1)
+        count = math.prod(info.shape[:-1])
+        row_bytes = info.nbytes // count
+        first, last, _ = rows.indices(count)
+        size, start = (last - first) * row_bytes, info.start + first * row_bytes
+        data = np.fromfile(info.path, np.uint8, count=size, offset=start)
+        if len(data) != size:
+            raise GgufFileError(f"{info.path} ends inside {name!r}; export it again")
+        return data.reshape(-1, row_bytes)
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, unknown_types: bool = False) -> Header:
     """Read and check everything but the tensors' data.
+
+    Args:
+        path: the file.
+        unknown_types: accept tensors of types that `exporters.gguf.ggml_types` does not have.
 
     Raises:
         GgufFileError: the file is missing, truncated, altered, or not GGUF version 3.
     """
     try:
-        data: NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
-    except (OSError, ValueError) as error:
+        with path.open("rb") as stream:
+            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # ValueError: an empty file
         raise GgufFileError(f"{path} cannot be read: {error}") from None
-    cursor = _Cursor(path, data)
+    with data:
+        return _read(_Cursor(path, data), unknown_types)
+
+
+def _read(cursor: "_Cursor", unknown_types: bool) -> Header:
     if cursor.take(4) != b"GGUF":
         raise cursor.error("it does not begin with GGUF")
     version = cursor.number("I")
@@ -113,39 +140,49 @@ def read_header(path: Path) -> Header:
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or not 8 <= alignment <= 2**20 or alignment & (alignment - 1):
         raise cursor.error(f"its alignment is {alignment!r}")
-    return Header(metadata, _read_tensors(cursor, tensor_count, alignment), data)
-
-
-def _read_tensors(cursor: "_Cursor", count: int, alignment: int) -> dict[str, TensorInfo]:
-    described = [_read_info(cursor) for _ in range(count)]
-    base = _padded(cursor.position, alignment)
+    infos = _read_tensors(cursor, tensor_count, alignment, unknown_types)
     tensors: dict[str, TensorInfo] = {}
+    for info in infos:
+        if info.name in tensors:
+            raise cursor.error(f"the tensor {info.name!r} occurs twice")
+        tensors[info.name] = info
+    return Header(metadata, tensors)
+
+
+def _read_tensors(
+    cursor: "_Cursor", count: int, alignment: int, unknown_types: bool
+) -> Iterable[TensorInfo]:
+    described = [_read_info(cursor, unknown_types) for _ in range(count)]
+    base = _padded(cursor.position, alignment)
+    ends = [offset for *_, offset in described[1:]] + [cursor.size - base]
     expected = 0
-    for name, kind, shape, offset in described:
-        if shape[-1] % kind.weights:
-            raise cursor.error(f"rows of {name!r} are not whole blocks")
-        nbytes = math.prod(shape) // kind.weights * kind.nbytes
-        if offset != expected or base + offset + nbytes > len(cursor.data):
+    for (name, kind, shape, offset), end in zip(described, ends, strict=False):
+        # Where a tensor of unknown type ends, only the beginning of the next one tells.
+        nbytes = end - offset
+        if isinstance(kind, GgmlType):
+            if shape[-1] % kind.weights:
+                raise cursor.error(f"rows of {name!r} are not whole blocks")
+            nbytes = math.prod(shape) // kind.weights * kind.nbytes
+        if offset != expected or nbytes < 0 or base + offset + nbytes > cursor.size:
             raise cursor.error(f"the data of {name!r} is not where it must be, or is cut off")
-        if name in tensors:
-            raise cursor.error(f"the tensor {name!r} occurs twice")
-        tensors[name] = TensorInfo(name, kind, shape, base + offset, nbytes)
+        yield TensorInfo(cursor.path, name, kind, shape, base + offset, nbytes)
         expected += _padded(nbytes, alignment)
-    return tensors
 
 
-def _read_info(cursor: "_Cursor") -> tuple[str, GgmlType, tuple[int, ...], int]:
+def _read_info(
+    cursor: "_Cursor", unknown_types: bool
+) -> tuple[str, GgmlType | int, tuple[int, ...], int]:
     name, dimensions = cursor.string(), cursor.number("I")
     if not 1 <= dimensions <= _MAX_DIMENSIONS:
         raise cursor.error(f"the tensor {name!r} has {dimensions} dimensions")
     shape = tuple(cursor.number("Q") for _ in range(dimensions))[::-1]
     number, offset = cursor.number("I"), cursor.number("Q")
     # A weight takes more than 1/8 byte in every type, so no honest shape is larger than this.
-    if min(shape) < 1 or math.prod(shape) > 8 * len(cursor.data):
+    if min(shape) < 1 or math.prod(shape) > 8 * cursor.size:
         raise cursor.error(f"the tensor {name!r} has the shape {shape}")
-    if number not in TYPES:
+    if number not in TYPES and not unknown_types:
         raise cursor.error(f"the tensor {name!r} has the unknown type {number}")
-    return name, TYPES[number], shape, offset
+    return name, TYPES.get(number, number), shape, offset
 
 
 def _padded(size: int, alignment: int) -> int:
@@ -155,20 +192,21 @@ def _padded(size: int, alignment: int) -> int:
 class _Cursor:
     """A position in the file that never passes its end."""
 
-    def __init__(self, path: Path, data: NDArray[np.uint8]) -> None:
-        self.path, self.data, self.position = path, data, 0
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self.path, self.size, self.position = path, len(data), 0
+        self._data = data
 
     def error(self, what: str) -> GgufFileError:
         return GgufFileError(f"{self.path} is not a valid GGUF file: {what}; export it again")
 
     def expect(self, count: int, item_bytes: int, what: str) -> None:
         """Raise unless `count` items of at least `item_bytes` can still follow."""
-        if count * item_bytes > len(self.data) - self.position:
+        if count * item_bytes > self.size - self.position:
             raise self.error(f"it announces {count} {what} and is too short for them")
 
     def take(self, size: int) -> bytes:
         self.expect(size, 1, "bytes")
-        taken = self.data[self.position : self.position + size].tobytes()
+        taken = self._data[self.position : self.position + size]
         self.position += size
         return taken
 

@@ -4,6 +4,7 @@ import difflib
 from dataclasses import dataclass, field
 
 from exporters.gguf.blocks import float_blocks, integer_blocks
+from exporters.gguf.shards import parse_size
 from lrqat.errors import ExportRefusedError
 
 
@@ -12,7 +13,7 @@ class Options:
     """Choices; the defaults are the smallest exact file.
 
     Raises:
-        ExportRefusedError: an unknown type.
+        ExportRefusedError: an unknown type, or a size that is none.
     """
 
     type: str = field(
@@ -44,9 +45,19 @@ class Options:
         },
     )
 
+    split_max_size: str | None = field(
+        default=None,
+        metadata={
+            "help": "write several files with at most so many bytes of tensors each: 2G, 500M or "
+            "a number; llama.cpp is given the first"
+        },
+    )
+
     def __post_init__(self) -> None:
         _check("type", self.type, ["auto", *integer_blocks(), "f32"])
         _check("float type", self.float_type, ["auto", *float_blocks()])
+        if self.split_max_size is not None:
+            parse_size(self.split_max_size)
 
 
 def _check(what: str, value: str, known: list[str]) -> None:

@@ -4,6 +4,7 @@ Making a plan writes nothing. It reads floating matrices to see whether a narrow
 exactly, and nothing else of the weights.
 """
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -21,6 +22,7 @@ from exporters.gguf.metadata import vocabulary_metadata
 from exporters.gguf.options import Options
 from exporters.gguf.provenance import general_metadata, provenance
 from exporters.gguf.selection import choose_float_block, choose_integer_block, exact_types
+from exporters.gguf.shards import parse_size, split_sizes
 from exporters.gguf.sources import Source, find_sources
 from exporters.gguf.upstream import refuses_converter
 from lrqat.checkpoint import Checkpoint
@@ -89,7 +91,15 @@ class Plan:
     @property
     def tensor_bytes(self) -> int:
         """Bytes of all tensors, padding included; the metadata comes on top."""
-        return sum(-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT for tensor in self.tensors)
+        return sum(_padded(tensor) for tensor in self.tensors)
+
+    @property
+    def shards(self) -> list[list[PlannedTensor]]:
+        """The tensors of each file to be; one file unless the options ask for more."""
+        size = self.options.split_max_size
+        counts = split_sizes(map(_padded, self.tensors), parse_size(size) if size else None)
+        remaining = iter(self.tensors)
+        return [list(itertools.islice(remaining, count)) for count in counts]
 
     @property
     def file_type(self) -> int:
@@ -113,7 +123,8 @@ class Plan:
             lines.append(
                 f"{name:<26} {kind:<5} {shape:>14} {len(members):>5} {total:>14,}  {origin}{remark}"
             )
-        lines.append(f"{len(self.tensors)} tensors, {self.tensor_bytes:,} bytes")
+        files = f" in {len(self.shards)} files" if len(self.shards) > 1 else ""
+        lines.append(f"{len(self.tensors)} tensors, {self.tensor_bytes:,} bytes{files}")
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"refused: {reason}" for reason in self.refusals]
         return lines
@@ -126,6 +137,7 @@ class Plan:
             "options": asdict(self.options),
             "architecture": self.architecture,
             "tensor_bytes": self.tensor_bytes,
+            "files": len(self.shards),
             "tensors": [tensor.to_json() for tensor in self.tensors],
             "metadata": {
                 entry.key: len(entry.value) if isinstance(entry.value, list) else entry.value
@@ -188,6 +200,10 @@ def default_name(checkpoint: Checkpoint, options: Options | None = None) -> str:
         types = exact_types(checkpoint.grid(name), shape[-1], activation_grid(checkpoint, name))
         weights[types[0] if types else "none"] += math.prod(shape)
     return f"model-{'-'.join(name for name, _ in weights.most_common())}.gguf"
+
+
+def _padded(tensor: PlannedTensor) -> int:
+    return -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
 
 
 def _alike(tensor: PlannedTensor) -> tuple[str, str, str, str, str]:

@@ -7,6 +7,7 @@ they multiply to with the checkpoint's weights.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,11 @@ import numpy as np
 
 from exporters.gguf.architectures import find_architecture
 from exporters.gguf.blocks import float_blocks, integer_blocks
-from exporters.gguf.header import Header, read_header
+from exporters.gguf.header import Header
 from exporters.gguf.metadata import differing
+from exporters.gguf.shards import read_model
 from exporters.gguf.sources import Source, find_sources
+from exporters.parallel import in_order
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import ExportRefusedError
 
@@ -55,6 +58,8 @@ class TensorCheck:
 def verify(path: str | Path, checkpoint: Checkpoint) -> dict[str, int]:
     """Compare the GGUF file `path` with `checkpoint`: every tensor, and what the model is.
 
+    Of a model in several files, `path` is the first.
+
     Returns:
         Elements that differ, by GGUF name: codes, scales and minima, and if all are equal, weights
         that are not the checkpoint's (rounded to the type that they are stored in). All zero is a
@@ -66,21 +71,46 @@ def verify(path: str | Path, checkpoint: Checkpoint) -> dict[str, int]:
         ExportRefusedError: the checkpoint has no form in GGUF.
         CheckpointError: the checkpoint is not valid.
     """
-    header = read_header(Path(path))
+    header = read_model(Path(path))
     by_name = {source.name: source for source in _sources(checkpoint)}
     found = {c.name: c.differences(by_name.get(c.name)) for c in _checks(header, checkpoint)}
     keys = differing(header, checkpoint, find_architecture(checkpoint.config))
     return found | dict.fromkeys(keys, 1)
 
 
-def check_tensors(path: str | Path, checkpoint: Checkpoint) -> list[TensorCheck]:
-    """As `verify`, but of tensors alone, and saying what differs."""
-    return _checks(read_header(Path(path)), checkpoint)
+def check_tensors(
+    path: str | Path,
+    checkpoint: Checkpoint,
+    progress: Callable[[str], None] = lambda name: None,
+    workers: int | None = None,
+) -> list[TensorCheck]:
+    """As `verify`, but of tensors alone, and saying what differs.
+
+    Args:
+        path: as for `verify`.
+        checkpoint: the same.
+        progress: called with the name of every tensor that was compared.
+        workers: threads; None: one a core.
+    """
+    return _checks(read_model(Path(path)), checkpoint, progress, workers)
 
 
-def _checks(header: Header, checkpoint: Checkpoint) -> list[TensorCheck]:
+def _checks(
+    header: Header,
+    checkpoint: Checkpoint,
+    progress: Callable[[str], None] = lambda name: None,
+    workers: int | None = None,
+) -> list[TensorCheck]:
     sources = _sources(checkpoint)
-    checks = [_check(header, source, checkpoint) for source in sources]
+    checks = []
+    for check in in_order(
+        lambda source: _check(header, source, checkpoint),
+        sources,
+        lambda source: source.working_bytes,
+        workers,
+    ):
+        progress(check.name)
+        checks.append(check)
     extra = sorted(set(header.tensors) - {source.name for source in sources})
     return checks + [TensorCheck(name, problem="not in the checkpoint") for name in extra]
 
@@ -95,12 +125,12 @@ def _check(header: Header, source: Source, checkpoint: Checkpoint) -> TensorChec
         return TensorCheck(source.name, problem="missing")
     if info.shape != source.shape:
         return TensorCheck(source.name, problem=f"shape {info.shape}, not {source.shape}")
-    kind = info.type.name.lower()
+    kind = info.type_name.lower()
     if kind in integer_blocks() and source.quantized:
         return _check_integers(header, source, checkpoint, kind)
     if kind in float_blocks():
         return _check_values(header, source, checkpoint, kind)
-    return TensorCheck(source.name, problem=f"type {info.type.name}")
+    return TensorCheck(source.name, problem=f"type {info.type_name}")
 
 
 def _check_integers(
@@ -121,11 +151,10 @@ def _check_integers(
 
 def _check_values(header: Header, source: Source, checkpoint: Checkpoint, kind: str) -> TensorCheck:
     block = float_blocks()[kind]
-    found = block.unpack(header.rows(source.name)).view(np.uint32)
-    exact = source.read_values(checkpoint)
-    kept = block.unpack(block.pack(exact)).view(np.uint32)
-    return TensorCheck(
-        source.name,
-        values=int((found != kept).sum()),
-        rounded=int((kept != np.ascontiguousarray(exact).view(np.uint32)).sum()),
-    )
+    wrong = rounded = 0
+    for rows, exact in source.read_pieces(checkpoint):
+        found = block.unpack(header.rows(source.name, rows)).view(np.uint32)
+        kept = block.unpack(block.pack(exact)).view(np.uint32)
+        wrong += int((found != kept).sum())
+        rounded += int((kept != np.ascontiguousarray(exact).view(np.uint32)).sum())
+    return TensorCheck(source.name, values=wrong, rounded=rounded)

@@ -1,5 +1,7 @@
 """Choosing the type of each tensor: an exact one, or a refusal that says what to do."""
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,6 +13,7 @@ from exporters.gguf.blocks import (
     bits_per_weight,
     float_blocks,
     integer_blocks,
+    row_bytes,
 )
 from exporters.gguf.options import Options
 from exporters.gguf.sources import Source
@@ -122,12 +125,14 @@ def choose_float_block(
         return blocks["f32"], ""
     if options.float_type == "f32":
         return blocks["f32"], ""
-    values = source.read_values(checkpoint)
+    pieces = (values for _, values in source.read_pieces(checkpoint))
     if options.float_type == "auto":
-        return blocks["f32" if count_rounded(blocks["f16"], values) else "f16"], ""
+        inexact = any(count_rounded(blocks["f16"], values) for values in pieces)
+        return blocks["f32" if inexact else "f16"], ""
     block = blocks[options.float_type]
-    rounded = count_rounded(block, values)
-    return block, f"{rounded} of {values.size} values are rounded, as asked" if rounded else ""
+    rounded = sum(count_rounded(block, values) for values in pieces)
+    size = math.prod(source.shape)
+    return block, f"{rounded} of {size} values are rounded, as asked" if rounded else ""
 
 
 def count_rounded(block: FloatBlock, values: NDArray[np.float32]) -> int:
@@ -139,7 +144,11 @@ def count_rounded(block: FloatBlock, values: NDArray[np.float32]) -> int:
 def pack_source(checkpoint: Checkpoint, source: Source, type_name: str) -> NDArray[np.uint8]:
     """Read one tensor and pack it as `type_name`: uint8 (rows, row bytes)."""
     if type_name not in integer_blocks():
-        return float_blocks()[type_name].pack(source.read_values(checkpoint))
+        block = float_blocks()[type_name]
+        packed = np.empty((source.rows, row_bytes(block, source.shape[-1])), np.uint8)
+        for rows, values in source.read_pieces(checkpoint):
+            packed[rows] = block.pack(values)
+        return packed
     return pack_quantized(source.read_quantized(checkpoint), type_name)
 
 

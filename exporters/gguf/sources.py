@@ -1,11 +1,13 @@
 """Where each tensor of a GGUF file comes from: names, shapes and row order, and reading one.
 
-One tensor is read at a time, so memory does not grow with the model.
+One tensor is read at a time, and a large floating matrix in pieces, so memory does not grow with
+the model.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import gguf
 import numpy as np
@@ -21,6 +23,8 @@ from lrqat.grid import Grid
 _HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
 # Matrices whose products upstream keeps in float32: F16 would round what decides on experts.
 _FLOAT32 = ("ffn_gate_inp.weight", "position_embd.weight")
+
+_PIECE_VALUES = 1 << 22  # 16 MiB as float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +64,12 @@ class Source:
         """Whether it must be stored as float32."""
         return len(self.shape) == 1 or self.name.endswith(_FLOAT32)
 
+    @property
+    def working_bytes(self) -> int:
+        """About what packing or comparing it takes, its packed form included."""
+        weights = math.prod(self.shape)
+        return 6 * weights if self.quantized else 4 * weights + 16 * min(weights, _PIECE_VALUES)
+
     def grid(self, checkpoint: Checkpoint) -> Grid:
         """The grid of a quantised weight. Raises CheckpointError if experts have several."""
         first, *others = (checkpoint.grid(module) for module in self.stack or (self.origin,))
@@ -82,22 +92,43 @@ class Source:
         """
         if self.quantized:
             return self.read_quantized(checkpoint).dequantize()
-        values = self.values if self.values is not None else self._read_floating(checkpoint)
-        if not np.isfinite(values).all():
-            raise CheckpointError(f"{self.origin} holds NaN or infinite values; train again")
+        stored = self.values if self.values is not None else checkpoint.floating(self.origin)
+        values = self._exact(stored)
         if self.transposed:
             values = values.T
         if self.row_order is not None:
             values = values.take(self.row_order, axis=_row_axis(values.shape))
-        if self.offset:
-            values = values + np.float32(self.offset)
-        return values.reshape(self.rows, self.shape[-1])
+        return self._shifted(values).reshape(self.rows, self.shape[-1])
 
-    def _read_floating(self, checkpoint: Checkpoint) -> NDArray[np.float32]:
-        stored = checkpoint.floating(self.origin)
+    def read_pieces(self, checkpoint: Checkpoint) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """The same values, some rows at a time, with which rows they are.
+
+        A floating matrix that is stored as it lies in the checkpoint, as embedding and head are, is
+        never whole in memory.
+        """
+        computed = self.quantized or self.values is not None
+        moved = self.row_order is not None or self.transposed
+        partly = not computed and not moved and len(self.shape) == 2
+        whole = None if partly else self.read_values(checkpoint)
+        step = max(1, _PIECE_VALUES // self.shape[-1])
+        for start in range(0, self.rows, step):
+            rows = slice(start, min(start + step, self.rows))
+            if whole is None:
+                yield rows, self._shifted(self._exact(checkpoint.floating(self.origin, rows)))
+            else:
+                yield rows, whole[rows]
+
+    def _shifted(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        return values + np.float32(self.offset) if self.offset else values
+
+    def _exact(self, stored: NDArray[Any]) -> NDArray[np.float32]:
+        """As float32, which holds every value of the types that are allowed."""
         if stored.dtype.name not in ("float32", "float16", "bfloat16"):
             raise CheckpointError(f"{self.origin} is {stored.dtype}; expected a float type")
-        return stored.astype(np.float32)
+        values = stored.astype(np.float32, copy=False)
+        if not np.isfinite(values).all():
+            raise CheckpointError(f"{self.origin} holds NaN or infinite values; train again")
+        return values
 
 
 def find_sources(checkpoint: Checkpoint, architecture: Architecture) -> list[Source]:

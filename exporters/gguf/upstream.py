@@ -73,7 +73,7 @@ def verify_rows(path: Path, checkpoint: Checkpoint) -> tuple[int, int]:
     for name, info in header.tensors.items():
         if len(info.shape) < 2:
             continue
-        kind = info.type.name.lower()
+        kind = info.type_name.lower()
         keys = set(row_keys(unpack_values(kind, header.rows(name))))
         if kind in integer_blocks():
             packed += 1

@@ -1,6 +1,7 @@
-"""Writing a planned GGUF file: one tensor at a time, verified before it gets its name."""
+"""Writing a planned GGUF file: packed by all cores, in order, verified before it gets its name."""
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,16 @@ from typing import Any
 import gguf
 import numpy as np
 
-from exporters.gguf.header import read_header
 from exporters.gguf.metadata import holds
-from exporters.gguf.planning import Plan
+from exporters.gguf.planning import Plan, PlannedTensor
 from exporters.gguf.reader import check_tensors
 from exporters.gguf.selection import pack_source
+from exporters.gguf.shards import read_model, shard_entries, shard_paths
 from exporters.gguf.upstream import run_converter
+from exporters.parallel import in_order
 from lrqat.errors import ExportRefusedError, OutputError
 from lrqat.manifest import sha256_of
-from lrqat.publish import replaced_file
+from lrqat.publish import replaced_files
 
 Progress = Callable[[str], None]
 
@@ -26,10 +28,11 @@ class Report:
     """What was written.
 
     Attributes:
-        path: the file.
-        bytes: its size.
-        sha256: of the whole file.
-        tensors: how many it holds.
+        path: the file; of several, the first, which is the one to load.
+        bytes: size of all files.
+        sha256: of `path`.
+        files: sha256 of every file, by its name.
+        tensors: how many they hold.
         quantized: how many of them are integers and scales, all verified bit for bit.
         rounded: floating values that were rounded because the options asked for it.
     """
@@ -37,6 +40,7 @@ class Report:
     path: str
     bytes: int
     sha256: str
+    files: dict[str, str]
     tensors: int
     quantized: int
     rounded: int
@@ -47,18 +51,25 @@ class Report:
 
 
 def write(
-    plan: Plan, path: str | Path, overwrite: bool = False, progress: Progress | None = None
+    plan: Plan,
+    path: str | Path,
+    overwrite: bool = False,
+    progress: Progress = lambda name: None,
+    verified: Progress = lambda name: None,
+    workers: int | None = None,
 ) -> Report:
-    """Write `plan` to the file `path`.
+    """Write `plan` to the file `path`, or to several of similar names if the plan has them.
 
-    The file appears under its name only after it has been read back and every tensor compared with
-    the checkpoint; if anything fails, `path` is as it was.
+    Files appear under their names only after they have been read back and every tensor compared
+    with the checkpoint; if anything fails, what was there is as it was.
 
     Args:
         plan: what `exporters.gguf.plan` returned, without refusals.
         path: the file to write; its folder is made if need be.
         overwrite: whether an existing file may be replaced.
         progress: called with the name of every tensor once it is written.
+        verified: called with the name of every tensor once it has been compared.
+        workers: threads that pack and compare; None: one a core. The bytes do not depend on it.
 
     Raises:
         ExportRefusedError: the plan has refusals.
@@ -67,51 +78,74 @@ def write(
     if plan.refusals:
         reasons = "\n".join(f"- {reason}" for reason in plan.refusals)
         raise ExportRefusedError(f"the export would not be exact:\n{reasons}")
-    target = Path(path)
-    with replaced_file(target, overwrite) as staged:
+    targets = shard_paths(Path(path), len(plan.shards))
+    with replaced_files(targets, overwrite) as staged:
         if plan.options.converter is not None:
-            tensors, packed = run_converter(plan.checkpoint, plan.options, staged)
-            return Report(
-                str(target), staged.stat().st_size, sha256_of(staged), tensors, packed, rounded=0
-            )
-        _write_file(plan, staged, progress or (lambda name: None))
-        rounded = _verify_file(plan, staged)
-        nbytes, sha256 = staged.stat().st_size, sha256_of(staged)
-    quantized = sum(tensor.source.quantized for tensor in plan.tensors)
-    return Report(str(target), nbytes, sha256, len(plan.tensors), quantized, rounded)
+            tensors, quantized = run_converter(plan.checkpoint, plan.options, staged[0])
+            rounded = 0
+        else:
+            _write_files(plan, staged, progress, workers)
+            rounded = _verify(plan, staged[0], verified, workers)
+            tensors = len(plan.tensors)
+            quantized = sum(tensor.source.quantized for tensor in plan.tensors)
+        sizes = [file.stat().st_size for file in staged]
+        hashes = [sha256_of(file) for file in staged]
+    return Report(
+        path=str(targets[0]),
+        bytes=sum(sizes),
+        sha256=hashes[0],
+        files=dict(zip((target.name for target in targets), hashes, strict=True)),
+        tensors=tensors,
+        quantized=quantized,
+        rounded=rounded,
+    )
 
 
-def _write_file(plan: Plan, path: Path, progress: Progress) -> None:
+def _write_files(plan: Plan, paths: list[Path], progress: Progress, workers: int | None) -> None:
+    packed = in_order(
+        lambda tensor: pack_source(plan.checkpoint, tensor.source, tensor.block.NAME),
+        plan.tensors,
+        lambda tensor: tensor.source.working_bytes,
+        workers,
+    )
+    with closing(packed):
+        for no, (path, tensors) in enumerate(zip(paths, plan.shards, strict=True)):
+            writer = _begin(plan, path, no, tensors)
+            try:
+                for tensor in tensors:
+                    writer.write_tensor_data(next(packed))
+                    progress(tensor.source.name)
+            finally:
+                writer.close()
+
+
+def _begin(plan: Plan, path: Path, no: int, tensors: list[PlannedTensor]) -> gguf.GGUFWriter:
+    """A file with everything but the tensors' data; all but the first say only which part it is."""
     writer = gguf.GGUFWriter(path, plan.architecture)
-    try:
-        for entry in plan.metadata:
-            writer.add_key_value(entry.key, entry.value, entry.type, entry.item)
-        for tensor in plan.tensors:
-            writer.add_tensor_info(
-                tensor.source.name,
-                tensor.source.shape,
-                np.dtype(np.float32),  # not looked at, since raw_dtype is given
-                tensor.nbytes,
-                raw_dtype=tensor.block.TYPE,  # type: ignore[arg-type]  # only its number is used
-            )
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for tensor in plan.tensors:
-            data = pack_source(plan.checkpoint, tensor.source, tensor.block.NAME)
-            writer.write_tensor_data(data)
-            progress(tensor.source.name)
-    finally:
-        writer.close()
+    part = shard_entries(no, len(plan.shards), len(plan.tensors))
+    for entry in [*([] if no else plan.metadata), *part]:
+        writer.add_key_value(entry.key, entry.value, entry.type, entry.item)
+    for tensor in tensors:
+        writer.add_tensor_info(
+            tensor.source.name,
+            tensor.source.shape,
+            np.dtype(np.float32),  # not looked at, since raw_dtype is given
+            tensor.nbytes,
+            raw_dtype=tensor.block.TYPE,  # type: ignore[arg-type]  # only its number is used
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    return writer
 
 
-def _verify_file(plan: Plan, path: Path) -> int:
+def _verify(plan: Plan, path: Path, verified: Progress, workers: int | None) -> int:
     """Raise OutputError unless the file holds the plan; return how many values were rounded."""
-    metadata = read_header(path).metadata
+    metadata = read_model(path).metadata
     for entry in plan.metadata:
         if not holds(entry, metadata.get(entry.key)):
             raise OutputError(f"the file reads back another {entry.key}; the disk may be failing")
-    checks = check_tensors(path, plan.checkpoint)
+    checks = check_tensors(path, plan.checkpoint, verified, workers)
     wrong = [check for check in checks if not check.ok]
     if wrong:
         raise OutputError(

@@ -51,7 +51,11 @@ def verify(
 
 
 def read_model(folder: Path) -> ir.Model:
-    """Parse model.onnx; its data is mapped when used. Raises OnnxFileError."""
+    """Parse model.onnx; its data is mapped when used.
+
+    Raises:
+        OnnxFileError: it is no valid ONNX file, or its data is missing, cut off or elsewhere.
+    """
     path = folder / MODEL
     if not path.is_file():
         raise OnnxFileError(f"{folder} holds no {MODEL}; export it with tools/export.py")
@@ -63,7 +67,41 @@ def read_model(folder: Path) -> ir.Model:
         raise OnnxFileError(f"{path} is not a valid ONNX file: {_first_line(error)}") from None
     if len(model.graph) == 0:  # no bytes at all are a valid protobuf
         raise OnnxFileError(f"{path} holds no graph; it is truncated, export it again")
+    data_files(model, folder)
     return model
+
+
+def data_files(model: ir.Model, folder: Path) -> list[Path]:
+    """The files beside model.onnx that hold its weights, in the order of their use.
+
+    Raises:
+        OnnxFileError: one is missing, too short, or not in `folder`, be it by a link.
+    """
+    sizes: dict[str, int] = {}
+    for name, value in model.graph.initializers.items():
+        stored = value.const_value
+        if not isinstance(stored, ir.ExternalTensor):
+            continue
+        location = str(stored.location)
+        try:
+            if location not in sizes:
+                sizes[location] = _size_inside(folder, location)
+            offset, needed = stored.offset or 0, stored.nbytes
+            length = needed if stored.length is None else stored.length
+        except Exception as error:  # the system's on odd paths, onnx_ir's on odd shapes
+            raise OnnxFileError(f"the data of {name!r} is not usable: {error}") from None
+        if not (offset >= 0 and 0 <= needed <= length and offset + length <= sizes[location]):
+            raise OnnxFileError(
+                f"the data of {name!r} cannot be read: it is cut off; export it again"
+            )
+    return [folder / location for location in sizes]
+
+
+def _size_inside(folder: Path, location: str) -> int:
+    path = (folder / location).resolve(strict=True)
+    if not path.is_relative_to(folder.resolve()) or not path.is_file():
+        raise ValueError(f"{location!r} is no file of {folder}")
+    return path.stat().st_size
 
 
 def _mismatches(value: ir.Value | None, tensor: PlannedTensor, checkpoint: Checkpoint) -> int:

@@ -45,7 +45,11 @@ class Report:
 
 
 def write(
-    plan: Plan, path: str | Path, overwrite: bool = False, progress: Progress | None = None
+    plan: Plan,
+    path: str | Path,
+    overwrite: bool = False,
+    progress: Progress = lambda name: None,
+    verified: Progress = lambda name: None,
 ) -> Report:
     """Write `plan` to the folder `path`.
 
@@ -58,6 +62,7 @@ def write(
         path: folder to write.
         overwrite: whether an existing folder may be replaced.
         progress: called with the name of every tensor as it is written.
+        verified: called with the name of every tensor once it has been compared.
 
     Raises:
         ExportRefusedError: the plan has refusals, or torch cannot trace the model.
@@ -72,13 +77,13 @@ def write(
     model = trace(skeleton, plan.options.opset)
     name_initializers(model, PREFIX)
     simplify(model, (tensor.name for tensor in plan.tensors))
-    attach_weights(model, plan, progress or (lambda name: None))
+    attach_weights(model, plan, progress)
     describe(model, plan)
     with replaced_folder(target, overwrite, MODEL) as staging:
         # 4096: external data that starts on a page can be mapped into memory.
         ir.save(model, staging / MODEL, external_data=DATA, alignment=4096)
         write_companions(plan, staging, skeleton.config)
-        _refuse_mismatches(verify(staging, plan.checkpoint), target)
+        _refuse_mismatches(verify(staging, plan.checkpoint, verified), target)
         refuse_unloadable(staging, target)
         size = sum((staging / name).stat().st_size for name in (MODEL, DATA))
     quantized = sum(tensor.kind == "integers" for tensor in plan.tensors)

@@ -1,0 +1,53 @@
+"""What an ONNX folder holds, ours or anybody's; no weights are read."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from exporters.description import Description, plain_items, totals
+from exporters.onnx.verify import MODEL, OnnxFileError, data_files, read_model
+
+_VOCABULARY = ("bos_token_id", "eos_token_id", "pad_token_id", "vocab_size")
+
+
+def inspect(path: Path) -> Description:
+    """Describe the ONNX folder `path`.
+
+    Raises:
+        OnnxFileError: a file that is damaged, or data outside the folder.
+    """
+    model = read_model(path)
+    try:
+        stored = [
+            (str(value.const_value.dtype), math.prod(value.const_value.shape.numpy()),
+             value.const_value.nbytes)
+            for value in model.graph.initializers.values()
+            if value.const_value is not None
+        ]  # fmt: skip
+    except Exception as error:  # onnx_ir raises its own on odd shapes and types
+        raise OnnxFileError(f"{path / MODEL} has an odd initializer: {error}") from None
+    files = [path / MODEL, *data_files(model, path)]
+    settings = _settings(path)
+    opsets = {f"opset {domain or 'ai.onnx'}": v for domain, v in model.opset_imports.items()}
+    return Description(
+        kind="ONNX",
+        files=[str(file.relative_to(path)) for file in files],
+        bytes=sum(file.stat().st_size for file in files),
+        types=totals(stored),
+        hyperparameters=plain_items({k: v for k, v in settings.items() if k not in _VOCABULARY}),
+        vocabulary=plain_items({k: settings.get(k) for k in _VOCABULARY}),
+        provenance=plain_items(
+            {"producer": model.producer_name, **opsets, **dict(model.metadata_props)}
+        ),
+    )
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """The `model` entry of genai_config.json, if there is one."""
+    try:
+        config = json.loads((path / "genai_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    model = config.get("model") if isinstance(config, dict) else None
+    return model if isinstance(model, dict) else {}
