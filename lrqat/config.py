@@ -3,8 +3,9 @@
 The rate of A and B, warm-up and betas are those of the LR-QAT paper's experiments (10 % warm-up,
 linear decay, beta2 0.95, no weight decay, gradients clipped to norm 1). What differs is for runs of
 hundreds of steps where the paper has 10,000, and comes from runs (docs/results.md): the factor
-alpha/r is 16 and not 1/32, since a factor of 1 moved 0.2 % of the integers in 200 steps; the rate of
-the scales is 1e-4 and not 1e-5; and scales start from the error weighted by the inputs' importance.
+alpha/r is 16 and not 1/32, since a factor of 1 moved 0.2 % of the integers in 200 steps; the rate
+of the scales is 1e-4 and not 1e-5; and scales start from errors weighted by the importance of the
+inputs.
 """
 
 import math
