@@ -14,6 +14,7 @@ from exporters.gguf.architectures import find_architecture
 from exporters.gguf.blocks import float_blocks, integer_blocks
 from exporters.gguf.header import Header, read_header
 from exporters.gguf.metadata import differing
+from exporters.gguf.rounding import value_blocks
 from exporters.gguf.rows import block_scales
 from exporters.gguf.sources import Source, find_sources
 from lrqat.checkpoint import Checkpoint
@@ -96,7 +97,7 @@ def _check(header: Header, source: Source, checkpoint: Checkpoint) -> TensorChec
     kind = info.type.name.lower()
     if kind in integer_blocks() and source.quantized:
         return _check_integers(header, source, checkpoint, kind)
-    if kind in float_blocks():
+    if kind in float_blocks() or (kind in value_blocks() and not source.quantized):
         return _check_values(header, source, checkpoint, kind)
     return TensorCheck(source.name, problem=f"type {info.type.name}")
 
@@ -119,7 +120,7 @@ def _check_integers(
 
 
 def _check_values(header: Header, source: Source, checkpoint: Checkpoint, kind: str) -> TensorCheck:
-    block = float_blocks()[kind]
+    block = value_blocks()[kind]
     found = block.unpack(header.rows(source.name)).view(np.uint32)
     exact = source.read_values(checkpoint)
     kept = block.unpack(block.pack(exact)).view(np.uint32)

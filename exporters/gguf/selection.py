@@ -5,7 +5,9 @@ from numpy.typing import NDArray
 
 from exporters.gguf.blocks import Block, FloatBlock, float_blocks, integer_blocks
 from exporters.gguf.options import Options
+from exporters.gguf.rounding import count_rounded, value_blocks
 from exporters.gguf.sources import Source
+from exporters.gguf.tables import asked_type, lossless_types
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import ExportRefusedError
 from lrqat.grid import Grid
@@ -43,31 +45,30 @@ def choose_float_block(
     """The type of a floating tensor, and a note if its values are rounded.
 
     Raises:
+        ExportRefusedError: the rows do not fit the type asked for.
         CheckpointError: the tensor cannot be read or is not finite.
     """
-    blocks = float_blocks()
-    if len(source.shape) == 1 or options.type == "f32":
-        return blocks["f32"], ""
-    if options.float_type == "f32":
+    blocks = value_blocks()
+    asked = asked_type(source, options)
+    if len(source.shape) == 1 or "f32" in (options.type, asked):
         return blocks["f32"], ""
     values = source.read_values(checkpoint)
-    if options.float_type == "auto":
-        return blocks["f32" if count_rounded(blocks["f16"], values) else "f16"], ""
-    block = blocks[options.float_type]
-    rounded = count_rounded(block, values)
-    return block, f"{rounded} of {values.size} values are rounded, as asked" if rounded else ""
-
-
-def count_rounded(block: FloatBlock, values: NDArray[np.float32]) -> int:
-    """How many of `values` (rows, columns) a floating type does not hold exactly."""
-    kept = block.unpack(block.pack(values)).view(np.uint32)
-    return int((kept != np.ascontiguousarray(values).view(np.uint32)).sum())
+    if asked == "auto":
+        lossless = lossless_types(checkpoint, source)
+        exact = [name for name in lossless if not count_rounded(blocks[name], values)]
+        return blocks[exact[0] if exact else "f32"], ""
+    try:
+        rounded = count_rounded(blocks[asked], values)
+    except ExportRefusedError as error:
+        raise ExportRefusedError(f"{source.origin} as {asked}: {error}") from None
+    note = f"{rounded} of {values.size} values are rounded, as asked" if rounded else ""
+    return blocks[asked], note
 
 
 def pack_source(checkpoint: Checkpoint, source: Source, type_name: str) -> NDArray[np.uint8]:
     """Read one tensor and pack it as `type_name`: uint8 (rows, row bytes)."""
-    integer = integer_blocks().get(type_name)
+    integer = integer_blocks().get(type_name) if source.quantized else None
     if integer is None:
-        return float_blocks()[type_name].pack(source.read_values(checkpoint))
+        return value_blocks()[type_name].pack(source.read_values(checkpoint))
     tensor = source.read_quantized(checkpoint)
     return integer.pack(tensor.q, tensor.scale)
