@@ -71,3 +71,26 @@ def sentencepiece_like(text, folder, prefix_space=True, size=SIZE):
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
     )
     return tokenizer
+
+
+def unigram_like(text, folder, scheme="always", size=SIZE):
+    """A sentencepiece Unigram model without byte fallback, as tokenizer.json."""
+    import sentencepiece
+
+    source = folder / "text.txt"
+    source.write_text(text, encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(source),
+        model_prefix=str(folder / "unigram"),
+        vocab_size=size,
+        model_type="unigram",
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "unigram.model"))
+    vocab = [(model.IdToPiece(i), model.GetScore(i)) for i in range(model.vocab_size())]
+    tokenizer = Tokenizer(models.Unigram(vocab, unk_id=0, byte_fallback=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return tokenizer

@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 from gguf import TokenType
 from made_texts import strings
-from made_tokenizers import SIZE, byte_level, sentencepiece_like
+from made_tokenizers import SIZE, byte_level, sentencepiece_like, unigram_like
 from made_vocabularies import differing, vocabulary_of
 from made_vocabularies import opened as opened_alone
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
@@ -169,6 +169,28 @@ def test_gemmas_steps_and_added_tokens_of_spaces(text, tmp_path):
     )
     with pytest.raises(ExportRefusedError, match="normalized=False"):
         vocabulary_of(tokenizer, tmp_path, **NAMES)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "differ"), [("always", starts_with_space), ("never", lambda text: False)]
+)
+def test_unigram(scheme, differ, text, tmp_path):
+    tokenizer = unigram_like(text, tmp_path, scheme)
+    vocabulary = vocabulary_of(tokenizer, tmp_path, **NAMES)
+    assert (vocabulary.model, vocabulary.special_ids["unk"]) == ("t5", 0)
+    with opened_alone(vocabulary, tmp_path / "v.gguf") as llama:
+        assert (llama.add_bos, llama.add_eos) == (False, False)
+        found = differing(llama, tokenizer, [*PLAIN, text[:5000]])
+    assert [each for each in found if not differ(each)] == []
+    assert bool(found) == bool(vocabulary.notes)
+    value = json.loads(tokenizer.to_str())
+    value["model"]["byte_fallback"] = True
+    with pytest.raises(ExportRefusedError, match="Unigram has none"):
+        vocabulary_of(Tokenizer.from_str(json.dumps(value)), tmp_path, **NAMES)
+    value["model"]["byte_fallback"] = False
+    value["model"]["vocab"][300][1] += 1e-9
+    rounded = vocabulary_of(Tokenizer.from_str(json.dumps(value)), tmp_path, **NAMES)
+    assert "seven digits" in rounded.notes[-1]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from made_tokenizers import SIZE, byte_level, sentencepiece_like
+from made_tokenizers import SIZE, byte_level, sentencepiece_like, unigram_like
 from tokenizers import pre_tokenizers
 from tokenizers import processors as post
 
@@ -30,7 +30,9 @@ def test_what_llama_cpp_cannot_do_is_refused(text, tmp_path):
         ({"normalizer": {"type": "Lowercase"}}, "Lowercase"),
         ({"pre_tokenizer": json.loads(spaced.__getstate__())}, "--pre"),
         ({"post_processor": {"type": "BertProcessing"}}, "BertProcessing"),
-        ({"model": {"type": "Unigram", "vocab": [["a", 0.0]]}}, "Unigram"),
+        ({"model": {"type": "Unigram", "vocab": [["a", "x"]]}}, "Unigram"),
+        ({"model": {"type": "Unigram", "vocab": {"a": 0}}, "pre_tokenizer": None}, "Unigram"),
+        ({"model": {"type": "Unigram", "vocab": [["a", 0.0]]}, "pre_tokenizer": None}, "prepares"),
         ({"model": {"type": "WordPiece", "vocab": {"a": 0}}, "pre_tokenizer": None}, "WordPiece"),
         ({"added_tokens": [{"id": "x"}]}, "added token"),
         ({"added_tokens": [{"id": 5, "content": "Ġ"}]}, "several ids"),
@@ -115,13 +117,15 @@ def replaced(value, path, new):
     return copy
 
 
-@pytest.mark.parametrize("kind", ["bytes", "characters"])
+@pytest.mark.parametrize("kind", ["bytes", "characters", "unigram"])
 def test_malformed_tokenizers_are_refused_and_never_crash(kind, text, tmp_path):
     if kind == "bytes":
         tokenizer = byte_level(text, (("split", QWEN2), ("bytes", False)), False)
         tokenizer.post_processor = post.TemplateProcessing(
             single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
         )
+    elif kind == "unigram":
+        tokenizer = unigram_like(text, tmp_path)
     else:
         tokenizer = sentencepiece_like(text, tmp_path)
         (tmp_path / "tokenizer.model").unlink()

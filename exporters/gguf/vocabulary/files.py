@@ -68,7 +68,8 @@ class TokenizerFiles:
     @property
     def vocab(self) -> dict[str, int]:
         """Text to id, added tokens not included unless the model has them too."""
-        return self.model["vocab"]
+        found = self.model["vocab"]
+        return found if isinstance(found, dict) else {text: i for i, (text, _) in enumerate(found)}
 
     @property
     def added(self) -> list[AddedToken]:
@@ -153,18 +154,35 @@ class TokenizerFiles:
     def _check(self) -> None:
         model = self.tokenizer.get("model")
         vocab = model.get("vocab") if isinstance(model, dict) else None
-        if not isinstance(vocab, dict) or not all(type(i) is int for i in vocab.values()):
+        if not (_is_by_id(vocab) or _is_by_score(vocab)):
             kind = model.get("type") if isinstance(model, dict) else None
             raise ExportRefusedError(
-                f"tokenizer.json holds a {kind!r} model, and only BPE has a form in GGUF here; "
-                "export ONNX, which ships tokenizer.json"
+                f"tokenizer.json holds a {kind!r} model, and only BPE and Unigram have a form in "
+                "GGUF here; export ONNX, which ships tokenizer.json"
             )
         for entry in objects(self.tokenizer.get("added_tokens"), "added_tokens"):
             if type(entry.get("id")) is not int or not isinstance(entry.get("content"), str):
                 raise ExportRefusedError(f"tokenizer.json has a malformed added token {entry!r}")
 
 
+_LARGEST_SCORE = 1e30  # far from float32's limit; NaN is not less than it either
 _FLAGS = ("special", "normalized", "single_word", "lstrip", "rstrip")
+
+
+def _is_by_id(vocab: Any) -> bool:
+    return isinstance(vocab, dict) and all(type(token_id) is int for token_id in vocab.values())
+
+
+def _is_by_score(vocab: Any) -> bool:
+    """Whether it is Unigram's list of text and score."""
+    return isinstance(vocab, list) and all(
+        isinstance(entry, list)
+        and len(entry) == 2
+        and isinstance(entry[0], str)
+        and type(entry[1]) in (int, float)
+        and abs(entry[1]) < _LARGEST_SCORE
+        for entry in vocab
+    )
 
 
 def objects(value: Any, what: str) -> list[dict[str, Any]]:
