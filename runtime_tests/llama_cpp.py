@@ -30,7 +30,7 @@ _UBATCH = 512
 class LlamaCpp:
     """A loaded GGUF model. Use `LlamaCpp.open`, and `close` or a `with` block."""
 
-    def __init__(self, library: Any, model: int, context: int, n_ctx: int) -> None:
+    def __init__(self, library: Any, model: int, context: int | None, n_ctx: int) -> None:
         self._library, self._model, self._context = library, model, context
         self._vocab: int = library.llama_model_get_vocab(model)
         self._batch: Any = library.llama_batch_init(n_ctx, 0, 1)
@@ -55,14 +55,7 @@ class LlamaCpp:
             ModelError: the file is missing, or llama.cpp refuses it.
         """
         library = ffi.load_library()
-        if not Path(path).is_file():
-            raise ModelError(f"no GGUF file at {path}; write one with tools/export.py")
-        ffi.take_errors()
-        params = library.llama_model_default_params()
-        params.n_gpu_layers = 0
-        model = library.llama_model_load_from_file(str(path).encode(), params)
-        if not model:
-            raise ModelError(f"llama.cpp cannot load {path}: {ffi.take_errors() or 'no reason'}")
+        model = _load_model(library, path)
         context = library.llama_init_from_model(model, _context_params(library, n_ctx, n_threads))
         if not context:
             library.llama_model_free(model)
@@ -71,6 +64,15 @@ class LlamaCpp:
                 f"{ffi.take_errors() or 'no reason'}; try a smaller one"
             )
         return cls(library, model, context, n_ctx)
+
+    @classmethod
+    def open_vocabulary(cls, path: str | Path) -> "LlamaCpp":
+        """Load no more than the vocabulary of `path`, which then need not hold any tensors.
+
+        There are tokens and text, and no logits. Raises as `open` does.
+        """
+        library = ffi.load_library()
+        return cls(library, _load_model(library, path, vocab_only=True), None, 1)
 
     def tokenize(self, text: str, add_special: bool, parse_special: bool = False) -> list[int]:
         """Ids of `text`.
@@ -140,7 +142,8 @@ class LlamaCpp:
         """Free the model; calling it again does nothing."""
         if self._model:
             self._library.llama_batch_free(self._batch)
-            self._library.llama_free(self._context)
+            if self._context is not None:
+                self._library.llama_free(self._context)
             self._library.llama_model_free(self._model)
             self._model = 0
 
@@ -158,6 +161,8 @@ class LlamaCpp:
     def _decode_afresh(
         self, tokens: Sequence[int] | NDArray[np.integer[Any]], every_output: bool
     ) -> int:
+        if self._context is None:
+            raise ModelError("only the vocabulary was opened; use LlamaCpp.open for logits")
         ids = [int(token) for token in tokens]
         if not 0 < len(ids) <= self.n_ctx:
             raise DataError(f"{len(ids)} tokens do not fit a context of {self.n_ctx}")
@@ -233,6 +238,18 @@ def dequantize_row(type_name: str, data: bytes, n: int) -> NDArray[np.float32]:
     out = np.empty(n, np.float32)
     function(data, out.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), n)
     return out
+
+
+def _load_model(library: Any, path: str | Path, vocab_only: bool = False) -> int:
+    if not Path(path).is_file():
+        raise ModelError(f"no GGUF file at {path}; write one with tools/export.py")
+    ffi.take_errors()
+    params = library.llama_model_default_params()
+    params.n_gpu_layers, params.vocab_only = 0, vocab_only
+    model: int | None = library.llama_model_load_from_file(str(path).encode(), params)
+    if not model:
+        raise ModelError(f"llama.cpp cannot load {path}: {ffi.take_errors() or 'no reason'}")
+    return model
 
 
 def _context_params(library: Any, n_ctx: int, n_threads: int) -> Any:

@@ -10,15 +10,20 @@ PIECES = {
     "bytes": lambda use_regex: pre_tokenizers.ByteLevel(
         add_prefix_space=False, use_regex=use_regex
     ),
-    "digits": lambda: pre_tokenizers.Digits(individual_digits=True),
+    "digits": lambda individual: pre_tokenizers.Digits(individual_digits=individual),
+    "punctuation": lambda behavior: pre_tokenizers.Punctuation(behavior.lower()),
     "split": lambda regex: pre_tokenizers.Split(Regex(regex), "isolated"),
 }
 
 
+def pre_tokenizer(steps):
+    parts = [PIECES[kind](*arguments) for kind, *arguments in steps]
+    return parts[0] if len(parts) == 1 else pre_tokenizers.Sequence(parts)
+
+
 def byte_level(text, steps, ignore_merges, size=SIZE):
     tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
-    parts = [PIECES[kind](*arguments) for kind, *arguments in steps]
-    tokenizer.pre_tokenizer = parts[0] if len(parts) == 1 else pre_tokenizers.Sequence(parts)
+    tokenizer.pre_tokenizer = pre_tokenizer(steps)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
@@ -26,7 +31,7 @@ def byte_level(text, steps, ignore_merges, size=SIZE):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([text], trainer)
+    tokenizer.train_from_iterator([text] if isinstance(text, str) else text, trainer)
     return tokenizer
 
 
@@ -65,4 +70,27 @@ def sentencepiece_like(text, folder, prefix_space=True, size=SIZE):
     tokenizer.post_processor = post.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
     )
+    return tokenizer
+
+
+def unigram_like(text, folder, scheme="always", size=SIZE):
+    """A sentencepiece Unigram model without byte fallback, as tokenizer.json."""
+    import sentencepiece
+
+    source = folder / "text.txt"
+    source.write_text(text, encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(source),
+        model_prefix=str(folder / "unigram"),
+        vocab_size=size,
+        model_type="unigram",
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "unigram.model"))
+    vocab = [(model.IdToPiece(i), model.GetScore(i)) for i in range(model.vocab_size())]
+    tokenizer = Tokenizer(models.Unigram(vocab, unk_id=0, byte_fallback=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
     return tokenizer

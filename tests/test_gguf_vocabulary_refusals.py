@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from made_tokenizers import SIZE, byte_level, sentencepiece_like
+from made_tokenizers import SIZE, byte_level, sentencepiece_like, unigram_like
 from tokenizers import pre_tokenizers
 from tokenizers import processors as post
 
 from exporters.gguf.vocabulary import TokenizerFiles, load_vocabulary
-from exporters.gguf.vocabulary.pre_tokenizers import LLAMA3, QWEN2, find_pre_tokenizer
+from exporters.gguf.vocabulary.pre_tokenizer_table import QWEN2
 from lrqat.errors import ExportRefusedError
 
 
@@ -30,7 +30,9 @@ def test_what_llama_cpp_cannot_do_is_refused(text, tmp_path):
         ({"normalizer": {"type": "Lowercase"}}, "Lowercase"),
         ({"pre_tokenizer": json.loads(spaced.__getstate__())}, "--pre"),
         ({"post_processor": {"type": "BertProcessing"}}, "BertProcessing"),
-        ({"model": {"type": "Unigram", "vocab": [["a", 0.0]]}}, "Unigram"),
+        ({"model": {"type": "Unigram", "vocab": [["a", "x"]]}}, "Unigram"),
+        ({"model": {"type": "Unigram", "vocab": {"a": 0}}, "pre_tokenizer": None}, "Unigram"),
+        ({"model": {"type": "Unigram", "vocab": [["a", 0.0]]}, "pre_tokenizer": None}, "prepares"),
         ({"model": {"type": "WordPiece", "vocab": {"a": 0}}, "pre_tokenizer": None}, "WordPiece"),
         ({"added_tokens": [{"id": "x"}]}, "added token"),
         ({"added_tokens": [{"id": 5, "content": "Ġ"}]}, "several ids"),
@@ -45,28 +47,29 @@ def test_what_llama_cpp_cannot_do_is_refused(text, tmp_path):
         TokenizerFiles.open(tmp_path, {})
 
 
-def test_a_pre_tokenizer_can_be_named(text, tmp_path):
-    value = changed(byte_level(text, (("bytes", True),), False))
-    value["model"]["ignore_merges"] = True
-    with pytest.raises(ExportRefusedError, match="ignore_merges True"):
-        load_json(tmp_path, value)
-    assert load_json(tmp_path, value, pre="exaone4").pre == "exaone4"
-
-
-def test_nfc_is_noted_and_names_are_told_apart(text, tmp_path):
+def test_nfc_is_noted(text, tmp_path):
     value = changed(byte_level(text, (("bytes", True),), False), normalizer={"type": "NFC"})
     assert "NFC" in load_json(tmp_path, value).notes[0]
-    for regex, ignore_merges, name in (
-        (LLAMA3, True, "llama-bpe"),
-        (LLAMA3, False, "smaug-bpe"),
-        (QWEN2, False, "qwen2"),
+
+
+def test_what_the_bpe_of_llama_cpp_lacks_is_refused(text, tmp_path):
+    value = changed(byte_level(text, (("bytes", True),), False))
+    for key, setting in (
+        ("dropout", 0.1),
+        ("continuing_subword_prefix", "##"),
+        ("end_of_word_suffix", "</w>"),
+        ("byte_fallback", True),
+        ("merges", [*value["model"]["merges"], value["model"]["merges"][0]]),
     ):
-        steps = [
-            {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated"},
-            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
-        ]
-        sequence = {"type": "Sequence", "pretokenizers": steps}
-        assert find_pre_tokenizer(sequence, ignore_merges) == name
+        broken = {**value, "model": {**value["model"], key: setting}}
+        with pytest.raises(ExportRefusedError, match="twice" if key == "merges" else key):
+            load_json(tmp_path, broken)
+    characters = changed(sentencepiece_like(text, tmp_path))
+    characters["model"]["ignore_merges"] = True
+    with pytest.raises(ExportRefusedError, match="ignore_merges"):
+        load_json(tmp_path, characters)
+    with pytest.raises(ExportRefusedError, match="for byte-level"):
+        load_json(tmp_path, characters, pre="gpt-2")
 
 
 def test_merges_that_scores_cannot_say_are_refused(text, tmp_path):
@@ -114,13 +117,15 @@ def replaced(value, path, new):
     return copy
 
 
-@pytest.mark.parametrize("kind", ["bytes", "characters"])
+@pytest.mark.parametrize("kind", ["bytes", "characters", "unigram"])
 def test_malformed_tokenizers_are_refused_and_never_crash(kind, text, tmp_path):
     if kind == "bytes":
         tokenizer = byte_level(text, (("split", QWEN2), ("bytes", False)), False)
         tokenizer.post_processor = post.TemplateProcessing(
             single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
         )
+    elif kind == "unigram":
+        tokenizer = unigram_like(text, tmp_path)
     else:
         tokenizer = sentencepiece_like(text, tmp_path)
         (tmp_path / "tokenizer.model").unlink()

@@ -57,10 +57,10 @@ def differing(header: Header, checkpoint: Checkpoint, architecture: Architecture
 
 
 def _vocabulary(header: Header, checkpoint: Checkpoint) -> list[KeyValue]:
-    try:
-        return vocabulary_metadata(checkpoint, None)[0]
-    except ExportRefusedError:  # a pre-tokenizer that only the user could name, and the file has it
+    try:  # the file's own name of the pre-tokenizer, which may be one of several that do the same
         return vocabulary_metadata(checkpoint, str(header.metadata.get(_PRE)))[0]
+    except ExportRefusedError:
+        return vocabulary_metadata(checkpoint, None)[0]
 
 
 def holds(entry: KeyValue, found: Any) -> bool:

@@ -4,6 +4,7 @@ import difflib
 from dataclasses import dataclass, field
 
 from exporters.gguf.blocks import float_blocks, integer_blocks
+from exporters.gguf.rounding import value_blocks
 from exporters.gguf.shards import parse_size
 from lrqat.errors import ExportRefusedError
 
@@ -27,8 +28,23 @@ class Options:
     float_type: str = field(
         default="auto",
         metadata={
-            "help": "type of matrices that stay floating, such as the embedding: auto (f16 where "
-            "every value survives, else f32), f16, bf16 or f32; vectors are always f32"
+            "help": "type of matrices that stay floating: auto (nothing is lost: f16 where every "
+            "value survives, for an untied embedding also bf16, else f32), f16, bf16 or f32; "
+            "vectors are always f32"
+        },
+    )
+    embedding_type: str = field(
+        default="auto",
+        metadata={
+            "help": "type of an embedding that was not trained on a grid: auto (as --float-type), "
+            "f16, bf16, f32, or rounded to q8_0 or q6_k"
+        },
+    )
+    head_type: str = field(
+        default="auto",
+        metadata={
+            "help": "type of an output head that was not trained on a grid: as --embedding-type, "
+            "which also decides for a head that is the embedding"
         },
     )
     pre: str | None = field(
@@ -58,6 +74,13 @@ class Options:
         _check("float type", self.float_type, ["auto", *float_blocks()])
         if self.split_max_size is not None:
             parse_size(self.split_max_size)
+        for what in ("embedding_type", "head_type"):
+            asked = getattr(self, what)
+            _check(what.replace("_", " "), asked, ["auto", *value_blocks()])
+            if self.type == "f32" and asked not in ("auto", "f32"):
+                raise ExportRefusedError(
+                    f"type f32 makes every tensor f32; leave {what} {asked} away"
+                )
 
 
 def _check(what: str, value: str, known: list[str]) -> None:

@@ -24,6 +24,7 @@ from exporters.gguf.provenance import general_metadata, provenance
 from exporters.gguf.selection import choose_float_block, choose_integer_block, exact_types
 from exporters.gguf.shards import parse_size, split_sizes
 from exporters.gguf.sources import Source, find_sources
+from exporters.gguf.tables import TableChoice, check_trained, refuses_tables, table_choice
 from exporters.gguf.upstream import refuses_converter
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import ExportRefusedError
@@ -78,6 +79,7 @@ class Plan:
         metadata: in file order, without general.architecture, which the writer puts first.
         refusals: reasons not to write; a plan with any cannot be written.
         notes: what a user should know.
+        choices: what an embedding and a head that stay floating would cost in other types.
     """
 
     checkpoint: Checkpoint
@@ -87,6 +89,7 @@ class Plan:
     metadata: list[KeyValue] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    choices: list[TableChoice] = field(default_factory=list)
 
     @property
     def tensor_bytes(self) -> int:
@@ -125,6 +128,7 @@ class Plan:
             )
         files = f" in {len(self.shards)} files" if len(self.shards) > 1 else ""
         lines.append(f"{len(self.tensors)} tensors, {self.tensor_bytes:,} bytes{files}")
+        lines += [f"choice: {choice.line()}" for choice in self.choices]
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"refused: {reason}" for reason in self.refusals]
         return lines
@@ -143,6 +147,7 @@ class Plan:
                 entry.key: len(entry.value) if isinstance(entry.value, list) else entry.value
                 for entry in self.metadata
             },
+            "choices": [choice.to_json() for choice in self.choices],
             "notes": self.notes,
             "refusals": self.refusals,
         }
@@ -220,6 +225,7 @@ def _plan_tensors(made: Plan, architecture: Architecture) -> None:
     except ExportRefusedError as error:
         made.refusals.append(str(error))
         return
+    made.refusals += refuses_tables(sources, made.options)
     for source in sources:
         try:
             made.tensors.append(_plan_tensor(made, source))
@@ -231,12 +237,15 @@ def _plan_tensor(made: Plan, source: Source) -> PlannedTensor:
     if len(source.name.encode()) > _MAX_NAME_BYTES:
         raise ExportRefusedError(f"{source.name!r} is longer than {_MAX_NAME_BYTES} bytes")
     if source.quantized:
-        block, note = choose_integer_block(made.checkpoint, source, made.options)
-        return PlannedTensor(source, block, note)
+        exact, note = choose_integer_block(made.checkpoint, source, made.options)
+        check_trained(made.checkpoint, source, exact, made.options)
+        return PlannedTensor(source, exact, note)
     if source.values is not None:
         return PlannedTensor(source, float_blocks()["f32"])
-    float_block, note = choose_float_block(made.checkpoint, source, made.options)
-    return PlannedTensor(source, float_block, note)
+    block, note = choose_float_block(made.checkpoint, source, made.options)
+    choice = table_choice(made.checkpoint, source, block)
+    made.choices += [choice] if choice else []
+    return PlannedTensor(source, block, note)
 
 
 def _plan_metadata(made: Plan, architecture: Architecture) -> None:

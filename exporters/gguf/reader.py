@@ -17,6 +17,7 @@ from exporters.gguf.architectures import find_architecture
 from exporters.gguf.blocks import float_blocks, integer_blocks
 from exporters.gguf.header import Header
 from exporters.gguf.metadata import differing
+from exporters.gguf.rounding import value_blocks
 from exporters.gguf.shards import read_model
 from exporters.gguf.sources import Source, find_sources
 from exporters.parallel import in_order
@@ -128,7 +129,7 @@ def _check(header: Header, source: Source, checkpoint: Checkpoint) -> TensorChec
     kind = info.type_name.lower()
     if kind in integer_blocks() and source.quantized:
         return _check_integers(header, source, checkpoint, kind)
-    if kind in float_blocks():
+    if kind in float_blocks() or (kind in value_blocks() and not source.quantized):
         return _check_values(header, source, checkpoint, kind)
     return TensorCheck(source.name, problem=f"type {info.type_name}")
 
@@ -150,7 +151,7 @@ def _check_integers(
 
 
 def _check_values(header: Header, source: Source, checkpoint: Checkpoint, kind: str) -> TensorCheck:
-    block = float_blocks()[kind]
+    block = value_blocks()[kind]
     wrong = rounded = 0
     for rows, exact in source.read_pieces(checkpoint):
         found = block.unpack(header.rows(source.name, rows)).view(np.uint32)

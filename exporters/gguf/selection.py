@@ -16,7 +16,9 @@ from exporters.gguf.blocks import (
     row_bytes,
 )
 from exporters.gguf.options import Options
+from exporters.gguf.rounding import value_blocks
 from exporters.gguf.sources import Source
+from exporters.gguf.tables import asked_type, changed_values, lossless_types
 from lrqat.checkpoint import Checkpoint, QuantizedTensor
 from lrqat.errors import ExportRefusedError
 from lrqat.grid import Grid
@@ -118,33 +120,30 @@ def choose_float_block(
     """The type of a floating tensor, and a note if its values are rounded.
 
     Raises:
+        ExportRefusedError: the rows do not fit the type asked for.
         CheckpointError: the tensor cannot be read or is not finite.
     """
-    blocks = float_blocks()
-    if source.is_float32 or options.type == "f32":
+    blocks = value_blocks()
+    asked = asked_type(source, options)
+    if source.is_float32 or "f32" in (options.type, asked):
         return blocks["f32"], ""
-    if options.float_type == "f32":
-        return blocks["f32"], ""
-    pieces = (values for _, values in source.read_pieces(checkpoint))
-    if options.float_type == "auto":
-        inexact = any(count_rounded(blocks["f16"], values) for values in pieces)
-        return blocks["f32" if inexact else "f16"], ""
-    block = blocks[options.float_type]
-    rounded = sum(count_rounded(block, values) for values in pieces)
+    if asked == "auto":
+        lossless = (blocks[name] for name in lossless_types(checkpoint, source))
+        exact = (b for b in lossless if not any(changed_values(checkpoint, source, b)))
+        return next(exact, blocks["f32"]), ""
+    try:
+        rounded = sum(changed_values(checkpoint, source, blocks[asked]))
+    except ExportRefusedError as error:
+        raise ExportRefusedError(f"{source.origin} as {asked}: {error}") from None
     size = math.prod(source.shape)
-    return block, f"{rounded} of {size} values are rounded, as asked" if rounded else ""
-
-
-def count_rounded(block: FloatBlock, values: NDArray[np.float32]) -> int:
-    """How many of `values` (rows, columns) a floating type does not hold exactly."""
-    kept = block.unpack(block.pack(values)).view(np.uint32)
-    return int((kept != np.ascontiguousarray(values).view(np.uint32)).sum())
+    note = f"{rounded} of {size} values are rounded, as asked" if rounded else ""
+    return blocks[asked], note
 
 
 def pack_source(checkpoint: Checkpoint, source: Source, type_name: str) -> NDArray[np.uint8]:
     """Read one tensor and pack it as `type_name`: uint8 (rows, row bytes)."""
-    if type_name not in integer_blocks():
-        block = float_blocks()[type_name]
+    if not source.quantized or type_name not in integer_blocks():
+        block = value_blocks()[type_name]
         packed = np.empty((source.rows, row_bytes(block, source.shape[-1])), np.uint8)
         for rows, values in source.read_pieces(checkpoint):
             packed[rows] = block.pack(values)

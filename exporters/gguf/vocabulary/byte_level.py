@@ -5,9 +5,14 @@ by rank. Tokens are stored in that alphabet, added tokens as plain text.
 """
 
 from gguf import TokenType
+from tokenizers.pre_tokenizers import ByteLevel
 
+from exporters.gguf.vocabulary.added_tokens import place_added_tokens
+from exporters.gguf.vocabulary.bpe import check_bpe, merge_strings, normalizer_notes
+from exporters.gguf.vocabulary.chat_templates import read_chat_templates
 from exporters.gguf.vocabulary.files import TokenizerFiles, steps_of
-from exporters.gguf.vocabulary.pre_tokenizers import find_pre_tokenizer
+from exporters.gguf.vocabulary.pre_tokenizers import choose_pre_tokenizer
+from exporters.gguf.vocabulary.special_ids import special_ids
 from exporters.gguf.vocabulary.table import Vocabulary, fill_table
 from lrqat.errors import ExportRefusedError
 
@@ -21,52 +26,40 @@ def recognises(files: TokenizerFiles) -> bool:
 
 def load(files: TokenizerFiles, size: int, pre: str | None) -> Vocabulary:
     """Build the vocabulary; see `load_vocabulary` for arguments and errors."""
-    notes = _normalizer_notes(files)
-    for key in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
-        if files.model.get(key):
-            raise ExportRefusedError(f"llama.cpp's byte-level BPE has no {key}")
-    if pre is None:
-        ignore_merges = bool(files.model.get("ignore_merges"))
-        pre = find_pre_tokenizer(files.tokenizer.get("pre_tokenizer"), ignore_merges)
-    merges = [f"{left} {right}" for left, right in files.merges]
-    spaced = [merge for merge in merges if merge.count(" ") != 1]
-    if not merges or spaced:
-        raise ExportRefusedError(f"the merges do not fit GGUF: {spaced[0] if spaced else 'none'!r}")
+    check_bpe(files)
+    _check_alphabet(files)
+    steps = steps_of(files.tokenizer.get("normalizer"), "normalizers")
+    notes = normalizer_notes({step.get("type") for step in steps})
+    merges = merge_strings(files)
+    name, pre_notes = choose_pre_tokenizer(files, pre)
     pieces = {token_id: text for text, token_id in files.vocab.items()}
     types = dict.fromkeys(pieces, int(TokenType.NORMAL))
-    for token in files.added:
-        pieces[token.token_id] = token.content
-        kind = TokenType.CONTROL if token.special else TokenType.USER_DEFINED
-        types[token.token_id] = int(kind)
+    added_notes = place_added_tokens(files, pieces, types)
     tokens, token_types = fill_table(pieces, types, size)
-    special_ids = files.special_ids()
-    if "eos" not in special_ids:
-        notes.append("no end-of-text token is named; llama.cpp will take token 11 for it")
+    ids, id_notes = special_ids(files)
     add_bos, add_eos = files.added_around()
     return Vocabulary(
         "gpt2",
         tokens,
         token_types,
-        pre=pre,
+        pre=name,
         merges=merges,
-        special_ids=special_ids,
+        special_ids=ids,
         add_bos=add_bos,
         add_eos=add_eos,
-        chat_template=files.chat_template(),
-        notes=notes,
+        templates=read_chat_templates(files.folder, files.settings),
+        notes=[*notes, *pre_notes, *added_notes, *id_notes],
     )
 
 
-def _normalizer_notes(files: TokenizerFiles) -> list[str]:
-    """A note about Unicode normalisation. Raises ExportRefusedError for any other normaliser."""
-    kinds = {
-        step.get("type") for step in steps_of(files.tokenizer.get("normalizer"), "normalizers")
-    }
-    if kinds - {"NFC"}:
+def _check_alphabet(files: TokenizerFiles) -> None:
+    """Bytes without a token are left out by both, unless Hugging Face puts its unknown token."""
+    if files.model.get("byte_fallback"):
+        raise ExportRefusedError("llama.cpp's byte-level BPE has no byte_fallback; export ONNX")
+    missing = [byte for byte in ByteLevel.alphabet() if byte not in files.vocab]
+    if missing and files.model.get("unk_token"):
         raise ExportRefusedError(
-            f"tokenizer.json normalises text with {sorted(map(str, kinds))}, which llama.cpp's "
-            "byte-level BPE does not do; export ONNX, which ships tokenizer.json"
+            f"{len(missing)} of the 256 bytes have no token; Hugging Face puts "
+            f"{files.model['unk_token']!r} for them and llama.cpp nothing. Train the tokenizer "
+            "with initial_alphabet=ByteLevel.alphabet(), or export ONNX"
         )
-    if not kinds:
-        return []
-    return ["the tokenizer brings text into NFC and llama.cpp does not: give it text in NFC"]

@@ -5,7 +5,7 @@ tokens. All of it is checked for its shape before use: the files come from other
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,10 @@ class AddedToken:
     token_id: int
     content: str
     special: bool
+    normalized: bool = False
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,14 @@ class TokenizerFiles:
         tokenizer: tokenizer.json.
         settings: tokenizer_config.json, or empty.
         config: config.json, whose bos_token_id and eos_token_id fill gaps.
+        generation: generation_config.json, or empty; its eos_token_id lists all ends of text.
     """
 
     folder: Path
     tokenizer: dict[str, Any]
     settings: dict[str, Any]
     config: dict[str, Any]
+    generation: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path, config: dict[str, Any]) -> "TokenizerFiles":
@@ -46,13 +52,11 @@ class TokenizerFiles:
                 f"{folder} has no tokenizer.json; save the tokenizer with transformers "
                 "(AutoTokenizer.from_pretrained(...).save_pretrained(...)) and fuse again"
             )
-        settings = folder / "tokenizer_config.json"
-        files = cls(
-            folder,
-            _read_object(folder / "tokenizer.json"),
-            _read_object(settings) if settings.is_file() else {},
-            config,
+        tokenizer, settings, generation = (
+            _read_object(folder / name) if (folder / name).is_file() else {}
+            for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
         )
+        files = cls(folder, tokenizer, settings, config, generation)
         files._check()
         return files
 
@@ -64,13 +68,14 @@ class TokenizerFiles:
     @property
     def vocab(self) -> dict[str, int]:
         """Text to id, added tokens not included unless the model has them too."""
-        return self.model["vocab"]
+        found = self.model["vocab"]
+        return found if isinstance(found, dict) else {text: i for i, (text, _) in enumerate(found)}
 
     @property
     def added(self) -> list[AddedToken]:
         """The added tokens."""
         return [
-            AddedToken(entry["id"], entry["content"], bool(entry.get("special")))
+            AddedToken(entry["id"], entry["content"], *(bool(entry.get(flag)) for flag in _FLAGS))
             for entry in objects(self.tokenizer.get("added_tokens"), "added_tokens")
         ]
 
@@ -125,16 +130,13 @@ class TokenizerFiles:
             )
         return bool(before), bool(after)
 
-    def chat_template(self) -> str | None:
-        """The Jinja source of the default chat template, or None."""
-        path = self.folder / "chat_template.jinja"
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
-        found = self.settings.get("chat_template")
-        if isinstance(found, list):
-            named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
-            found = named.get("default")
-        return found if isinstance(found, str) else None
+    def other_ends(self) -> list[int]:
+        """Ids that end a text besides eos, by generation_config.json or else config.json."""
+        named = self.generation.get("eos_token_id", self.config.get("eos_token_id"))
+        listed = named if isinstance(named, list) else [named]
+        known = {*self.vocab.values(), *(token.token_id for token in self.added)}
+        ids = dict.fromkeys(i for i in listed if type(i) is int and i in known)
+        return [token_id for token_id in ids if token_id != self.special_ids().get("eos")]
 
     def _template(self) -> list[dict[str, Any]]:
         processor = self.tokenizer.get("post_processor")
@@ -152,15 +154,35 @@ class TokenizerFiles:
     def _check(self) -> None:
         model = self.tokenizer.get("model")
         vocab = model.get("vocab") if isinstance(model, dict) else None
-        if not isinstance(vocab, dict) or not all(type(i) is int for i in vocab.values()):
+        if not (_is_by_id(vocab) or _is_by_score(vocab)):
             kind = model.get("type") if isinstance(model, dict) else None
             raise ExportRefusedError(
-                f"tokenizer.json holds a {kind!r} model, and only BPE has a form in GGUF here; "
-                "export ONNX, which ships tokenizer.json"
+                f"tokenizer.json holds a {kind!r} model, and only BPE and Unigram have a form in "
+                "GGUF here; export ONNX, which ships tokenizer.json"
             )
         for entry in objects(self.tokenizer.get("added_tokens"), "added_tokens"):
             if type(entry.get("id")) is not int or not isinstance(entry.get("content"), str):
                 raise ExportRefusedError(f"tokenizer.json has a malformed added token {entry!r}")
+
+
+_LARGEST_SCORE = 1e30  # far from float32's limit; NaN is not less than it either
+_FLAGS = ("special", "normalized", "single_word", "lstrip", "rstrip")
+
+
+def _is_by_id(vocab: Any) -> bool:
+    return isinstance(vocab, dict) and all(type(token_id) is int for token_id in vocab.values())
+
+
+def _is_by_score(vocab: Any) -> bool:
+    """Whether it is Unigram's list of text and score."""
+    return isinstance(vocab, list) and all(
+        isinstance(entry, list)
+        and len(entry) == 2
+        and isinstance(entry[0], str)
+        and type(entry[1]) in (int, float)
+        and abs(entry[1]) < _LARGEST_SCORE
+        for entry in vocab
+    )
 
 
 def objects(value: Any, what: str) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from gguf import GGUFValueType, TokenType
 
 from exporters.gguf import key_values as kv
 from exporters.gguf.key_values import KeyValue
+from exporters.gguf.vocabulary.chat_templates import chat_template_metadata
 from lrqat.errors import ExportRefusedError
 
 
@@ -24,11 +25,11 @@ class Vocabulary:
         pre: name of the pre-tokenizer ("gpt2" only).
         merges: pairs "left right", best first ("gpt2" only).
         scores: priority of each token, higher is merged first ("llama" only).
-        special_ids: ids by role: bos, eos, unk, pad ...
+        special_ids: ids by role: bos, eos, unk, pad, eot ...
         add_bos: whether a text starts with bos.
         add_eos: whether a text ends with eos.
         add_space_prefix: whether a space goes before a text ("llama" only).
-        chat_template: Jinja source.
+        templates: Jinja sources of chat templates by name.
         notes: what a user should know, one sentence each.
     """
 
@@ -42,7 +43,7 @@ class Vocabulary:
     add_bos: bool = False
     add_eos: bool = False
     add_space_prefix: bool | None = None
-    chat_template: str | None = None
+    templates: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def metadata(self) -> list[KeyValue]:
@@ -64,9 +65,7 @@ class Vocabulary:
         entries.append(kv.flag(f"{prefix}add_eos_token", self.add_eos))
         if self.add_space_prefix is not None:
             entries.append(kv.flag(f"{prefix}add_space_prefix", self.add_space_prefix))
-        if self.chat_template:
-            entries.append(kv.text("tokenizer.chat_template", self.chat_template))
-        return entries
+        return entries + chat_template_metadata(self.templates)
 
 
 # llama.cpp's key of each role of tokenizer_config.json: bos_token is bos_token_id, but ...
@@ -78,7 +77,8 @@ _ROLES = {
     "pad": "padding",
     "mask": "mask",
 }
-ROLES = tuple(_ROLES)
+ROLES = tuple(_ROLES)  # those that tokenizer_config.json names
+_ROLES |= {"eot": "eot", "eom": "eom"}  # further ends of text
 
 
 def fill_table(

@@ -1,0 +1,59 @@
+"""Chat templates: the default one, and those that have a name.
+
+transformers keeps them in chat_template.jinja and additional_chat_templates/NAME.jinja, or in
+tokenizer_config.json as a string or a list of named ones; the files win. llama.cpp finds the named
+ones under `tokenizer.chat_template.NAME`. Source: gguf-py's `add_chat_template`.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFValueType
+
+from exporters.gguf import key_values as kv
+from exporters.gguf.key_values import KeyValue
+from lrqat.errors import ExportRefusedError
+
+_KEY = "tokenizer.chat_template"
+_NAME = re.compile(r"[a-z0-9_]+", re.IGNORECASE)
+
+
+def read_chat_templates(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
+    """Jinja sources by name; the one to use by itself is "default".
+
+    Args:
+        folder: the checkpoint's.
+        settings: tokenizer_config.json.
+
+    Raises:
+        ExportRefusedError: a template file that is not UTF-8.
+    """
+    found = settings.get("chat_template")
+    named = found if isinstance(found, list) else [{"name": "default", "template": found}]
+    templates = {
+        str(each.get("name")): each["template"]
+        for each in named
+        if isinstance(each, dict) and isinstance(each.get("template"), str)
+    }
+    for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+        templates[path.stem] = _read(path)
+    if (folder / "chat_template.jinja").is_file():
+        templates["default"] = _read(folder / "chat_template.jinja")
+    return {name: text for name, text in templates.items() if _NAME.fullmatch(name) and text}
+
+
+def chat_template_metadata(templates: dict[str, str]) -> list[KeyValue]:
+    """The `tokenizer.chat_template*` entries, in a fixed order."""
+    names = sorted(templates.keys() - {"default"})
+    entries = [kv.text(_KEY, templates["default"])] if "default" in templates else []
+    if names:
+        entries.append(kv.array("tokenizer.chat_templates", names, GGUFValueType.STRING))
+    return entries + [kv.text(f"{_KEY}.{name}", templates[name]) for name in names]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExportRefusedError(f"{path} cannot be read: {error}") from None
