@@ -1,16 +1,20 @@
-"""What a training step costs, compared with full fine-tuning and plain LoRA.
+"""What a training step costs, compared with full fine-tuning and plain LoRA; what an export costs.
 
-`step` times it; `memory` counts its peak bytes. The model is a stack of Llama decoder layers with
-random weights, made on the spot.
+`step` times a training step; `memory` counts its peak bytes. The model is a stack of Llama decoder
+layers with random weights, made on the spot. `export` times the export to GGUF of a random fused
+checkpoint in the shape of a real model, next to llama.cpp's own tools if they are given.
 """
 
 import argparse
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from tools import command
+from tools.random_model import SHAPES
 
 _DTYPES = ("float32", "bfloat16")
 _GRIDS = "q4_0,q3_k,q2_k,int4-channel"
@@ -18,7 +22,7 @@ _GRIDS = "q4_0,q3_k,q2_k,int4-channel"
 
 def build_parser() -> argparse.ArgumentParser:
     parser = command.parser(__doc__ or "")
-    parser.add_argument("what", choices=("step", "memory"), help="what to measure")
+    parser.add_argument("what", choices=("step", "memory", "export"), help="what to measure")
     parser.add_argument("--width", type=int, default=1024, help="width of the model")
     parser.add_argument("--layers", type=int, default=2, help="decoder layers")
     parser.add_argument("--tokens", type=int, default=2048, help="tokens a step")
@@ -26,6 +30,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="of the computation")
     parser.add_argument("--grids", default=_GRIDS, help="grids, with commas between them")
     parser.add_argument("--rounds", type=int, default=10, help="steps of each that are timed")
+    group = parser.add_argument_group("export")
+    group.add_argument("--like", choices=SHAPES, default="llama-3.2-1b", help="whose shape")
+    group.add_argument("--folder", type=Path, help="where files go for a while; default: temporary")
+    group.add_argument("--tokenizer", type=Path, help="folder of a tokenizer; default: a tiny one")
+    group.add_argument("--llama-cpp", type=Path, help="llama.cpp's source tree, to compare with")
+    group.add_argument("--llama-quantize", type=Path, help="its llama-quantize")
     return parser
 
 
@@ -56,9 +66,48 @@ def _show_memory(out: command.Output, title: str, results: dict[str, Any]) -> No
     out.table(f"{title}; beyond parameters, gradients and optimiser", columns, rows)
 
 
+def _export(args: argparse.Namespace, out: command.Output) -> int:
+    from transformers import LlamaConfig
+
+    from exporters.measure import measure_exports
+    from lrqat.random_fused import write_random_fused
+
+    with tempfile.TemporaryDirectory(prefix="lrqat-bench-", dir=args.folder) as name:
+        folder = Path(name)
+        config = LlamaConfig(**SHAPES[args.like])
+        weights = write_random_fused(config, folder / "fused", tokenizer=args.tokenizer)
+        costs = measure_exports(folder / "fused", folder, args.llama_cpp, args.llama_quantize)
+    rows = [
+        (
+            name, f"{cost.seconds:.1f}", f"{cost.cpu_seconds:.1f}",
+            _mib(cost.peak_bytes) if cost.peak_bytes else "unknown", f"{cost.bytes:,}",
+        )
+        for name, cost in costs.items()
+    ]  # fmt: skip
+    columns = ("contender", "seconds", "CPU seconds", "peak MiB", "bytes")
+    out.table(f"export to GGUF, {args.like}, {weights:,} weights", columns, rows)
+    ours = costs["lrqat"]
+    upstream = [cost for name, cost in costs.items() if name != "lrqat"]
+    ratios = {
+        what: sum(getattr(cost, what) for cost in upstream) / getattr(ours, what)
+        for what in ("seconds", "cpu_seconds")
+        if upstream
+    }
+    if ratios:
+        out.say(
+            f"convert and quantize take {ratios['seconds']:.1f} times as long as lrqat, and "
+            f"{ratios['cpu_seconds']:.1f} times the CPU"
+        )
+    results = {name: cost.to_json() for name, cost in costs.items()}
+    out.result({"like": args.like, "weights": weights, "results": results, "ratios": ratios})
+    return command.OK
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     out = command.Output(args.json)
+    if args.what == "export":
+        return _export(args, out)
     import torch
 
     from lrqat import bench
@@ -88,8 +137,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             progress=lambda rows: tqdm(rows, desc="measuring", unit="contender"),
         )
         _show_memory(out, title, results)
-    settings = {**vars(args), "threads": threads, "torch": torch.__version__}
-    del settings["json"]
+    asked = ("what", "width", "layers", "tokens", "rank", "dtype", "grids", "rounds")
+    settings: dict[str, Any] = {name: getattr(args, name) for name in asked}
+    settings |= {"threads": threads, "torch": torch.__version__}
     out.result({"settings": settings, "results": {n: r.to_json() for n, r in results.items()}})
     return command.OK
 
