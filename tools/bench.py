@@ -2,16 +2,20 @@
 
 `step` and `memory` compare grids with full fine-tuning and plain LoRA, on a stack of decoder
 layers with random weights that is made on the spot. `model` loads a model folder weight by weight
-and takes real training steps; its options are those of tools/train.py.
+and takes real training steps; its options are those of tools/train.py. `export` times the export to
+GGUF of a random fused checkpoint, next to llama.cpp's own tools if they are given.
 """
 
 import argparse
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
 from tools import command, train
+from tools.random_model import SHAPES
 
 _DTYPES = ("float32", "bfloat16")
 _GRIDS = "q4_0,q3_k,q2_k,int4-channel"
@@ -138,10 +142,56 @@ def _model(args: argparse.Namespace, out: command.Output) -> dict[str, Any]:
     return {name: part.to_json() for name, part in parts.items()}
 
 
+def _export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--like", choices=SHAPES, default="llama-3.2-1b", help="whose shape")
+    parser.add_argument(
+        "--folder", type=Path, help="where files go for a while; default: a temporary folder"
+    )
+    parser.add_argument("--tokenizer", type=Path, help="folder of a tokenizer; default: a tiny one")
+    parser.add_argument("--llama-cpp", type=Path, help="llama.cpp's source tree, to compare with")
+    parser.add_argument("--llama-quantize", type=Path, help="its llama-quantize")
+
+
+def _export(args: argparse.Namespace, out: command.Output) -> dict[str, Any]:
+    from transformers import LlamaConfig
+
+    from exporters.measure import measure_exports
+    from lrqat.random_fused import write_random_fused
+
+    with tempfile.TemporaryDirectory(prefix="lrqat-bench-", dir=args.folder) as name:
+        folder = Path(name)
+        config = LlamaConfig(**SHAPES[args.like])
+        weights = write_random_fused(config, folder / "fused", tokenizer=args.tokenizer)
+        costs = measure_exports(folder / "fused", folder, args.llama_cpp, args.llama_quantize)
+    rows = [
+        (
+            name, f"{cost.seconds:.1f}", f"{cost.cpu_seconds:.1f}",
+            _mib(cost.peak_bytes) if cost.peak_bytes else "unknown", f"{cost.bytes:,}",
+        )
+        for name, cost in costs.items()
+    ]  # fmt: skip
+    columns = ("contender", "seconds", "CPU seconds", "peak MiB", "bytes")
+    out.table(f"export to GGUF, {args.like}, {weights:,} weights", columns, rows)
+    upstream = [cost for name, cost in costs.items() if name != "lrqat"]
+    ratios = {
+        what: sum(getattr(cost, what) for cost in upstream) / getattr(costs["lrqat"], what)
+        for what in ("seconds", "cpu_seconds")
+        if upstream
+    }
+    if ratios:
+        out.say(
+            f"convert and quantize take {ratios['seconds']:.1f} times as long as lrqat, and "
+            f"{ratios['cpu_seconds']:.1f} times the CPU"
+        )
+    found = {name: cost.to_json() for name, cost in costs.items()}
+    return {"weights": weights, "costs": found, "ratios": ratios}
+
+
 BENCHES = {
     "step": Bench("time of a training step", _step_options, _step),
     "memory": Bench("peak memory of a training step", _stack_options, _memory),
     "model": Bench("memory and time of a whole model", _model_options, _model),
+    "export": Bench("time and memory of an export to GGUF", _export_options, _export),
 }
 
 
@@ -151,7 +201,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = BENCHES[args.what].run(args, out)
     import torch
 
-    settings = {**vars(args), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    given = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    settings = {**given, "threads": torch.get_num_threads(), "torch": torch.__version__}
     del settings["json"]
     out.result({"settings": settings, "results": results})
     return command.OK
