@@ -1,5 +1,6 @@
 """Which grid is exact in which type: every pair is refused with a reason, or proved on numbers."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -170,8 +171,6 @@ def test_every_type_is_the_best_for_its_own_grid():
     ],
 )  # fmt: skip
 def test_reasons(type_name, grid, columns, said):
-    import re
-
     assert re.search(said, integer_blocks()[type_name].refuses(grid, columns) or "")
 
 

@@ -86,6 +86,6 @@ class Options:
 def _check(what: str, value: str, known: list[str]) -> None:
     if value in known:
         return
-    near = difflib.get_close_matches(str(value).lower(), known, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}? " if near else ""
+    near = difflib.get_close_matches(str(value).lower(), known, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(sorted(near, key=known.index))}? " if near else ""
     raise ExportRefusedError(f"unknown {what} {value!r}: {hint}known are {', '.join(known)}")

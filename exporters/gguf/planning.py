@@ -118,13 +118,13 @@ class Plan:
         groups: dict[tuple[str, ...], list[PlannedTensor]] = {}
         for tensor in self.tensors:
             groups.setdefault(_alike(tensor), []).append(tensor)
-        lines = [f"{'tensor':<26} {'type':<5} {'shape':>14} {'count':>5} {'bytes':>14}  source"]
+        lines = [f"{'tensor':<26} {'type':<6} {'shape':>14} {'count':>5} {'bytes':>14}  source"]
         for (name, kind, shape, origin, note), members in groups.items():
             total = sum(tensor.nbytes for tensor in members)
             remark = ", rows reordered" if members[0].source.row_order is not None else ""
             remark += f"; {note}" if note else ""
             lines.append(
-                f"{name:<26} {kind:<5} {shape:>14} {len(members):>5} {total:>14,}  {origin}{remark}"
+                f"{name:<26} {kind:<6} {shape:>14} {len(members):>5} {total:>14,}  {origin}{remark}"
             )
         files = f" in {len(self.shards)} files" if len(self.shards) > 1 else ""
         lines.append(f"{len(self.tensors)} tensors, {self.tensor_bytes:,} bytes{files}")

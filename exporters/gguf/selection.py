@@ -75,7 +75,7 @@ def choose_for_grid(
     raise ExportRefusedError(
         f"{source.origin} ({source.rows} x {columns}, grid {grid.name}) has no exact form: "
         f"{'; '.join(dict.fromkeys(reasons))}. Instead, {_instead(exact)}train with this module in "
-        "--keep, so that it stays floating; or see whether ONNX holds it (--format onnx)"
+        "--keep, so that it stays floating; or export ONNX, where that holds it"
     )
 
 
@@ -110,7 +110,7 @@ def _note(chosen: IntegerBlock, grid: Grid, columns: int, activations: str | Non
         return ""
     return (
         f"{best.refuses(grid, columns)}: {bits_per_weight(chosen)} bits a weight instead of "
-        f"{bits_per_weight(best)}, with the same integers and scales"
+        f"{bits_per_weight(best)}, and as exact"
     )
 
 
