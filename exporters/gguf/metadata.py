@@ -20,7 +20,9 @@ from exporters.gguf.vocabulary import TokenizerFiles, load_vocabulary
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import ExportRefusedError
 
-_PRE = "tokenizer.ggml.pre"
+_PRE, _TOKENS, _NAME = "tokenizer.ggml.pre", "tokenizer.ggml.tokens", "general.name"
+_CALLED_PHI3 = ("phi-3", "phi3")
+_PHI3_TOKENS = frozenset({"<s>", "</s>", "<unk>", "<|endoftext|>"})
 
 
 def vocabulary_metadata(
@@ -39,6 +41,24 @@ def vocabulary_metadata(
     size = positive_int(checkpoint.config, "vocab_size")
     vocabulary = load_vocabulary(files, size, pre)
     return vocabulary.metadata(), vocabulary.notes
+
+
+def without_fatal_name(entries: list[KeyValue]) -> tuple[list[KeyValue], list[str]]:
+    """`entries` without a model's name that would keep llama.cpp from loading it, and notes.
+
+    llama.cpp changes some tokens of a model that is called Phi 3, and fails if they are not there
+    (src/llama-vocab.cpp, "set attributes by model/tokenizer/architecture name").
+    """
+    values = {entry.key: entry.value for entry in entries}
+    name = str(values.get(_NAME, "")).lower()
+    missing = _PHI3_TOKENS.difference(values.get(_TOKENS, _PHI3_TOKENS))
+    if not missing or not any(called in name for called in _CALLED_PHI3):
+        return entries, []
+    note = (
+        f"the model's name is left out: llama.cpp takes {values[_NAME]!r} for a Phi 3 and does not "
+        f"load one without the token {min(missing)!r}"
+    )
+    return [entry for entry in entries if entry.key != _NAME], [note]
 
 
 def differing(header: Header, checkpoint: Checkpoint, architecture: Architecture) -> list[str]:

@@ -18,7 +18,7 @@ from exporters.gguf.architectures import Architecture, find_architecture
 from exporters.gguf.blocks import Block, float_blocks, row_bytes
 from exporters.gguf.hyperparameters import hyperparameters, refusals
 from exporters.gguf.key_values import KeyValue
-from exporters.gguf.metadata import vocabulary_metadata
+from exporters.gguf.metadata import vocabulary_metadata, without_fatal_name
 from exporters.gguf.options import Options
 from exporters.gguf.provenance import general_metadata, provenance
 from exporters.gguf.selection import choose_float_block, choose_integer_block, exact_types
@@ -254,8 +254,8 @@ def _plan_metadata(made: Plan, architecture: Architecture) -> None:
     made.metadata += hyperparameters(architecture, checkpoint.config)
     try:
         entries, notes = vocabulary_metadata(checkpoint, made.options.pre)
-        made.metadata += entries
-        made.notes += notes
+        made.metadata, name_notes = without_fatal_name(made.metadata + entries)
+        made.notes += [*notes, *name_notes]
     except ExportRefusedError as error:
         made.refusals.append(str(error))
     made.metadata += provenance(checkpoint)
