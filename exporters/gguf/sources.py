@@ -66,9 +66,12 @@ class Source:
 
     @property
     def working_bytes(self) -> int:
-        """About what packing or comparing it takes, its packed form included."""
+        """About what packing or comparing it takes, its packed form included.
+
+        Comparing takes more: integers and codes of both sides, and both sides' weights in float32.
+        """
         weights = math.prod(self.shape)
-        return 6 * weights if self.quantized else 4 * weights + 16 * min(weights, _PIECE_VALUES)
+        return 13 * weights if self.quantized else 4 * weights + 16 * min(weights, _PIECE_VALUES)
 
     def grid(self, checkpoint: Checkpoint) -> Grid:
         """The grid of a quantised weight. Raises CheckpointError if experts have several."""
