@@ -72,6 +72,19 @@ def test_what_the_bpe_of_llama_cpp_lacks_is_refused(text, tmp_path):
         load_json(tmp_path, characters, pre="gpt-2")
 
 
+def test_chat_templates_that_are_no_text_are_refused(text, tmp_path):
+    value = changed(byte_level(text, (("bytes", True),), False))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "\ud800"}))
+    with pytest.raises(ExportRefusedError, match="of no valid Unicode"):
+        load_json(tmp_path, value)
+    for wrong in (5, {"default": "x"}, [{"name": 3}, "x", {"name": "../x", "template": "y"}]):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": wrong}))
+        assert load_json(tmp_path, value).templates == {}
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(ExportRefusedError, match="cannot be read"):
+        load_json(tmp_path, value)
+
+
 def test_merges_that_scores_cannot_say_are_refused(text, tmp_path):
     value = changed(sentencepiece_like(text, tmp_path))
     (tmp_path / "tokenizer.model").unlink()

@@ -27,7 +27,7 @@ def read_chat_templates(folder: Path, settings: dict[str, Any]) -> dict[str, str
         settings: tokenizer_config.json.
 
     Raises:
-        ExportRefusedError: a template file that is not UTF-8.
+        ExportRefusedError: a template that is not valid Unicode.
     """
     found = settings.get("chat_template")
     named = found if isinstance(found, list) else [{"name": "default", "template": found}]
@@ -40,6 +40,8 @@ def read_chat_templates(folder: Path, settings: dict[str, Any]) -> dict[str, str
         templates[path.stem] = _read(path)
     if (folder / "chat_template.jinja").is_file():
         templates["default"] = _read(folder / "chat_template.jinja")
+    if any("\ud800" <= character <= "\udfff" for text in templates.values() for character in text):
+        raise ExportRefusedError("tokenizer_config.json has a chat_template of no valid Unicode")
     return {name: text for name, text in templates.items() if _NAME.fullmatch(name) and text}
 
 
