@@ -10,9 +10,11 @@ from lrqat.errors import GridError, UserError
 from lrqat.random_fused import write_random_fused
 from tools import bench
 
+# Long enough at its largest for a sample to be taken.
 _CONVERT = """
-import sys
+import sys, time
 blob = bytearray(300 << 20)
+time.sleep(0.5)
 open(sys.argv[sys.argv.index("--outfile") + 1], "wb").write(blob[:1000])
 """
 _QUANTIZE = """#!{python}
