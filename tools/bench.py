@@ -36,7 +36,9 @@ class Bench(NamedTuple):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="Each has its own options, --json among them: WHAT --help."
+    )
     benches = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     for name, bench in BENCHES.items():
         own = benches.add_parser(
