@@ -175,7 +175,7 @@ def test_gemmas_steps_and_added_tokens_of_spaces(text, tmp_path):
     ("scheme", "differ"), [("always", starts_with_space), ("never", lambda text: False)]
 )
 def test_unigram(scheme, differ, text, tmp_path):
-    tokenizer = unigram_like(text, tmp_path, scheme)
+    tokenizer = unigram_like(text[:80_000], tmp_path, scheme)
     vocabulary = vocabulary_of(tokenizer, tmp_path, **NAMES)
     assert (vocabulary.model, vocabulary.special_ids["unk"]) == ("t5", 0)
     with opened_alone(vocabulary, tmp_path / "v.gguf") as llama:
