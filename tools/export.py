@@ -86,6 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     seconds = time.monotonic() - start
     proved = "every trained tensor" if vars(args).get("converter") else "every tensor"
     said = f"{report.bytes:,} bytes in {seconds:.1f} s, {proved} verified bit for bit"
+    rounded = report.to_json().get("rounded", 0)
+    if rounded:
+        said += f", {rounded:,} floating values rounded as asked"
     out.say(f"{report.path}: {said}")
     out.result(report.to_json() | {"seconds": seconds})
     return command.OK
