@@ -65,17 +65,19 @@ def choose_float_block(
 def count_rounded(block: FloatBlock, values: NDArray[np.float32]) -> int:
     """How many of `values` (rows, columns) a floating type does not hold exactly."""
     kept = block.unpack(block.pack(values)).view(np.uint32)
-    return int((kept != np.ascontiguousarray(values).view(np.uint32)).sum())
+    return int(np.count_nonzero(kept != np.ascontiguousarray(values).view(np.uint32)))
 
 
 def pack_source(checkpoint: Checkpoint, source: Source, type_name: str) -> NDArray[np.uint8]:
     """Read one tensor and pack it as `type_name`: uint8 (rows, row bytes)."""
     integer = integer_blocks().get(type_name)
+    block: Block = integer or float_blocks()[type_name]
+    packed = np.empty((source.rows, row_bytes(block, source.shape[-1])), np.uint8)
     if integer is None:
-        block = float_blocks()[type_name]
-        packed = np.empty((source.rows, row_bytes(block, source.shape[-1])), np.uint8)
         for rows, values in source.read_pieces(checkpoint):
-            packed[rows] = block.pack(values)
+            packed[rows] = float_blocks()[type_name].pack(values)
         return packed
     tensor = source.read_quantized(checkpoint)
-    return integer.pack(tensor.q, tensor.scale)
+    for rows in source.pieces():
+        packed[rows] = integer.pack(tensor.q[rows], tensor.scale[rows])
+    return packed

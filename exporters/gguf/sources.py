@@ -18,7 +18,7 @@ from exporters.gguf.config_values import positive_int
 from lrqat.checkpoint import Checkpoint, QuantizedTensor
 from lrqat.errors import CheckpointError, ExportRefusedError
 
-_PIECE_VALUES = 1 << 22  # 16 MiB as float32
+_PIECE_VALUES = 1 << 18  # 1 MiB as float32, which a core's cache holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +71,12 @@ class Source:
             values = values[self.row_order]
         return values.reshape(self.rows, self.shape[-1])
 
+    def pieces(self) -> Iterator[slice]:
+        """The rows, so many at a time that a core's cache holds them."""
+        step = max(1, _PIECE_VALUES // self.shape[-1])
+        for start in range(0, self.rows, step):
+            yield slice(start, min(start + step, self.rows))
+
     def read_pieces(self, checkpoint: Checkpoint) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """The same values, some rows at a time, with which rows they are.
 
@@ -79,9 +85,7 @@ class Source:
         in_file_order = not self.quantized and self.values is None and self.row_order is None
         partly = in_file_order and len(self.shape) == 2
         whole = None if partly else self.read_values(checkpoint)
-        step = max(1, _PIECE_VALUES // self.shape[-1])
-        for start in range(0, self.rows, step):
-            rows = slice(start, min(start + step, self.rows))
+        for rows in self.pieces():
             if whole is None:
                 yield rows, self._exact(checkpoint.floating(self.origin, rows))
             else:
