@@ -24,7 +24,7 @@ _HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
 # Matrices whose products upstream keeps in float32: F16 would round what decides on experts.
 _FLOAT32 = ("ffn_gate_inp.weight", "position_embd.weight")
 
-_PIECE_VALUES = 1 << 22  # 16 MiB as float32
+_PIECE_VALUES = 1 << 18  # 1 MiB as float32, which a core's cache holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +103,12 @@ class Source:
             values = values.take(self.row_order, axis=_row_axis(values.shape))
         return self._shifted(values).reshape(self.rows, self.shape[-1])
 
+    def pieces(self) -> Iterator[slice]:
+        """The rows, so many at a time that a core's cache holds them."""
+        step = max(1, _PIECE_VALUES // self.shape[-1])
+        for start in range(0, self.rows, step):
+            yield slice(start, min(start + step, self.rows))
+
     def read_pieces(self, checkpoint: Checkpoint) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """The same values, some rows at a time, with which rows they are.
 
@@ -113,9 +119,7 @@ class Source:
         moved = self.row_order is not None or self.transposed
         partly = not computed and not moved and len(self.shape) == 2
         whole = None if partly else self.read_values(checkpoint)
-        step = max(1, _PIECE_VALUES // self.shape[-1])
-        for start in range(0, self.rows, step):
-            rows = slice(start, min(start + step, self.rows))
+        for rows in self.pieces():
             if whole is None:
                 yield rows, self._shifted(self._exact(checkpoint.floating(self.origin, rows)))
             else:
