@@ -4,8 +4,8 @@
 
 Between forward and backward x and the parameters are kept. Both passes build W in blocks of rows,
 and in backward W takes the place of dL/dW, so one (out, in) matrix exists at a time, and beside it
-only temporaries of a block. With one scale a row, y is kept too, and no dL/dW is formed at all: see
-`lrqat.thin`.
+only temporaries of a block. With one scale a row, y is kept too, and no dL/dW is formed at all
+where few weights are clipped: see `lrqat.thin`.
 """
 
 import contextlib
