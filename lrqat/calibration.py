@@ -1,43 +1,79 @@
-"""What is measured on the training text before training: importance of inputs, their ranges."""
+"""What is measured on the training text before training: the inputs of projections, and ranges."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lrqat import imatrix_file, importance
+from lrqat import imatrix_file, input_statistics
 from lrqat.activation_quantizer import attach
 from lrqat.activation_ranges import calibrate
 from lrqat.activations import find_activation_grid
 from lrqat.config import TrainConfig
 from lrqat.data import TokenBlocks
+from lrqat.importance import sum_of_squares
+from lrqat.input_directions import InputDirections, find_directions, sketch_of
+from lrqat.input_statistics import Statistic
 from lrqat.kv_cache import quantize_kv_cache
+from lrqat.lora_init import LORA_INITS
+from lrqat.methods import METHODS
 from lrqat.plan import TrainingPlan
 from lrqat.range_init import RANGE_INITS
 from lrqat.surgery import TABLE
 
+_FEWEST_TOKENS = 2048  # a batch without gradients; smaller ones are slow
 
-def importance_of_inputs(
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is known of the inputs of projections, by module name; empty where nobody asks.
+
+    Attributes:
+        importance: (in,) mean square of each channel, for the search of ranges.
+        directions: the leading directions, for the start of A and B.
+    """
+
+    importance: dict[str, Tensor] = field(default_factory=dict)
+    directions: dict[str, InputDirections] = field(default_factory=dict)
+
+
+def measure_inputs(
     model: Any, plan: TrainingPlan, config: TrainConfig, blocks: TokenBlocks
-) -> dict[str, Tensor]:
-    """Importance (in,) of the input channels of all projections, if the range search asks for it.
+) -> Inputs:
+    """Run the text through `model`, if the starts that `config` asks for need to know its inputs.
 
-    Embeddings have no inputs, and stacks of experts do not show theirs: they are searched without.
+    Embeddings have no inputs, and stacks of experts do not show theirs: they start without.
 
     Raises:
         UserError: an importance file that does not belong to the model.
     """
-    if not RANGE_INITS[config.range_init].weighted:
-        return {}
+    weighted = RANGE_INITS[config.range_init].weighted
+    method = METHODS[config.method]
+    directed = LORA_INITS[config.lora_init].directions and method.low_rank and method.rounds_inside
     targets = plan.surgery.quantized.items()
     columns = {name: t.shape[1] for name, t in targets if t.kind != TABLE and t.count == 1}
-    if config.imatrix:
-        return imatrix_file.read(config.imatrix, columns)
-    batches = _batches(blocks, config, plan)
-    return importance.collect(
-        model, columns, batches, lambda items: tqdm(items, desc="importance", unit="batch")
+    importance: dict[str, Tensor] = {}
+    if weighted and config.imatrix:
+        importance = imatrix_file.read(config.imatrix, columns)
+    statistics: dict[str, Statistic] = {"squares": sum_of_squares}
+    if directed:
+        statistics["sketch"] = sketch_of(config.rank)
+    elif not weighted or config.imatrix:
+        return Inputs(importance)
+    means = input_statistics.collect(
+        model,
+        columns,
+        _batches(blocks, config, plan),
+        statistics,
+        lambda items: tqdm(items, desc="inputs", unit="batch"),
     )
+    if weighted and not config.imatrix:
+        importance = means["squares"]
+    if not directed:
+        return Inputs(importance)
+    return Inputs(importance, find_directions(means["sketch"], means["squares"], config.rank))
 
 
 def round_activations(
@@ -72,4 +108,5 @@ def _batches(blocks: TokenBlocks, config: TrainConfig, plan: TrainingPlan) -> li
     """The first `importance_tokens` tokens of the text: int64 (batch, tokens) each."""
     wanted = max(1, config.importance_tokens // config.sequence_length)
     tokens = torch.from_numpy(blocks.tokens[:wanted].astype("int64"))
-    return list(tokens.to(plan.device).split(config.batch_size))
+    rows = max(config.batch_size, _FEWEST_TOKENS // config.sequence_length)
+    return list(tokens.to(plan.device).split(rows))

@@ -1,11 +1,11 @@
 """The settings of a training run. Defaults live here and nowhere else; `tools/train.py` reads them.
 
-The rate of A and B, warm-up and betas are those of the LR-QAT paper's experiments (10 % warm-up,
-linear decay, beta2 0.95, no weight decay, gradients clipped to norm 1). What differs is for runs of
-hundreds of steps where the paper has 10,000, and comes from runs (docs/results.md): the factor
-alpha/r is 16 and not 1/32, since a factor of 1 moved 0.2 % of the integers in 200 steps; the rate
-of the scales is 1e-4 and not 1e-5; and scales start from errors weighted by the importance of the
-inputs.
+Warm-up and betas are those of the LR-QAT paper's experiments (10 % warm-up, linear decay, beta2
+0.95, no weight decay, gradients clipped to norm 1). What differs is for runs of hundreds of steps
+where the paper has 10,000, and comes from runs (docs/results.md): the factor alpha/r is 16 and not
+1/32, since a factor of 1 moved 0.2 % of the integers in 200 steps; the rate of the scales is 1e-4
+and not 1e-5; scales start from errors weighted by the importance of the inputs, and A and B from
+what cancels most of the error of rounding (`lrqat.lora_init`), with a lower rate from there.
 """
 
 import math
@@ -17,6 +17,7 @@ from lrqat.activations import ACTIVATION_GRIDS, find_activation_grid, parse_sett
 from lrqat.downcast import DOWNCASTS
 from lrqat.errors import UserError
 from lrqat.grid import find_grid
+from lrqat.lora_init import LORA_INITS
 from lrqat.methods import METHODS
 from lrqat.optimizers import OPTIMIZERS, refuse_unavailable
 from lrqat.prepare import Settings
@@ -73,7 +74,15 @@ class TrainConfig:
     range_init: str = _help(
         f"start scales: {', '.join(RANGE_INITS)}; auto: importance, or l2 with --streamed", AUTO
     )
-    learning_rate: float = _help("peak rate of A and B", 1e-3)
+    lora_init: str = _help(
+        f"A and B at the start: {', '.join(LORA_INITS)}; auto: error, or random with --streamed",
+        AUTO,
+    )
+    learning_rate: float | None = _help(
+        "peak rate of A and B; default: "
+        + ", ".join(f"{init.learning_rate:g} from {name}" for name, init in LORA_INITS.items()),
+        None,
+    )
     scale_learning_rate: float = _help("peak rate of the scales", 1e-4)
     weight_learning_rate: float = _help("peak rate of the weights of --method full", 1e-4)
     teacher: str = _help(
@@ -133,12 +142,11 @@ class TrainConfig:
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise UserError(f"{_flag(name)} {getattr(self, name)} must be at least {least}")
-        self._choose_range_init()
+        self._choose_start()
         for name in ("learning_rate", "scale_learning_rate", "weight_learning_rate"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(
-                    f"{_flag(name)} {getattr(self, name)} must be a number that is not negative"
-                )
+            rate = getattr(self, name)
+            if rate is not None and not 0 <= rate < math.inf:
+                raise UserError(f"{_flag(name)} {rate} must be a number that is not negative")
         if self.alpha is not None and not 0 < self.alpha < math.inf:
             raise UserError(f"--alpha {self.alpha} must be a number above 0")
         if not 0 <= self.cross_entropy_weight <= 1:
@@ -149,6 +157,7 @@ class TrainConfig:
             ("method", METHODS),
             ("phi", DOWNCASTS),
             ("range_init", RANGE_INITS),
+            ("lora_init", LORA_INITS),
             ("dtype", DTYPES),
             ("activation_range", RANGE_METHODS),
         ):
@@ -161,8 +170,13 @@ class TrainConfig:
         refuse_unavailable(self.optimizer)
         self.grids_by_pattern()
 
-    def _choose_range_init(self) -> None:
-        """Put what `auto` stands for into `range_init`."""
+    def _choose_start(self) -> None:
+        """Put what is used into `lora_init`, `learning_rate` and `range_init`."""
+        if self.lora_init == AUTO:
+            object.__setattr__(self, "lora_init", "random" if self.streamed else "error")
+        if self.learning_rate is None and self.lora_init in LORA_INITS:
+            rate = LORA_INITS[self.lora_init].learning_rate
+            object.__setattr__(self, "learning_rate", rate)
         if self.range_init == AUTO:
             # Importance is measured on a whole model, or read from a file.
             measured = not self.streamed or self.imatrix
@@ -202,6 +216,11 @@ class TrainConfig:
                 f"--streamed has no whole model to measure what --range-init {self.range_init} "
                 "needs; give --imatrix, or --range-init l2"
             )
+        if self.streamed and LORA_INITS[self.lora_init].directions:
+            raise UserError(
+                f"--streamed has no whole model whose inputs --lora-init {self.lora_init} could "
+                "measure; use --lora-init random"
+            )
         if self.kv_bits not in (None, 4, 8):
             raise UserError(f"--kv-bits {self.kv_bits} must be 4 or 8")
         if self.imatrix and not RANGE_INITS[self.range_init].weighted:
@@ -215,6 +234,12 @@ class TrainConfig:
         """Tokens that one optimiser step sees on one device."""
         return self.batch_size * self.gradient_accumulation * self.sequence_length
 
+    @property
+    def low_rank_rate(self) -> float:
+        """Peak rate of A and B."""
+        assert self.learning_rate is not None  # put there when this was made
+        return self.learning_rate
+
     def settings(self) -> Settings:
         """How weights are put on their grids."""
         return Settings(
@@ -222,6 +247,7 @@ class TrainConfig:
             alpha=self.alpha,
             phi=self.phi,
             range_init=self.range_init,
+            lora_init=self.lora_init,
             method=self.method,
             train_ranges=self.scale_learning_rate > 0,
         )

@@ -46,6 +46,7 @@ _PART_OF = {
     "scale": "scales",
     "minimum": "scales",
     "zero_point": "scales",
+    "unit": "scales",
     "start_scale": "scales",
     "start_minimum": "scales",
 }

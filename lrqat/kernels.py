@@ -1,7 +1,7 @@
 """The elementwise passes over a block of a weight: plain PyTorch on CPUs, one kernel each on GPUs.
 
     weights      V -> W
-    gradients    V, G = dL/dW -> W, dL/dV, dL/ds, dL/do
+    gradients    V, G = dL/dW -> W, D, dL/ds, dL/do      (D of `lrqat.weight`)
 
 On a CPU a block of rows stays in a core's cache, and several passes over it cost little. On a GPU
 every pass is a way to memory and back, so torch.compile makes one kernel of them (Inductor, which
@@ -26,13 +26,13 @@ class WeightGradients(NamedTuple):
 
     Attributes:
         weights: W (rows, in).
-        latent: dL/dV (rows, in), or None if it was not asked for.
+        low_rank: D = u s G M (rows, in), or None if it was not asked for.
         scale: dL/ds (rows, groups).
         minimum: dL/do (rows, groups) on a grid with minima, else None.
     """
 
     weights: Tensor
-    latent: Tensor | None
+    low_rank: Tensor | None
     scale: Tensor
     minimum: Tensor | None
 
@@ -43,7 +43,7 @@ def weights(latent: Tensor, ranges: Ranges, grid: Grid) -> Tensor:
 
 
 def gradients(
-    latent: Tensor, grad_weight: Tensor, ranges: Ranges, grid: Grid, *, low_rank: bool
+    latent: Tensor, grad_weight: Tensor, ranges: Ranges, slope: Tensor | None, grid: Grid
 ) -> WeightGradients:
     """The gradients of `lrqat.weight` that G gives; may overwrite V and G.
 
@@ -51,11 +51,12 @@ def gradients(
         latent: V (rows, in).
         grad_weight: G (rows, in), in the dtype of V.
         ranges: stored ranges of these rows.
+        slope: u s (rows, groups), or None if A and B are not trained.
         grid: the grid.
-        low_rank: whether dL/dV is needed.
     """
-    passes = _gradients if low_rank else _range_gradients
-    return _run(passes, (grad_weight,), latent, ranges, grid)
+    if slope is None:
+        return _run(_range_gradients, (grad_weight,), latent, ranges, grid)
+    return _run(_gradients, (grad_weight, slope), latent, ranges, grid)
 
 
 def range_gradients(grad_weight: Tensor, q: Tensor, ranges: Ranges) -> tuple[Tensor, Tensor | None]:
@@ -73,10 +74,12 @@ def _weights(latent: Tensor, ranges: Ranges, grid: Grid) -> Tensor:
     return to_weights(integers(latent, grid), ranges)
 
 
-def _gradients(latent: Tensor, grad_weight: Tensor, ranges: Ranges, grid: Grid) -> WeightGradients:
-    grad_latent = where_inside(grad_weight, latent, grid)
-    grouped(grad_latent, ranges).mul_(ranges.scale[:, :, None])
-    return _range_gradients(latent, grad_weight, ranges, grid)._replace(latent=grad_latent)
+def _gradients(
+    latent: Tensor, grad_weight: Tensor, slope: Tensor, ranges: Ranges, grid: Grid
+) -> WeightGradients:
+    low_rank = where_inside(grad_weight, latent, grid)
+    grouped(low_rank, ranges).mul_(slope[:, :, None])
+    return _range_gradients(latent, grad_weight, ranges, grid)._replace(low_rank=low_rank)
 
 
 def _range_gradients(

@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 
 from lrqat import hub
-from lrqat.calibration import importance_of_inputs, round_activations
+from lrqat.calibration import measure_inputs, round_activations
 from lrqat.config import TrainConfig
 from lrqat.data import TokenBlocks
 from lrqat.errors import ModelError
@@ -40,7 +40,7 @@ def load_prepared(
         UserError: settings that do not fit the model.
         ModelError: damaged weights, or files that cannot be read one weight at a time.
     """
-    importance = importance_of_inputs(original, plan, config, blocks)
+    inputs = measure_inputs(original, plan, config, blocks)
     set_seed(config.seed)  # A and B depend on the seed alone, not on what ran before
     settings = config.settings()
 
@@ -48,7 +48,14 @@ def load_prepared(
         return tqdm(names, desc="preparing", unit="layer")
 
     if original is not None:
-        model = prepare(original, plan.surgery, settings, importance=importance, progress=progress)
+        model = prepare(
+            original,
+            plan.surgery,
+            settings,
+            importance=inputs.importance,
+            directions=inputs.directions,
+            progress=progress,
+        )
     else:
         model = load_streamed(
             config.model,
@@ -56,7 +63,7 @@ def load_prepared(
             settings,
             dtype=plan.dtype,
             device=plan.device,
-            importance=importance,
+            importance=inputs.importance,
             progress=progress,
             trust_remote_code=config.trust_remote_code,
         )

@@ -24,7 +24,7 @@ from lrqat.errors import UserError
 from lrqat.evaluating import evaluating
 from lrqat.head import Split, split_or_whole
 
-_CHUNK_BYTES = 1 << 26  # of one float32 tensor of logits; a chunk needs about five such
+_CHUNK_BYTES = 1 << 23  # of one float32 tensor of logits: a chunk needs about five, best in cache
 _LEAST_CHUNK_TOKENS = 64  # fewer make a matmul slow
 _NOTHING_TO_PREDICT = -100
 

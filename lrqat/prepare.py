@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from lrqat.downcast import DOWNCASTS
 from lrqat.errors import ModelError, UserError
+from lrqat.input_directions import InputDirections
 from lrqat.layer import LRQATLinear
+from lrqat.lora_init import LORA_INITS, initialise
 from lrqat.methods import METHODS, LoRALinear
 from lrqat.quantize import Ranges
 from lrqat.range_init import find_ranges
@@ -44,6 +46,7 @@ class Settings:
         alpha: the update is (alpha / r) A B; None means `default_alpha(rank)`.
         phi: form of the frozen weights, a name in `lrqat.downcast.DOWNCASTS`.
         range_init: start ranges, a name in `lrqat.range_init.RANGE_INITS`.
+        lora_init: A and B at the start, a name in `lrqat.lora_init.LORA_INITS`.
         method: a name in `lrqat.methods.METHODS`.
         train_ranges: whether scales and minima are trained, where the method does.
     """
@@ -52,6 +55,7 @@ class Settings:
     alpha: float | None = None
     phi: str = "fp32"
     range_init: str = "l2"
+    lora_init: str = "random"
     method: str = "lr-qat"
     train_ranges: bool = True
 
@@ -62,6 +66,7 @@ def prepare(
     settings: Settings | None = None,
     *,
     importance: Mapping[str, Tensor] | None = None,
+    directions: Mapping[str, InputDirections] | None = None,
     load: Callable[[str], Tensor] | None = None,
     progress: Any = None,
 ) -> Any:
@@ -72,6 +77,8 @@ def prepare(
         plan: from `lrqat.surgery.plan_surgery`.
         settings: how.
         importance: module name -> (in,) mean square of each input channel.
+        directions: module name -> leading directions of its inputs, for `lora_init`. A module
+            without any starts at random.
         load: parameter name -> its value, for a model on the meta device.
         progress: wraps the iterable of names (for one: `tqdm.tqdm`); None shows nothing.
 
@@ -84,7 +91,7 @@ def prepare(
     """
     settings = settings or Settings()
     check_settings(plan, settings)
-    maker = _Maker(settings, importance or {})
+    maker = _Maker(settings, importance or {}, directions or {})
     model.requires_grad_(False)
     names: Iterable[str] = list(plan.quantized)
     for name in progress(names) if progress else names:
@@ -125,8 +132,14 @@ def check_settings(plan: SurgeryPlan, settings: Settings) -> None:
 class _Maker:
     """Makes trained weights with one set of settings."""
 
-    def __init__(self, settings: Settings, importance: Mapping[str, Tensor]) -> None:
-        self.settings, self._importance = settings, importance
+    def __init__(
+        self,
+        settings: Settings,
+        importance: Mapping[str, Tensor],
+        directions: Mapping[str, InputDirections],
+    ) -> None:
+        self.settings = settings
+        self._importance, self._directions = importance, directions
         self.method = METHODS[settings.method]
 
     def weight(
@@ -139,7 +152,7 @@ class _Maker:
             )
         rank = self.settings.rank if self.method.low_rank else 0
         alpha = self.settings.alpha
-        return kind(
+        made = kind(
             weight,
             self._ranges(name, weight, target),
             **extra,
@@ -148,6 +161,10 @@ class _Maker:
             rank=rank,
             alpha=default_alpha(rank) if alpha is None else float(alpha),
         )
+        if name in self._directions and isinstance(made, QuantizedWeight):
+            init = LORA_INITS[self.settings.lora_init]
+            initialise(made, weight, self._directions[name], init)
+        return made
 
     def _ranges(self, name: str, weight: Tensor, target: Target) -> Ranges:
         importance = self._importance.get(name)
@@ -232,7 +249,7 @@ def merge_and_round(
     importance: Mapping[str, Tensor] | None = None,
 ) -> Any:
     """What `lora-then-rtn` ends with: merge every LoRA layer and round it to its grid."""
-    maker = _Maker(Settings(**{**vars(settings), "method": "rtn"}), importance or {})
+    maker = _Maker(Settings(**{**vars(settings), "method": "rtn"}), importance or {}, {})
     for name, module in list(model.named_modules()):
         if isinstance(module, LoRALinear):
             target = plan.quantized[name]

@@ -56,7 +56,7 @@ class _RowsOf(QuantizedWeight):
         self.out_features, self.in_features = len(ids), table.in_features
         self.grid, self.downcast, self.scaling = table.grid, table.downcast, table.scaling
         # Plain attributes: these are slices for one use, not parameters of a module.
-        zero = table.zero_point
+        zero, unit = table.zero_point, table.unit
         parts: dict[str, Any] = {
             "phi": table.phi[ids],
             "lora_a": table.lora_a[ids],
@@ -64,6 +64,7 @@ class _RowsOf(QuantizedWeight):
             "scale": table.scale[ids],
             "minimum": None if table.minimum is None else table.minimum[ids],
             "zero_point": None if zero is None else zero[ids],
+            "unit": None if unit is None else unit[ids],
         }
         self.__dict__.update(parts)
 

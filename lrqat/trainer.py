@@ -49,7 +49,7 @@ def training_arguments(
         max_steps=config.steps,
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation,
-        learning_rate=config.learning_rate,
+        learning_rate=config.low_rank_rate,
         lr_scheduler_type="linear",
         warmup_steps=round(0.1 * config.steps),
         adam_beta2=0.95,

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, set_seed
 
 from lrqat import hub, processes
-from lrqat.calibration import importance_of_inputs
+from lrqat.calibration import measure_inputs
 from lrqat.callbacks import ProgressLine, share_changed
 from lrqat.config import TrainConfig
 from lrqat.corpus import Corpus, read_corpus
@@ -26,6 +26,7 @@ from lrqat.errors import OutputError
 from lrqat.fuse import fuse
 from lrqat.guard import StepGuard
 from lrqat.loading import describe_base, load_original, load_prepared
+from lrqat.lora_init import round_to_nearest
 from lrqat.losses import Objective
 from lrqat.manifest import FILE_NAME, sha256_of
 from lrqat.methods import METHODS
@@ -98,9 +99,12 @@ def train(
     distillation = choose_teacher(config, plan, model, corpus.blocks)
     rounded, at_start = None, None
     if METHODS[config.method].rounds_inside:
-        rounded, at_start = _measure(
-            model, corpus.windows, "round-to-nearest", say, distillation.logits
-        )
+        with round_to_nearest(model) as elsewhere:
+            rounded, at_start = _measure(
+                model, corpus.windows, "round-to-nearest", say, distillation.logits
+            )
+        if elsewhere:
+            _measure(model, corpus.windows, "at the start", say, distillation.logits)
     with explain_os_errors(output):
         _open_states(state_folder, state, config)
         run = _Run(model, [], 0.0, 0)
@@ -130,7 +134,7 @@ def _round_at_last(model: Any, config: TrainConfig, plan: TrainingPlan, corpus: 
     """Round what the method has left in full precision; if anything."""
     if METHODS[config.method].rounds_inside:
         return model
-    importance = importance_of_inputs(model, plan, config, corpus.blocks)
+    importance = measure_inputs(model, plan, config, corpus.blocks).importance
     return merge_and_round(model, plan.surgery, config.settings(), importance)
 
 
@@ -216,7 +220,7 @@ def _fit(
         ),
         train_dataset=distillation.blocks,
         rates={
-            "low_rank": config.learning_rate,
+            "low_rank": config.low_rank_rate,
             "scale": config.scale_learning_rate,
             "weight": config.weight_learning_rate,
         },

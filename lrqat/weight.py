@@ -1,13 +1,18 @@
 """A trained weight: the frozen part, the low-rank matrices inside the rounding, and the scales.
 
-    W = s * q - o,   q = the grid's integer nearest to V,   V = Phi0 + (alpha / r) A B
+    W = s * q - o,   q = the grid's integer nearest to V,   V = Phi0 + (alpha / r) u (A B)
 
-    Phi0 (out, in) frozen   A (out, r)   B (r, in)   s, o (out, groups)   W (out, in)
+    Phi0 (out, in) frozen   A (out, r)   B (r, in)   u, s, o (out, groups)   W (out, in)
+
+V counts steps of its group, of the size s0 that training began with, and u = (mean |s0| of the row)
+/ s0. The paper has one scale a row, and there u = 1. With many scales a row, some of them negative,
+steps of unlike size and sign would scatter what A and B do; with u their product is a change of the
+weights of rank r, counted in mean steps of the row.
 
 Gradients, with G = dL/dW, rounding straight-through, and M = 1 where nothing was clipped:
 
     dL/ds = sum over the group of G * q       dL/do = -sum of G      (Phi0 depends on neither)
-    dL/dV = G s M     dL/dA = (alpha/r) dL/dV B^T     dL/dB = (alpha/r) A^T dL/dV
+    dL/dA = (alpha/r) D B^T     dL/dB = (alpha/r) A^T D     D = u dL/dV = u s G M
 
 `QuantizedWeight` knows these and nothing of who uses the weight: a projection (`lrqat.layer`), an
 embedding or an expert (`lrqat.tables`).
@@ -31,6 +36,8 @@ from lrqat.quantize import Ranges, integers, to_latent, to_weights
 # needs more to be busy, and 32 MB of float32 at a time are still little memory.
 BLOCK_WEIGHTS = 1 << 17
 GPU_BLOCK_WEIGHTS = 1 << 23
+
+_LARGEST_UNIT = 8.0  # groups of next to nothing have scales of next to nothing
 
 
 def row_blocks(rows: int, columns: int, device: torch.device) -> Iterator[slice]:
@@ -67,12 +74,14 @@ class QuantizedWeight(nn.Module):
         minimum: float32 (out, groups) on a grid with minima, else None.
         zero_point: frozen float32 (out, groups), integers, on a grid that has them, else None.
         scaling: alpha / r, times the mean distance of levels on a codebook grid.
+        unit: u, frozen bfloat16 (out, groups), or None with one scale a row.
     """
 
     minimum: nn.Parameter | None
     zero_point: Tensor | None
     start_scale: Tensor | None
     start_minimum: Tensor | None
+    unit: Tensor | None
 
     def __init__(
         self,
@@ -96,6 +105,7 @@ class QuantizedWeight(nn.Module):
         self.scale = nn.Parameter(ranges.scale.clone())
         self.minimum = None if ranges.minimum is None else nn.Parameter(ranges.minimum.clone())
         self.register_buffer("zero_point", ranges.zero_point)
+        self.register_buffer("unit", _unit(ranges.scale), persistent=False)
         # Where Phi0 is exact the original weight can be had back, given the scales it began with.
         start = ranges if downcast.exact else None
         self.register_buffer("start_scale", start.scale if start else None, persistent=False)
@@ -131,7 +141,17 @@ class QuantizedWeight(nn.Module):
     def latent(self, rows: slice | Tensor) -> Tensor:
         """V of some rows: a new (rows, in) in the dtype of A."""
         phi = self.downcast.decode(self.phi[rows], self.grid, self.in_features, self.lora_a.dtype)
-        return phi.addmm_(self.lora_a[rows], self.lora_b, alpha=self.scaling)
+        if self.unit is None:
+            return phi.addmm_(self.lora_a[rows], self.lora_b, alpha=self.scaling)
+        change = self.lora_a[rows] @ self.lora_b
+        by_group = phi.unflatten(1, (self.unit.shape[1], -1))
+        unit = self.unit[rows].to(phi.dtype)[:, :, None]
+        by_group.addcmul_(change.view_as(by_group), unit, value=self.scaling)
+        return phi
+
+    def slope(self, rows: slice | Tensor, stored: Ranges) -> Tensor:
+        """What a change of (alpha/r) A B does to W: u s of some rows, (rows, groups)."""
+        return stored.scale if self.unit is None else stored.scale * self.unit[rows]
 
     def write_weight(self, into: Tensor, stored: Ranges) -> Tensor:
         """Fill `into` (out, in), of any floating dtype, with W."""
@@ -164,13 +184,12 @@ class QuantizedWeight(nn.Module):
         """
         grad_a, grad_b = grads["lora_a"], grads["lora_b"]
         low_rank = grad_a is not None and grad_b is not None
-        of_rows = kernels.gradients(
-            self.latent(rows), grad_weight, stored, self.grid, low_rank=low_rank
-        )
+        slope = self.slope(rows, stored) if low_rank else None
+        of_rows = kernels.gradients(self.latent(rows), grad_weight, stored, slope, self.grid)
         if grad_a is not None and grad_b is not None:
-            assert of_rows.latent is not None
-            grad_a[rows].addmm_(of_rows.latent, self.lora_b.T, alpha=self.scaling)
-            grad_b.addmm_(self.lora_a[rows].T, of_rows.latent, alpha=self.scaling)
+            assert of_rows.low_rank is not None
+            grad_a[rows].addmm_(of_rows.low_rank, self.lora_b.T, alpha=self.scaling)
+            grad_b.addmm_(self.lora_a[rows].T, of_rows.low_rank, alpha=self.scaling)
         add_range_gradients(grads, rows, of_rows.scale, of_rows.minimum)
         return of_rows.weights
 
@@ -201,6 +220,14 @@ def add_range_gradients(
         total = grads[name]
         if total is not None and part is not None:
             total[rows] += part
+
+
+def _unit(start: Tensor) -> Tensor | None:
+    """Mean |s0| of each row over s0: bfloat16 (out, groups); None for a scale a row."""
+    if start.shape[1] == 1:  # a negative one only means that a row of A is, too
+        return None
+    unit = start.abs().mean(1, keepdim=True) / start
+    return unit.clamp(-_LARGEST_UNIT, _LARGEST_UNIT).nan_to_num(1.0).bfloat16()
 
 
 class BuildWeight(torch.autograd.Function):

@@ -61,9 +61,9 @@ def test_the_cut_into_batches_and_blocks_does_not_matter(model, monkeypatch):
 
 def test_who_reads_the_same_tensor_shares_the_work(model, monkeypatch):
     calls = []
-    original = importance._sum_of_squares
+    original = importance.sum_of_squares
     monkeypatch.setattr(
-        importance, "_sum_of_squares", lambda x: calls.append(x.shape) or original(x)
+        importance, "sum_of_squares", lambda x: calls.append(x.shape) or original(x)
     )
     names = [name for name in linear_names(model) if name != "lm_head"]
     found = importance.collect(model, names, tokens((1, 8)))

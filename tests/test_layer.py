@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from conftest import KINDS_OF_GRIDS
+from lrqat import weight
 from lrqat.downcast import DOWNCASTS
 from lrqat.grid import GRIDS
 from lrqat.layer import LRQATLinear, full_precision
@@ -34,7 +35,10 @@ def plain_forward(layer, x):
     """The same expression with ordinary autograd operations and straight-through rounding."""
     grid, columns = layer.grid, layer.in_features
     phi = layer.downcast.decode(layer.phi, grid, columns, torch.float64)
-    latent = phi + layer.scaling * layer.lora_a @ layer.lora_b
+    change = layer.scaling * layer.lora_a @ layer.lora_b
+    if layer.unit is not None:
+        change = change * per_weight(layer.unit.double(), columns)
+    latent = phi + change
     clipped = latent.clamp(*edges(grid))
     q = ste(nearest(clipped, grid), clipped)
     stored = layer.stored()
@@ -108,6 +112,30 @@ def test_row_blocks_do_not_change_the_result(monkeypatch):
         results.append([y, *torch.autograd.grad(y.square().sum(), inputs)])
     for whole, blocked in zip(*results, strict=True):
         torch.testing.assert_close(whole, blocked, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("grid", ["q4_0", "q3_k", "int8-asym-g32", "int4-channel"])
+def test_a_and_b_change_the_weights_by_their_product(grid):
+    """In mean steps of the row, whatever the sizes and signs of its scales."""
+    _, layer = make_layer(grid, columns=512, rows=96)
+    start = layer.start_ranges().scale
+    layer.scale.data.copy_(start)
+    layer.lora_a.data.normal_(std=3e-2)
+    before = layer.downcast.decode(layer.phi, layer.grid, 512, torch.float32)
+    in_steps = layer.latent(slice(None)) - before
+    change = in_steps * per_weight(start, 512)
+    step = start.abs().mean(1, keepdim=True) if layer.unit is not None else start
+    expected = step * layer.scaling * (layer.lora_a @ layer.lora_b)
+    torch.testing.assert_close(change, expected, rtol=1e-2, atol=1e-6)
+    assert torch.linalg.matrix_rank(expected) == layer.lora_b.shape[0]
+    if layer.grid.signed_scale and layer.unit is not None:
+        assert (start < 0).any()
+        assert (start > 0).any()
+
+
+def test_the_unit_of_a_row_without_weights_is_finite():
+    unit = weight._unit(torch.tensor([[0.0, 0.0], [1e-30, 1.0], [-0.5, 0.5]]))
+    assert unit.tolist() == [[1.0, 1.0], [8.0, 0.5], [-1.0, 1.0]]
 
 
 @pytest.mark.parametrize("grid", GRIDS)

@@ -108,7 +108,7 @@ def test_a_killed_run_resumes_to_the_same_result(settings, tmp_path):
 
 def test_resuming_with_other_settings_is_refused(settings):
     train(TrainConfig(**settings))
-    with pytest.raises(UserError, match=r"learning_rate 0\.001, this one has 0\.5"):
+    with pytest.raises(UserError, match=r"learning_rate 0\.0002, this one has 0\.5"):
         train(TrainConfig(**settings | {"learning_rate": 0.5}), resume="auto")
     with pytest.raises(UserError, match="not a complete saved state"):
         train(TrainConfig(**settings), resume=settings["output"])
