@@ -1,7 +1,7 @@
 """The directions in which the inputs of a projection vary most.
 
 The second moments C = E[x x^T] (in, in) of wide layers are too large to keep for a whole model. A
-sketch Y = C Omega, with twice as many columns as directions are wanted, is enough to find them, and
+sketch Y = C Omega, with four columns for each direction wanted, is enough to find them, and
 is gathered in one pass (randomised Nystrom approximation):
 
     Tropp, Yurtsever, Udell, Cevher, "Fixed-Rank Approximation of a Positive-Semidefinite Matrix
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lrqat.input_statistics import Statistic
 
-_COLUMNS_A_DIRECTION = 2  # of the sketch; the strengths come out too small with fewer
+_COLUMNS_A_DIRECTION = 4  # of the sketch; with fewer the weaker ones come out too weak
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def sketch_of(directions: int) -> Statistic:
         directions: how many will be asked for.
 
     Returns:
-        A function from x (..., in) to float32 (in, 2 `directions`), or (in, in) if that is less.
+        A function from x (..., in) to float32 (in, 4 `directions`), or (in, in) if that is less.
     """
     tests: dict[int, Tensor] = {}  # by width; made once
 
