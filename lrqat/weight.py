@@ -140,14 +140,14 @@ class QuantizedWeight(nn.Module):
 
     def latent(self, rows: slice | Tensor) -> Tensor:
         """V of some rows: a new (rows, in) in the dtype of A."""
-        phi = self.downcast.decode(self.phi[rows], self.grid, self.in_features, self.lora_a.dtype)
+        dtype = self.lora_a.dtype
+        phi = self.downcast.decode(self.phi[rows], self.grid, self.in_features, dtype, copy=False)
         if self.unit is None:
-            return phi.addmm_(self.lora_a[rows], self.lora_b, alpha=self.scaling)
-        change = self.lora_a[rows] @ self.lora_b
-        by_group = phi.unflatten(1, (self.unit.shape[1], -1))
-        unit = self.unit[rows].to(phi.dtype)[:, :, None]
-        by_group.addcmul_(change.view_as(by_group), unit, value=self.scaling)
-        return phi
+            return phi.addmm(self.lora_a[rows], self.lora_b, alpha=self.scaling)
+        unit = self.unit[rows].to(dtype)[:, :, None]
+        by_group = phi.view(*unit.shape[:2], -1)
+        change = (self.lora_a[rows] @ self.lora_b).view_as(by_group)
+        return by_group.addcmul(change, unit, value=self.scaling).view_as(phi)
 
     def slope(self, rows: slice | Tensor, stored: Ranges) -> Tensor:
         """What a change of (alpha/r) A B does to W: u s of some rows, (rows, groups)."""

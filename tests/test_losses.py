@@ -133,8 +133,8 @@ def test_a_chunk_is_bounded_in_bytes_and_from_below(monkeypatch):
         seen.append(positions.stop - positions.start)
         return piece.sum()
 
-    chunked_loss(loss_of, torch.ones(5000, 1), [], 32_000)
-    assert max(seen) * 32_000 * 4 <= 64 << 20 < (max(seen) + 1) * 32_000 * 4
+    chunked_loss(loss_of, torch.ones(5000, 1), [], 4_000)
+    assert max(seen) * 4_000 * 4 <= 8 << 20 < (max(seen) + 1) * 4_000 * 4
     assert sum(seen) == 5000
     seen.clear()
     chunked_loss(loss_of, torch.ones(200, 1), [], 10_000_000)
