@@ -92,8 +92,6 @@ def train_fused(
         grid="q4_0",
         steps=steps,
         teacher="self",
-        learning_rate=3e-3,
-        scale_learning_rate=1e-4,
         context=256,
     )
     train(config, overwrite=True, say=say)
