@@ -105,7 +105,7 @@ def repeated(numbers: NDArray[Any], count: int) -> NDArray[Any]:
     groups = numbers.shape[1]
     if groups == 0 or count % groups:
         raise ExportRefusedError(f"{groups} scales do not divide evenly over {count} blocks")
-    return numbers.repeat(count // groups, axis=1)
+    return numbers if count == groups else numbers.repeat(count // groups, axis=1)
 
 
 def block_scales(ranges: StoredRanges, blocks: int) -> NDArray[np.float16]:

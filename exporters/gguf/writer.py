@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,13 +85,16 @@ def write(
         if plan.options.converter is not None:
             tensors, quantized = run_converter(plan.checkpoint, plan.options, staged[0])
             rounded = 0
+            hashes = [sha256_of(file) for file in staged]
         else:
             _write_files(plan, staged, progress, workers)
-            rounded = _verify(plan, staged[0], verified, workers)
+            with ThreadPoolExecutor(1) as pool:
+                hashing = pool.map(sha256_of, staged)
+                rounded = _verify(plan, staged[0], verified, workers)
+            hashes = list(hashing)
             tensors = len(plan.tensors)
             quantized = sum(tensor.source.quantized for tensor in plan.tensors)
         sizes = [file.stat().st_size for file in staged]
-        hashes = [sha256_of(file) for file in staged]
     return Report(
         path=str(targets[0]),
         bytes=sum(sizes),
