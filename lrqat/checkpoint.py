@@ -70,12 +70,45 @@ class QuantizedTensor:
     def dequantize(self) -> NDArray[np.float32]:
         """The weights scale * q - offset as float32 (out, in); see `lrqat.grid`."""
         rows, columns = self.q.shape
-        grouped = self.q.reshape(rows, self.scale.shape[1], -1).astype(np.float32)
-        values = grouped * self.scale[:, :, None]
+        values = self.q.reshape(rows, self.scale.shape[1], -1).astype(np.float32)
+        values *= self.scale[:, :, None]
         offset = self.ranges.offset
         if offset is not None:
             values -= offset[:, :, None]
         return values.reshape(rows, columns)
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """One trained weight as the file holds it: unpacked some rows at a time, it never is whole.
+
+    Attributes:
+        name: module name, without ".weight".
+        words: int32 (out, words), the packed integers.
+        ranges: scales and what goes with them, checked.
+        grid: the grid it was trained on.
+        columns: in.
+    """
+
+    name: str
+    words: NDArray[np.int32]
+    ranges: StoredRanges
+    grid: Grid
+    columns: int
+
+    def take(self, rows: NDArray[np.intp] | slice) -> "PackedTensor":
+        """The rows `rows`; one index for all parts, so a row never parts from its scales."""
+        ranges = self.ranges.take(rows)
+        return PackedTensor(self.name, self.words[rows], ranges, self.grid, self.columns)
+
+    def unpack(self) -> QuantizedTensor:
+        """All its rows. Raises CheckpointError if their integers are not the grid's."""
+        try:
+            q = unpack_grid(self.words, self.grid, self.columns)
+        except ValueError as error:
+            raise CheckpointError(f"{self.name}: {error}") from None
+        _refuse_foreign_integers(self.name, q, self.grid)
+        return QuantizedTensor(self.name, q, self.ranges, self.grid)
 
 
 class Checkpoint:
@@ -147,6 +180,10 @@ class Checkpoint:
 
     def quantized(self, name: str) -> QuantizedTensor:
         """Read one projection. Raises CheckpointError if its integers or scales are not valid."""
+        return self.packed(name).unpack()
+
+    def packed(self, name: str) -> PackedTensor:
+        """Read one projection, without unpacking its integers; raises as `quantized` does."""
         grid, (rows, columns) = self.grid(name), self.shape(name)
         packed = self.floating(name + PACKED)
         stored_shape = self.floating(name + SHAPE).tolist()
@@ -156,12 +193,8 @@ class Checkpoint:
             )
         if packed.dtype != np.int32 or packed.ndim != 2 or packed.shape[0] != rows:
             raise CheckpointError(f"{name}: packed integers are {packed.dtype} {packed.shape}")
-        try:
-            q = unpack_grid(packed, grid, columns)
-        except ValueError as error:
-            raise CheckpointError(f"{name}: {error}") from None
-        _refuse_foreign_integers(name, q, grid)
-        return QuantizedTensor(name, q, read_ranges(self.floating, name, grid, rows, columns), grid)
+        ranges = read_ranges(self.floating, name, grid, rows, columns)
+        return PackedTensor(name, packed, ranges, grid, columns)
 
     def floating(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
         """Read one floating tensor, or consecutive rows of it, in the type it is stored in.

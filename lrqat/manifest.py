@@ -22,6 +22,7 @@ Schema (version 1), every key required unless marked:
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -92,20 +93,25 @@ def verify_files(folder: Path, files: dict[str, Any]) -> None:
 
     Raises CheckpointError naming the first file that is missing, of another size, or altered.
     """
-    for name, expected in files.items():
-        path = folder / name
-        if Path(name).name != name or not isinstance(expected, dict):
-            raise CheckpointError(f"{folder / FILE_NAME} names {name!r}, which is not a file name")
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing; restore it, or train again")
-        size = path.stat().st_size
-        if size != expected.get("bytes"):
-            raise CheckpointError(
-                f"{path} has {size} bytes where {expected.get('bytes')} were written: it is "
-                "truncated or altered; restore it, or train again"
-            )
-        if sha256_of(path) != expected.get("sha256"):
-            raise CheckpointError(
-                f"{path} does not match the sha256 in {FILE_NAME}: it was altered after "
-                "training; restore it, or train again"
-            )
+    with ThreadPoolExecutor() as pool:  # sha256 lets go of Python's lock
+        for _ in pool.map(lambda item: _verify_file(folder, *item), files.items()):
+            pass
+
+
+def _verify_file(folder: Path, name: str, expected: Any) -> None:
+    path = folder / name
+    if Path(name).name != name or not isinstance(expected, dict):
+        raise CheckpointError(f"{folder / FILE_NAME} names {name!r}, which is not a file name")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; restore it, or train again")
+    size = path.stat().st_size
+    if size != expected.get("bytes"):
+        raise CheckpointError(
+            f"{path} has {size} bytes where {expected.get('bytes')} were written: it is "
+            "truncated or altered; restore it, or train again"
+        )
+    if sha256_of(path) != expected.get("sha256"):
+        raise CheckpointError(
+            f"{path} does not match the sha256 in {FILE_NAME}: it was altered after "
+            "training; restore it, or train again"
+        )

@@ -50,7 +50,7 @@ class StoredRanges:
         """What is subtracted from scale * q: float32 (out, groups), or None."""
         return self.minimum if self.zero_point is None else self.scale * self.zero_point
 
-    def take(self, rows: NDArray[np.intp]) -> "StoredRanges":
+    def take(self, rows: NDArray[np.intp] | slice) -> "StoredRanges":
         """Those of some rows."""
         parts = (getattr(self, field.name) for field in fields(self))
         return StoredRanges(*(None if part is None else part[rows] for part in parts))  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from exporters import gguf
@@ -47,8 +48,8 @@ def test_a_failing_write_leaves_the_old_file(error, checkpoint, tmp_path, monkey
             raise error
         return original(*arguments)
 
-    original = writing.pack_source
-    monkeypatch.setattr(writing, "pack_source", fail)
+    original = writing.packed_pieces
+    monkeypatch.setattr(writing, "packed_pieces", fail)
     expected = OutputError if isinstance(error, OSError) else type(error)
     with pytest.raises(expected):
         gguf.write(gguf.plan(checkpoint), path, overwrite=True)
@@ -57,15 +58,15 @@ def test_a_failing_write_leaves_the_old_file(error, checkpoint, tmp_path, monkey
 
 
 def test_a_write_that_reads_back_differently_is_not_kept(checkpoint, tmp_path, monkeypatch):
-    original = writing.pack_source
+    original = writing.packed_pieces
 
     def flip(checkpoint, source, kind):
-        data = original(checkpoint, source, kind)
+        data = np.concatenate(list(original(checkpoint, source, kind)))
         if source.name == "blk.1.attn_k.weight":
             data[3, 5] ^= 1
-        return data
+        return [data]
 
-    monkeypatch.setattr(writing, "pack_source", flip)
+    monkeypatch.setattr(writing, "packed_pieces", flip)
     with pytest.raises(OutputError, match=r"1 tensors read back differently.*blk\.1\.attn_k"):
         gguf.write(gguf.plan(checkpoint), tmp_path / "model.gguf")
     assert not list(tmp_path.iterdir())

@@ -143,3 +143,21 @@ def test_rows_are_whole_blocks():
     assert row_bytes(integer_blocks()["q4_0"], 64) == 36
     with pytest.raises(ValueError, match="whole blocks"):
         row_bytes(integer_blocks()["q4_0"], 33)
+
+
+@pytest.mark.parametrize(("name", "block"), FLOAT)
+def test_exact_values_are_those_that_come_back(name, block):
+    bits = np.random.default_rng(0).integers(0, 2**32, 200_000, np.uint32)
+    halves = np.arange(2**16, dtype=np.uint16)  # all of float16, and of bfloat16
+    values = np.concatenate([
+        bits.view(np.float32),
+        (bits & np.uint32(0xFFFFE000)).view(np.float32),
+        (bits & np.uint32(0x9FFFE000) | np.uint32(0x20000000)).view(np.float32),
+        halves.view(np.float16).astype(np.float32),
+        (halves.astype(np.uint32) << np.uint32(16)).view(np.float32),
+        np.float32(2.0) ** np.arange(-149, 128, dtype=np.float32),
+        np.nextafter(np.float32([65504, 65520, 2**-14, 2**-24, 2**-25]), np.float32(1)),
+    ])[None]  # fmt: skip
+    values = values[:, np.isfinite(values[0])]
+    kept = block.unpack(block.pack(values)).view(np.uint32)
+    np.testing.assert_array_equal(block.exact(values), kept == values.view(np.uint32))

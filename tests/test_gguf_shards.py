@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from gguf import GGUFReader
 
@@ -125,15 +126,15 @@ def test_the_same_bytes_again_and_no_replacing_unasked(plan, tmp_path):
 def test_a_failing_write_leaves_the_old_parts(plan, tmp_path, monkeypatch):
     gguf.write(plan, tmp_path / "model.gguf")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    original = writing.pack_source
+    original = writing.packed_pieces
 
     def flip(checkpoint, source, kind):
-        data = original(checkpoint, source, kind)
+        data = np.concatenate(list(original(checkpoint, source, kind)))
         if source.name == "blk.1.ffn_down.weight":
             data[3, 5] ^= 1
-        return data
+        return [data]
 
-    monkeypatch.setattr(writing, "pack_source", flip)
+    monkeypatch.setattr(writing, "packed_pieces", flip)
     with pytest.raises(OutputError, match=r"blk\.1\.ffn_down"):
         gguf.write(plan, tmp_path / "model.gguf", overwrite=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -92,6 +92,7 @@ def test_progress_tells_of_every_tensor_twice(fused_checkpoint, tmp_path):
 
 def test_pieces_are_small_and_make_up_the_whole(fused_checkpoint, monkeypatch):
     monkeypatch.setattr(sources, "_PIECE_VALUES", 1000)
+    monkeypatch.setattr(sources, "_PIECE_INTEGERS", 1000)
     checkpoint = Checkpoint.open(fused_checkpoint)
     for source in sources.find_sources(checkpoint, find_architecture(checkpoint.config)):
         whole = source.read_values(checkpoint)

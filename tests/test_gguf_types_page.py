@@ -1,14 +1,17 @@
-"""The table of docs/gguf-types.md is what the code says."""
+"""The tables of types, in docs/gguf-types.md and README.md, are what the code says."""
 
 from pathlib import Path
 
+import gguf
 import pytest
 
-from exporters.gguf.blocks import bits_per_weight, integer_blocks
+from exporters.gguf.blocks import bits_per_weight, float_blocks, integer_blocks
 from exporters.gguf.selection import exact_types
 from lrqat.grid import GRIDS
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "gguf-types.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, README = ROOT / "docs" / "gguf-types.md", ROOT / "README.md"
+KINDS = ("", "-asym")
 SIZES = ("g16", "g32", "g64", "g128", "g256", "channel")
 
 
@@ -41,3 +44,30 @@ def row(name):
 @pytest.mark.parametrize("name", integer_blocks())
 def test_the_row_of_a_type(name):
     assert row(name) in PAGE.read_text(encoding="utf-8").splitlines(), row(name)
+
+
+def readme_row(name):
+    block = integer_blocks()[name]
+    named = " ".join(f"`{g}`" for g in GRIDS if "-" not in g and name in exact_types(GRIDS[g], 256))
+    held = [named, *(f"`int{kind}` {spans(name, kind)}" for kind in KINDS if spans(name, kind))]
+    oracles = ["llama.cpp"]
+    if name.upper() in gguf.GGMLQuantizationType.__members__:
+        oracles.insert(0, "gguf-py")
+    cells = [f"`{name}`", f"{bits_per_weight(block):g}", "; ".join(held), ", ".join(oracles)]
+    return f"| {' | '.join(cells)} |"
+
+
+@pytest.mark.parametrize("name", integer_blocks())
+def test_the_row_of_a_type_in_the_readme(name):
+    assert readme_row(name) in README.read_text(encoding="utf-8").splitlines(), readme_row(name)
+
+
+def test_the_readme_lists_no_other_type():
+    lines = README.read_text(encoding="utf-8").splitlines()
+    start = lines.index("| `--type` | bits a weight | exact for | equal to |") + 2
+    end = lines.index("", start)
+    floats = f"| {', '.join(f'`{name}`' for name in float_blocks())} |"
+    assert [line.split("|")[1].strip(" `") for line in lines[start : end - 1]] == [
+        *integer_blocks()
+    ]
+    assert lines[end - 1].startswith(floats)

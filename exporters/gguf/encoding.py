@@ -32,13 +32,15 @@ def integers(
     high: int,
     kind: GgmlType,
     zero_point: NDArray[np.int8] | None = None,
-) -> NDArray[np.int16]:
+) -> NDArray[np.int8]:
     """The integers q - zero_point, (out, in). Raises ExportRefusedError outside low..high."""
+    if zero_point is None:
+        _check(q, low, high, "integers", kind)
+        return q
     found = q.astype(np.int16)
-    if zero_point is not None:
-        found -= repeated(zero_point, q.shape[1])
+    found -= repeated(zero_point, q.shape[1])
     _check(found, low, high, "integers", kind)
-    return found
+    return found.astype(np.int8)
 
 
 def codes(
@@ -49,7 +51,8 @@ def codes(
     zero_point: NDArray[np.int8] | None = None,
 ) -> NDArray[np.uint8]:
     """The same as codes uint8 (out, in), 0 for `low`."""
-    return (integers(q, low, high, kind, zero_point) - np.int16(low)).astype(np.uint8)
+    # Wraps in uint8, which is what we want: -8 - -8 is 248 - 248.
+    return integers(q, low, high, kind, zero_point).view(np.uint8) - np.uint8(low % 256)
 
 
 def indices(q: NDArray[np.int8], levels: NDArray[np.int8], kind: GgmlType) -> NDArray[np.uint8]:
@@ -60,7 +63,7 @@ def indices(q: NDArray[np.int8], levels: NDArray[np.int8], kind: GgmlType) -> ND
     """
     places = np.full(256, 255, np.uint8)
     places[levels[::-1].view(np.uint8)] = np.arange(len(levels), dtype=np.uint8)[::-1]
-    found = places[np.ascontiguousarray(q).view(np.uint8)]
+    found = places.take(q.view(np.uint8))
     if (found == 255).any():
         raise ExportRefusedError(f"{q[found == 255][0]} is none of {kind}'s levels")
     return found
@@ -102,7 +105,7 @@ def repeated(numbers: NDArray[Any], count: int) -> NDArray[Any]:
     groups = numbers.shape[1]
     if groups == 0 or count % groups:
         raise ExportRefusedError(f"{groups} scales do not divide evenly over {count} blocks")
-    return numbers.repeat(count // groups, axis=1)
+    return numbers if count == groups else numbers.repeat(count // groups, axis=1)
 
 
 def block_scales(ranges: StoredRanges, blocks: int) -> NDArray[np.float16]:

@@ -47,7 +47,7 @@ class Fields:
 
 def _unlike(one: NDArray[Any], other: NDArray[Any]) -> int:
     bits = np.dtype(f"u{one.dtype.itemsize}")
-    return int((np.ascontiguousarray(one).view(bits) != other.view(bits)).sum())
+    return int(np.count_nonzero(np.ascontiguousarray(one).view(bits) != other.view(bits)))
 
 
 def compose(top: NDArray[Any], sub: NDArray[Any]) -> Floats:

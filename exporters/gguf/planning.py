@@ -24,13 +24,24 @@ from exporters.gguf.provenance import general_metadata, provenance
 from exporters.gguf.selection import choose_float_block, choose_integer_block, exact_types
 from exporters.gguf.shards import parse_size, split_sizes
 from exporters.gguf.sources import Source, find_sources
-from exporters.gguf.tables import TableChoice, check_trained, refuses_tables, table_choice
+from exporters.gguf.tables import (
+    TableChoice,
+    changed_values,
+    check_trained,
+    refuses_tables,
+    table_choice,
+)
 from exporters.gguf.upstream import refuses_converter
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import ExportRefusedError
 
 _ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
 _MAX_NAME_BYTES = 63  # GGML_MAX_NAME less its terminating zero
+
+
+def padded(size: int) -> int:
+    """Bytes up to where the next tensor may begin."""
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +62,11 @@ class PlannedTensor:
     def nbytes(self) -> int:
         """Bytes of its data, without padding."""
         return self.source.rows * row_bytes(self.block, self.source.shape[-1])
+
+    @property
+    def padded_bytes(self) -> int:
+        """Bytes that it takes in the file."""
+        return padded(self.nbytes)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `--json`."""
@@ -94,13 +110,15 @@ class Plan:
     @property
     def tensor_bytes(self) -> int:
         """Bytes of all tensors, padding included; the metadata comes on top."""
-        return sum(_padded(tensor) for tensor in self.tensors)
+        return sum(tensor.padded_bytes for tensor in self.tensors)
 
     @property
     def shards(self) -> list[list[PlannedTensor]]:
         """The tensors of each file to be; one file unless the options ask for more."""
         size = self.options.split_max_size
-        counts = split_sizes(map(_padded, self.tensors), parse_size(size) if size else None)
+        counts = split_sizes(
+            (tensor.padded_bytes for tensor in self.tensors), parse_size(size) if size else None
+        )
         remaining = iter(self.tensors)
         return [list(itertools.islice(remaining, count)) for count in counts]
 
@@ -207,10 +225,6 @@ def default_name(checkpoint: Checkpoint, options: Options | None = None) -> str:
     return f"model-{'-'.join(name for name, _ in weights.most_common())}.gguf"
 
 
-def _padded(tensor: PlannedTensor) -> int:
-    return -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
-
-
 def _alike(tensor: PlannedTensor) -> tuple[str, str, str, str, str]:
     """Columns of the summary, the number of the block taken out of the names."""
     source = tensor.source
@@ -240,10 +254,11 @@ def _plan_tensor(made: Plan, source: Source) -> PlannedTensor:
         exact, note = choose_integer_block(made.checkpoint, source, made.options)
         check_trained(made.checkpoint, source, exact, made.options)
         return PlannedTensor(source, exact, note)
-    if source.values is not None:
+    if source.is_float32 or made.options.type == "f32":
         return PlannedTensor(source, float_blocks()["f32"])
-    block, note = choose_float_block(made.checkpoint, source, made.options)
-    choice = table_choice(made.checkpoint, source, block)
+    changed = changed_values(made.checkpoint, source)
+    block, note = choose_float_block(made.checkpoint, source, made.options, changed)
+    choice = table_choice(source, block, changed)
     made.choices += [choice] if choice else []
     return PlannedTensor(source, block, note)
 

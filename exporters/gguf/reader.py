@@ -138,15 +138,17 @@ def _check_integers(
     header: Header, source: Source, checkpoint: Checkpoint, kind: str
 ) -> TensorCheck:
     block = integer_blocks()[kind]
-    found = block.unpack(header.rows(source.name))
-    tensor = source.read_quantized(checkpoint)
-    try:
-        expected = block.encode(tensor.q, tensor.ranges, tensor.grid)
-    except ExportRefusedError as error:
-        return TensorCheck(source.name, problem=str(error))
-    integers, scales = found.differences(expected)
-    # Zeros are equal whatever their sign; NaN differs from all numbers.
-    values = int((block.values(found) != tensor.dequantize()).sum())
+    integers = scales = values = 0
+    for rows, tensor in source.quantized_pieces(checkpoint):
+        found = block.unpack(header.rows(source.name, rows))
+        try:
+            expected = block.encode(tensor.q, tensor.ranges, tensor.grid)
+        except ExportRefusedError as error:
+            return TensorCheck(source.name, problem=str(error))
+        differences = found.differences(expected)
+        integers, scales = integers + differences[0], scales + differences[1]
+        # Zeros are equal whatever their sign; NaN differs from all numbers.
+        values += int(np.count_nonzero(block.values(found) != tensor.dequantize()))
     return TensorCheck(source.name, integers, scales, values)
 
 

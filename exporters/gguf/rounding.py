@@ -19,7 +19,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, quantize
 from numpy.typing import NDArray
 
-from exporters.gguf.blocks import FloatBlock, IntegerBlock, float_blocks, integer_blocks
+from exporters.gguf.blocks import IntegerBlock, ValueBlock, float_blocks, integer_blocks
 from exporters.gguf.fields import Fields
 from lrqat.errors import ExportRefusedError
 
@@ -31,7 +31,7 @@ _TINY = np.float32(1e-15)  # GROUP_MAX_EPS: smaller than this is zero
 
 @dataclass(eq=False)
 class RoundedType:
-    """A ggml type that floating values can be rounded to, with all that a `FloatBlock` has.
+    """A ggml type that floating values can be rounded to, with all that a `ValueBlock` has.
 
     Attributes:
         block: the type.
@@ -45,6 +45,14 @@ class RoundedType:
         self.NAME, self.TYPE = self.block.NAME, self.block.TYPE
         self.FILE_TYPE = self.block.FILE_TYPE
 
+    def check_rows(self, columns: int) -> None:
+        """Raise ExportRefusedError if rows of `columns` weights are not whole blocks."""
+        if columns % self.TYPE.weights:
+            raise ExportRefusedError(
+                f"rows of {columns} weights do not divide into {self.TYPE}'s blocks of "
+                f"{self.TYPE.weights}; take f16"
+            )
+
     def pack(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Bytes (rows, row bytes) of finite float32 (rows, columns), rounded.
 
@@ -52,11 +60,7 @@ class RoundedType:
             ExportRefusedError: the columns are not whole blocks.
         """
         rows, columns = values.shape
-        if columns % self.TYPE.weights:
-            raise ExportRefusedError(
-                f"rows of {columns} weights do not divide into {self.TYPE}'s blocks of "
-                f"{self.TYPE.weights}; take f16"
-            )
+        self.check_rows(columns)
         step = max(1, _CHUNK_WEIGHTS // columns)
         parts = [self.quantizer(values[start : start + step]) for start in range(0, rows, step)]
         return np.concatenate(parts)
@@ -121,12 +125,6 @@ ROUNDED = {
 }
 
 
-def value_blocks() -> dict[str, FloatBlock]:
+def value_blocks() -> dict[str, ValueBlock]:
     """By name, all types that floating values can be stored in, exactly or rounded."""
     return {**float_blocks(), **ROUNDED}
-
-
-def count_rounded(block: FloatBlock, values: NDArray[np.float32]) -> int:
-    """How many of `values` (rows, columns) a type of floating values does not hold exactly."""
-    kept = block.unpack(block.pack(values)).view(np.uint32)
-    return int((kept != np.ascontiguousarray(values).view(np.uint32)).sum())

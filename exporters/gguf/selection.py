@@ -1,6 +1,7 @@
 """Choosing the type of each tensor: an exact one, or a refusal that says what to do."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,17 +9,16 @@ from numpy.typing import NDArray
 from exporters.activations import activation_grid
 from exporters.gguf.blocks import (
     Block,
-    FloatBlock,
     IntegerBlock,
+    ValueBlock,
     bits_per_weight,
     float_blocks,
     integer_blocks,
-    row_bytes,
 )
 from exporters.gguf.options import Options
-from exporters.gguf.rounding import value_blocks
+from exporters.gguf.rounding import ROUNDED, value_blocks
 from exporters.gguf.sources import Source
-from exporters.gguf.tables import asked_type, changed_values, lossless_types
+from exporters.gguf.tables import asked_type, lossless_types
 from lrqat.checkpoint import Checkpoint, QuantizedTensor
 from lrqat.errors import ExportRefusedError
 from lrqat.grid import Grid
@@ -115,40 +115,44 @@ def _note(chosen: IntegerBlock, grid: Grid, columns: int, activations: str | Non
 
 
 def choose_float_block(
-    checkpoint: Checkpoint, source: Source, options: Options
-) -> tuple[FloatBlock, str]:
-    """The type of a floating tensor, and a note if its values are rounded.
+    checkpoint: Checkpoint, source: Source, options: Options, changed: dict[str, int]
+) -> tuple[ValueBlock, str]:
+    """The type of a floating matrix, and a note if its values are rounded.
+
+    Args:
+        checkpoint: whose matrix it is.
+        source: the matrix.
+        options: the user's.
+        changed: values that change by type, see `tables.changed_values`.
 
     Raises:
         ExportRefusedError: the rows do not fit the type asked for.
-        CheckpointError: the tensor cannot be read or is not finite.
     """
-    blocks = value_blocks()
-    asked = asked_type(source, options)
-    if source.is_float32 or "f32" in (options.type, asked):
-        return blocks["f32"], ""
+    blocks, asked = value_blocks(), asked_type(source, options)
     if asked == "auto":
-        lossless = (blocks[name] for name in lossless_types(checkpoint, source))
-        exact = (b for b in lossless if not any(changed_values(checkpoint, source, b)))
-        return next(exact, blocks["f32"]), ""
-    try:
-        rounded = sum(changed_values(checkpoint, source, blocks[asked]))
-    except ExportRefusedError as error:
-        raise ExportRefusedError(f"{source.origin} as {asked}: {error}") from None
-    size = math.prod(source.shape)
+        lossless = (name for name in lossless_types(checkpoint, source) if not changed[name])
+        return blocks[next(lossless, "f32")], ""
+    if asked in ROUNDED:
+        try:
+            ROUNDED[asked].check_rows(source.shape[-1])
+        except ExportRefusedError as error:
+            raise ExportRefusedError(f"{source.origin} as {asked}: {error}") from None
+        return blocks[asked], "rounded, as asked"
+    size, rounded = math.prod(source.shape), changed[asked]
     note = f"{rounded} of {size} values are rounded, as asked" if rounded else ""
     return blocks[asked], note
 
 
-def pack_source(checkpoint: Checkpoint, source: Source, type_name: str) -> NDArray[np.uint8]:
-    """Read one tensor and pack it as `type_name`: uint8 (rows, row bytes)."""
-    if not source.quantized or type_name not in integer_blocks():
-        block = value_blocks()[type_name]
-        packed = np.empty((source.rows, row_bytes(block, source.shape[-1])), np.uint8)
-        for rows, values in source.read_pieces(checkpoint):
-            packed[rows] = block.pack(values)
-        return packed
-    return pack_quantized(source.read_quantized(checkpoint), type_name)
+def packed_pieces(
+    checkpoint: Checkpoint, source: Source, type_name: str
+) -> Iterator[NDArray[np.uint8]]:
+    """Read one tensor and pack it as `type_name`: uint8 (rows, row bytes), some rows at a time."""
+    if source.quantized and type_name in integer_blocks():
+        for _, tensor in source.quantized_pieces(checkpoint):
+            yield pack_quantized(tensor, type_name)
+    else:
+        for _, values in source.read_pieces(checkpoint):
+            yield value_blocks()[type_name].pack(values)
 
 
 def pack_quantized(tensor: QuantizedTensor, type_name: str) -> NDArray[np.uint8]:

@@ -24,7 +24,9 @@ _HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
 # Matrices whose products upstream keeps in float32: F16 would round what decides on experts.
 _FLOAT32 = ("ffn_gate_inp.weight", "position_embd.weight")
 
-_PIECE_VALUES = 1 << 18  # 1 MiB as float32, which a core's cache holds
+# What is worked on at a time: a core's cache holds it with all that is made of it. Floating values
+# are few enough for 128 KiB as float32, for which glibc does not ask the system, time and again.
+_PIECE_INTEGERS, _PIECE_VALUES = 1 << 17, 1 << 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,16 +64,19 @@ class Source:
     @property
     def is_float32(self) -> bool:
         """Whether it must be stored as float32."""
-        return len(self.shape) == 1 or self.name.endswith(_FLOAT32)
+        is_computed = self.values is not None
+        return is_computed or len(self.shape) == 1 or self.name.endswith(_FLOAT32)
 
     @property
     def working_bytes(self) -> int:
-        """About what packing or comparing it takes, its packed form included.
+        """About what packing or comparing it takes at most.
 
-        Comparing takes more: integers and codes of both sides, and both sides' weights in float32.
+        Of a trained weight its packed integers and scales are whole in memory, in two orders of
+        rows; of a floating one all values, where they move. The rest is that of a piece.
         """
         weights = math.prod(self.shape)
-        return 13 * weights if self.quantized else 4 * weights + 16 * min(weights, _PIECE_VALUES)
+        whole = 3 if self.quantized else 0 if self._is_read_partly else 8
+        return whole * weights + 32 * min(weights, _PIECE_INTEGERS)
 
     def grid(self, checkpoint: Checkpoint) -> Grid:
         """The grid of a quantised weight. Raises CheckpointError if experts have several."""
@@ -80,12 +85,17 @@ class Source:
             raise CheckpointError(f"the experts of {self.origin} are on several grids; train again")
         return first
 
-    def read_quantized(self, checkpoint: Checkpoint) -> QuantizedTensor:
-        """Integers and scales (rows, in) in the file's row order."""
-        tensors = [checkpoint.quantized(module) for module in self.stack or (self.origin,)]
-        if self.row_order is not None:
-            tensors = [tensor.take(self.row_order) for tensor in tensors]
-        return QuantizedTensor.join(self.origin, tensors) if self.stack else tensors[0]
+    def quantized_pieces(self, checkpoint: Checkpoint) -> Iterator[tuple[slice, QuantizedTensor]]:
+        """Integers and scales in the file's row order, some rows at a time; with which they are."""
+        first = 0
+        for module in self.stack or (self.origin,):
+            packed = checkpoint.packed(module)
+            if self.row_order is not None:
+                packed = packed.take(self.row_order)
+            rows = len(packed.words)
+            for piece in _pieces(rows, packed.columns, _PIECE_INTEGERS):
+                yield slice(first + piece.start, first + piece.stop), packed.take(piece).unpack()
+            first += rows
 
     def read_values(self, checkpoint: Checkpoint) -> NDArray[np.float32]:
         """The exact values in the file's row order, float32 (rows, columns).
@@ -94,7 +104,7 @@ class Source:
         finite.
         """
         if self.quantized:
-            return self.read_quantized(checkpoint).dequantize()
+            return np.concatenate([values for _, values in self.read_pieces(checkpoint)])
         stored = self.values if self.values is not None else checkpoint.floating(self.origin)
         values = self._exact(stored)
         if self.transposed:
@@ -103,27 +113,27 @@ class Source:
             values = values.take(self.row_order, axis=_row_axis(values.shape))
         return self._shifted(values).reshape(self.rows, self.shape[-1])
 
-    def pieces(self) -> Iterator[slice]:
-        """The rows, so many at a time that a core's cache holds them."""
-        step = max(1, _PIECE_VALUES // self.shape[-1])
-        for start in range(0, self.rows, step):
-            yield slice(start, min(start + step, self.rows))
-
     def read_pieces(self, checkpoint: Checkpoint) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """The same values, some rows at a time, with which rows they are.
 
         A floating matrix that is stored as it lies in the checkpoint, as embedding and head are, is
         never whole in memory.
         """
-        computed = self.quantized or self.values is not None
-        moved = self.row_order is not None or self.transposed
-        partly = not computed and not moved and len(self.shape) == 2
-        whole = None if partly else self.read_values(checkpoint)
-        for rows in self.pieces():
+        if self.quantized:
+            for rows, tensor in self.quantized_pieces(checkpoint):
+                yield rows, tensor.dequantize()
+            return
+        whole = None if self._is_read_partly else self.read_values(checkpoint)
+        for rows in _pieces(self.rows, self.shape[-1], _PIECE_VALUES):
             if whole is None:
                 yield rows, self._shifted(self._exact(checkpoint.floating(self.origin, rows)))
             else:
                 yield rows, whole[rows]
+
+    @property
+    def _is_read_partly(self) -> bool:
+        is_stored_so = self.values is None and self.row_order is None and not self.transposed
+        return is_stored_so and len(self.shape) == 2
 
     def _shifted(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         return values + np.float32(self.offset) if self.offset else values
@@ -136,6 +146,13 @@ class Source:
         if not np.isfinite(values).all():
             raise CheckpointError(f"{self.origin} holds NaN or infinite values; train again")
         return values
+
+
+def _pieces(rows: int, columns: int, most: int) -> Iterator[slice]:
+    """Rows of a matrix, at most so many elements at a time, and at least one row."""
+    step = max(1, most // columns)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
 
 
 def find_sources(checkpoint: Checkpoint, architecture: Architecture) -> list[Source]:

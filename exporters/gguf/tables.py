@@ -12,13 +12,15 @@ llama-quantize's --token-embedding-type and --output-tensor-type do. By default 
 Source: ggml-cpu.c `type_traits_cpu`, ggml-cpu/ops.cpp `ggml_compute_forward_get_rows`.
 """
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from exporters.gguf.blocks import Block, FloatBlock, float_blocks, row_bytes
+import numpy as np
+
+from exporters.gguf.blocks import Block, ValueBlock, float_blocks, row_bytes
 from exporters.gguf.options import Options
-from exporters.gguf.rounding import count_rounded, value_blocks
+from exporters.gguf.rounding import value_blocks
 from exporters.gguf.sources import Source
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import ExportRefusedError
@@ -104,27 +106,36 @@ class TableChoice:
                 "changed": self.changed}  # fmt: skip
 
 
-def table_choice(checkpoint: Checkpoint, source: Source, block: Block) -> TableChoice | None:
-    """What the user could choose for `source`, or None if it is no floating embedding or head."""
+def table_choice(source: Source, block: Block, changed: dict[str, int]) -> TableChoice | None:
+    """What the user could choose for `source`, or None if it is no floating embedding or head.
+
+    Args:
+        source: the tensor.
+        block: the type that it gets.
+        changed: from `changed_values`.
+    """
     if source.name not in _FLAGS or source.quantized:
         return None
-    blocks = value_blocks()
-    sizes = {name: _bytes(other, source) for name, other in blocks.items()}
+    sizes = {name: _bytes(other, source) for name, other in value_blocks().items()}
     fitting = {name: size for name, size in sizes.items() if size}
-    changed = {
-        name: sum(changed_values(checkpoint, source, other))
-        for name, other in float_blocks().items()
-    }
     ordered = dict(sorted(fitting.items(), key=lambda item: item[1]))
     return TableChoice(source.name, block.NAME, ordered, changed)
 
 
-def changed_values(checkpoint: Checkpoint, source: Source, block: FloatBlock) -> Iterator[int]:
-    """How many values of a floating matrix a type does not hold exactly, some rows at a time."""
-    return (count_rounded(block, values) for _, values in source.read_pieces(checkpoint))
+def changed_values(checkpoint: Checkpoint, source: Source) -> dict[str, int]:
+    """How many values of a floating matrix each type does not hold, of those that keep them singly.
+
+    Raises:
+        CheckpointError: the tensor cannot be read or is not finite.
+    """
+    kept = dict.fromkeys(float_blocks(), 0)
+    for _, values in source.read_pieces(checkpoint):
+        for name, block in float_blocks().items():
+            kept[name] += int(np.count_nonzero(block.exact(values)))
+    return {name: math.prod(source.shape) - count for name, count in kept.items()}
 
 
-def _bytes(block: FloatBlock, source: Source) -> int:
+def _bytes(block: ValueBlock, source: Source) -> int:
     """Bytes of `source` in a type, 0 if its rows are not whole blocks."""
     try:
         return source.rows * row_bytes(block, source.shape[-1])

@@ -1,7 +1,8 @@
 """Writing a planned GGUF file: packed by all cores, in order, verified before it gets its name."""
 
+import os
 from collections.abc import Callable
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import gguf
 import numpy as np
 
+from exporters.gguf.header import TensorInfo
 from exporters.gguf.metadata import holds
-from exporters.gguf.planning import Plan, PlannedTensor
+from exporters.gguf.planning import Plan, PlannedTensor, padded
 from exporters.gguf.reader import check_tensors
-from exporters.gguf.selection import pack_source
+from exporters.gguf.selection import packed_pieces
 from exporters.gguf.shards import read_model, shard_entries, shard_paths
 from exporters.gguf.upstream import run_converter
 from exporters.parallel import in_order
@@ -83,13 +85,16 @@ def write(
         if plan.options.converter is not None:
             tensors, quantized = run_converter(plan.checkpoint, plan.options, staged[0])
             rounded = 0
+            hashes = [sha256_of(file) for file in staged]
         else:
             _write_files(plan, staged, progress, workers)
-            rounded = _verify(plan, staged[0], verified, workers)
+            with ThreadPoolExecutor(1) as pool:
+                hashing = pool.map(sha256_of, staged)
+                rounded = _verify(plan, staged[0], verified, workers)
+            hashes = list(hashing)
             tensors = len(plan.tensors)
             quantized = sum(tensor.source.quantized for tensor in plan.tensors)
         sizes = [file.stat().st_size for file in staged]
-        hashes = [sha256_of(file) for file in staged]
     return Report(
         path=str(targets[0]),
         bytes=sum(sizes),
@@ -102,25 +107,20 @@ def write(
 
 
 def _write_files(plan: Plan, paths: list[Path], progress: Progress, workers: int | None) -> None:
-    packed = in_order(
-        lambda tensor: pack_source(plan.checkpoint, tensor.source, tensor.block.NAME),
+    for no, (path, tensors) in enumerate(zip(paths, plan.shards, strict=True)):
+        _begin(plan, path, no, tensors)
+    places = read_model(paths[0]).tensors
+    for name in in_order(
+        lambda tensor: _write_tensor(plan, tensor, places[tensor.source.name]),
         plan.tensors,
         lambda tensor: tensor.source.working_bytes,
         workers,
-    )
-    with closing(packed):
-        for no, (path, tensors) in enumerate(zip(paths, plan.shards, strict=True)):
-            writer = _begin(plan, path, no, tensors)
-            try:
-                for tensor in tensors:
-                    writer.write_tensor_data(next(packed))
-                    progress(tensor.source.name)
-            finally:
-                writer.close()
+    ):
+        progress(name)
 
 
-def _begin(plan: Plan, path: Path, no: int, tensors: list[PlannedTensor]) -> gguf.GGUFWriter:
-    """A file with everything but the tensors' data; all but the first say only which part it is."""
+def _begin(plan: Plan, path: Path, no: int, tensors: list[PlannedTensor]) -> None:
+    """A file with zeros for the tensors; all but the first say only which part it is."""
     writer = gguf.GGUFWriter(path, plan.architecture)
     part = shard_entries(no, len(plan.shards), len(plan.tensors))
     for entry in [*([] if no else plan.metadata), *part]:
@@ -136,7 +136,18 @@ def _begin(plan: Plan, path: Path, no: int, tensors: list[PlannedTensor]) -> ggu
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    return writer
+    writer.close()
+    size = path.stat().st_size + sum(tensor.padded_bytes for tensor in tensors)
+    os.truncate(path, padded(size))
+
+
+def _write_tensor(plan: Plan, tensor: PlannedTensor, place: TensorInfo) -> str:
+    """Pack `tensor` into its place in a file; gives its name."""
+    with place.path.open("r+b") as stream:
+        stream.seek(place.start)
+        for packed in packed_pieces(plan.checkpoint, tensor.source, tensor.block.NAME):
+            stream.write(packed.data)
+    return tensor.source.name
 
 
 def _verify(plan: Plan, path: Path, verified: Progress, workers: int | None) -> int:

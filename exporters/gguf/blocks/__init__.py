@@ -10,7 +10,8 @@ An integer type is a module with
     unpack(bytes of rows)     -> Fields
     values(Fields)            -> weights
 
-and a floating type one with NAME, TYPE, FILE_TYPE, `pack(values)` and `unpack(bytes of rows)`.
+and a floating type one with NAME, TYPE, FILE_TYPE, `exact(values)`, `pack(values)` and
+`unpack(bytes of rows)`.
 What types have in common is in `exporters.gguf`: `exactness` (refusing), `encoding`, `fields`
 (the numbers and what they multiply to) and `rows` (bits and bytes).
 """
@@ -62,14 +63,21 @@ class IntegerBlock(Block, Protocol):
         """The weights float32 (out, in), as llama.cpp computes them."""
 
 
-class FloatBlock(Block, Protocol):
-    """A type that stores floating-point numbers one by one."""
+class ValueBlock(Block, Protocol):
+    """A type that floating-point numbers can be stored in."""
 
     def pack(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Bytes (rows, row bytes) of float32 (rows, columns), rounded to nearest even."""
 
     def unpack(self, data: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The float32 (rows, columns) that the bytes stand for, exactly."""
+
+
+class FloatBlock(ValueBlock, Protocol):
+    """A type that stores floating-point numbers one by one."""
+
+    def exact(self, values: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Which of finite float32 values the type holds exactly."""
 
 
 @cache

@@ -17,6 +17,11 @@ TYPE = ggml_type(NAME)
 FILE_TYPE = LlamaFileType.MOSTLY_BF16
 
 
+def exact(values: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Where finite float32 values are those of bfloat16, whose lower half is 0."""
+    return values.view(np.uint32) & np.uint32(0xFFFF) == 0
+
+
 def pack(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Bytes of float32 (rows, columns) as uint8 (rows, row bytes), rounded to nearest even."""
     return np.ascontiguousarray(values.astype(ml_dtypes.bfloat16)).view(np.uint8)

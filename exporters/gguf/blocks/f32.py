@@ -15,6 +15,11 @@ TYPE = ggml_type(NAME)
 FILE_TYPE = LlamaFileType.ALL_F32
 
 
+def exact(values: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Where float32 values are exact: everywhere."""
+    return np.ones(values.shape, np.bool_)
+
+
 def pack(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Bytes of float32 (rows, columns) as uint8 (rows, row bytes), rounded to nearest even."""
     return np.ascontiguousarray(values, "<f4").view(np.uint8)

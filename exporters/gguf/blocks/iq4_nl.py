@@ -53,4 +53,4 @@ def unpack(data: NDArray[np.uint8]) -> Fields:
 
 def values(fields: Fields) -> NDArray[np.float32]:
     """The weights float32 (out, in)."""
-    return weights(_LEVELS[fields.codes], fields.numbers["d"])
+    return weights(_LEVELS.take(fields.codes), fields.numbers["d"])

@@ -58,4 +58,4 @@ def unpack(data: NDArray[np.uint8]) -> Fields:
 def values(fields: Fields) -> NDArray[np.float32]:
     """The weights float32 (out, in)."""
     power = np.ldexp(np.float32(1), fields.numbers["e"].astype(np.int32) - 128)
-    return weights(_LEVELS[fields.codes], power)
+    return weights(_LEVELS.take(fields.codes), power)

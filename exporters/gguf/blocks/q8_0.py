@@ -38,7 +38,7 @@ def refuses(grid: Grid, in_features: int) -> str | None:
 
 def encode(q: NDArray[np.int8], ranges: StoredRanges, grid: Grid) -> Fields:
     """The numbers Q8_0 stores. Raises ExportRefusedError if one is not exact."""
-    codes = encoding.integers(q, _LOW, _HIGH, TYPE, ranges.zero_point).astype(np.int8)
+    codes = encoding.integers(q, _LOW, _HIGH, TYPE, ranges.zero_point)
     return Fields(codes, {"d": encoding.block_scales(ranges, TYPE.blocks(q.shape[1]))})
 
 
