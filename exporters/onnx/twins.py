@@ -1,39 +1,36 @@
 """Twins of a model's projections, whose weights lie as in the file.
 
 A twin takes the place of a projection in the skeleton (see `exporters.onnx.skeleton`); what it
-computes is what the graph computes. `lrqat::dequantize` stands for ONNX's DequantizeLinear, which
-`exporters.onnx.graph` translates it to.
+computes is what the graph computes.
 """
 
-import torch
 from torch import Tensor, nn
 
-
-@torch.library.custom_op("lrqat::dequantize", mutates_args=())
-def dequantize(q: Tensor, scale: Tensor, block: int) -> Tensor:
-    """DequantizeLinear on integers [K, N]: blocked along K, or (block 0) one scale a column."""
-    if block == 0:
-        return q.to(scale.dtype) * scale
-    return (q.to(scale.dtype).unflatten(0, (-1, block)) * scale[:, None]).flatten(0, 1)
-
-
-@dequantize.register_fake
-def _(q: Tensor, scale: Tensor, block: int) -> Tensor:
-    return torch.empty(q.shape, dtype=scale.dtype, device=q.device)
+from exporters.onnx.operators import dequantize
 
 
 class QuantizedTwin(nn.Module):
-    """y = x @ dequantize(weight [K, N], weight_scale) + bias."""
+    """y = x @ dequantize(weight [K, N], weight_scale, weight_zero_point) + bias."""
 
-    def __init__(self, q: Tensor, scale: Tensor, block: int, bias: nn.Parameter | None) -> None:
+    def __init__(
+        self,
+        q: Tensor,
+        scale: Tensor,
+        zero_point: Tensor | None,
+        block: int,
+        bias: nn.Parameter | None,
+    ) -> None:
         super().__init__()
         self.register_buffer("weight", q)
         self.register_buffer("weight_scale", scale)
+        self.register_buffer("weight_zero_point", zero_point)
         self.block, self.bias = block, bias
+        self.input: nn.Module = nn.Identity()  # or an exporters.onnx.rounding.RoundedInput
 
     def forward(self, x: Tensor) -> Tensor:
         """Project x (..., K) to (..., N)."""
-        y = x @ dequantize(self.weight, self.weight_scale, self.block)
+        scale, zero_point = self.weight_scale, self.weight_zero_point
+        y = self.input(x) @ dequantize(self.weight, scale, zero_point, self.block)
         return y if self.bias is None else y + self.bias
 
 
@@ -49,10 +46,11 @@ class LinearTwin(nn.Module):
         super().__init__()
         self.register_buffer("weight", weight)
         self.bias = bias
+        self.input: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Project x (..., K) to (..., N)."""
-        y = x @ self.weight
+        y = self.input(x) @ self.weight
         return y if self.bias is None else y + self.bias
 
 
