@@ -178,6 +178,20 @@ def range_of(low: Tensor, high: Tensor, grid: ActivationGrid) -> Ranges:
     return Ranges(scale, (-(low / scale)).clamp_(0, grid.q_max).round_())
 
 
+def row_ranges(x: Tensor, grid: ActivationGrid) -> Ranges:
+    """The s and z of every row of `x` (..., in) on a grid of TOKEN: float32 (..., 1) each."""
+    return range_of(x.amin(-1, keepdim=True), x.amax(-1, keepdim=True), grid)
+
+
+def to_integers(x: Tensor, grid: ActivationGrid, ranges: Ranges) -> Tensor:
+    """The integers of float32 `x` under `ranges` as they ship, as float32 of its shape.
+
+    Their values are ranges.scale * (q - ranges.zero_point).
+    """
+    scale, zero_point = ranges
+    return (x / scale).round_().add_(zero_point).clamp_(0, grid.q_max)
+
+
 def quantize(x: Tensor, grid: ActivationGrid, ranges: Ranges | None = None) -> Tensor:
     """x_hat: `x` rounded to `grid`, with the gradients of the module docstring.
 
@@ -226,8 +240,7 @@ def _dynamic(x: Tensor, grid: ActivationGrid) -> Tensor:
     if grid.rounding is not None:
         blocks = wide.unflatten(-1, (-1, grid.block or x.shape[-1]))
         return BLOCK_ROUNDINGS[grid.rounding](blocks).flatten(-2).to(x.dtype)
-    low, high = wide.amin(-1, keepdim=True), wide.amax(-1, keepdim=True)
-    return _on_grid(wide, range_of(low, high, grid), grid).to(x.dtype)
+    return _on_grid(wide, row_ranges(wide, grid), grid).to(x.dtype)
 
 
 def _static(x: Tensor, ranges: Ranges, grid: ActivationGrid) -> Tensor:
@@ -235,9 +248,7 @@ def _static(x: Tensor, ranges: Ranges, grid: ActivationGrid) -> Tensor:
 
 
 def _on_grid(wide: Tensor, ranges: Ranges, grid: ActivationGrid) -> Tensor:
-    scale, zero_point = ranges
-    q = (wide / scale).round_().add_(zero_point).clamp_(0, grid.q_max)
-    return q.sub_(zero_point).mul_(scale)
+    return to_integers(wide, grid, ranges).sub_(ranges.zero_point).mul_(ranges.scale)
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -1,7 +1,7 @@
 """ONNX Runtime: an exported folder as a function from tokens to logits.
 
 Accuracy level 1 keeps every product in float32. ONNX Runtime's own default, 4, rounds activations
-to 8 bits inside 4-bit products; it is faster and not what was trained.
+to 8 bits inside quantised products; it is faster, and not what was trained, unless it was.
 """
 
 import json
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from lrqat.errors import RuntimeUnavailableError, UserError
 
+_NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+
 
 class OnnxRuntime:
     """An open session. Use `OnnxRuntime.open`, best in a `with` statement.
@@ -23,16 +25,15 @@ class OnnxRuntime:
         session: the onnxruntime.InferenceSession.
     """
 
-    def __init__(self, session: Any, cache: dict[str, NDArray[np.float32]]) -> None:
+    def __init__(self, session: Any) -> None:
         self.session: Any = session
-        self._empty_cache = cache
 
     @classmethod
     def open(
         cls,
         folder: str | Path,
         *,
-        accuracy_level: int = 1,
+        accuracy_level: int | None = None,
         twin: bool = False,
         threads: int | None = None,
         optimized_path: str | Path | None = None,
@@ -41,7 +42,8 @@ class OnnxRuntime:
 
         Args:
             folder: from the ONNX exporter.
-            accuracy_level: of 4-bit products; 0 and 1 compute in float32, 4 in int8.
+            accuracy_level: of quantised products; 0 and 1 compute in float32, 4 in int8; None:
+                what the file was exported for.
             twin: use no quantised kernels at all: weights are dequantised once and multiplied as
                 float32 (the F32 twin of the L1 check).
             threads: None: every core.
@@ -60,9 +62,8 @@ class OnnxRuntime:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or os.cpu_count() or 1
         options.log_severity_level = 3
-        options.add_session_config_entry(
-            "session.qdq_matmulnbits_accuracy_level", str(accuracy_level)
-        )
+        level = exported_level(folder) if accuracy_level is None else accuracy_level
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(level))
         if twin:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         if optimized_path is not None:
@@ -74,7 +75,7 @@ class OnnxRuntime:
             )
         except Exception as error:  # onnxruntime's errors share no base class
             raise UserError(f"ONNX Runtime cannot load {path}: {error}") from None
-        return cls(session, _empty_cache(session))
+        return cls(session)
 
     def logits(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Logits (n, vocabulary) of tokens (n,), with an empty cache."""
@@ -84,9 +85,17 @@ class OnnxRuntime:
             "input_ids": ids,
             "attention_mask": np.ones((1, count), np.int64),
             "position_ids": np.arange(count, dtype=np.int64)[None],
-            **self._empty_cache,
+            **self.empty_cache(1),
         }
         return self.session.run(["logits"], feeds)[0][0]
+
+    def empty_cache(self, batch: int) -> dict[str, NDArray[Any]]:
+        """A cache of no tokens, by input name: (batch, kv_heads, 0, width) in the input's type."""
+        return {
+            entry.name: np.zeros((batch, entry.shape[1], 0, entry.shape[3]), _NUMPY[entry.type])
+            for entry in self.session.get_inputs()
+            if entry.name.startswith("past_key_values.")
+        }
 
     def close(self) -> None:
         """Free the session."""
@@ -104,6 +113,19 @@ class OnnxRuntime:
         self.close()
 
 
+def exported_level(folder: str | Path) -> int:
+    """The accuracy level that `folder`/model.onnx was exported for; 1 where it does not say."""
+    from exporters.onnx.model_file import read_model
+    from exporters.onnx.options import OPTIONS_KEY
+
+    try:
+        return int(
+            json.loads(read_model(Path(folder)).metadata_props[OPTIONS_KEY])["accuracy_level"]
+        )
+    except (KeyError, TypeError, ValueError, UserError):
+        return 1
+
+
 def provenance(folder: str | Path) -> dict[str, Any]:
     """The `lrqat.*` facts that the file itself carries, numbers as numbers."""
     with OnnxRuntime.open(folder) as opened:
@@ -116,12 +138,3 @@ def _plain(value: str) -> Any:
         return json.loads(value)
     except ValueError:
         return value
-
-
-def _empty_cache(session: Any, batch: int = 1) -> dict[str, NDArray[np.float32]]:
-    """A cache of no tokens, by input name: float32 (batch, kv_heads, 0, head_dim)."""
-    return {
-        entry.name: np.zeros((batch, entry.shape[1], 0, entry.shape[3]), np.float32)
-        for entry in session.get_inputs()
-        if entry.name.startswith("past_key_values.")
-    }

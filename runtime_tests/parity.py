@@ -6,20 +6,10 @@
         over the first 256 positions
     L2  the runtime: perplexity and KL of the real file in the real runtime, on the same windows
 
-L2's tolerance depends on what the runtime does to activations, and this is the one place that says
-so. ONNX Runtime at accuracy level 1 computes in float32: the perplexities agree to 1e-5, the noise
-of summation order. llama.cpp rounds activations to 8 bits (blocks of 32, fp16 scale) inside every
-quantised matrix product, on purpose and for speed: its file cannot agree with a float32 reference
-to better than that rounding, which by itself costs a KL of a few 1e-4 to 1e-3. So there the bounds
-are 0.5 % of perplexity, three standard errors of the paired difference, and a KL of 2e-3; and L1,
-which runs the same graph without that rounding, shows that nothing else is in the difference (but
-for GELU, which it takes from a table of half-precision values: in L1 the reference does too, and
-the bound is 1e-3; `runtime_tests.llama_cpp_gelu` says why).
+The bounds depend on the runtime, and `runtime_tests.provers` says what they are and why.
 """
 
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,55 +24,13 @@ from lrqat.perplexity import Comparison, LogitsFunction, Progress, Windows, comp
 from lrqat.publish import refuse_existing
 from lrqat.reference import load_reference, torch_logits
 from lrqat.text import encode, window_bos
-from runtime_tests.llama_cpp_gelu import GELU_BOUND, with_table_gelu
+from runtime_tests.provers import L1_BOUND, Tolerance, prover_of
 from runtime_tests.targets import open_target
 
-L1_BOUND = 1e-4
 L1_WINDOWS = 4
 # llama.cpp's rotary angles and PyTorch's drift apart with the position (runtime_tests/llama_cpp.py
 # says why): on 256 positions that is a third of the bound, on 512 it can exceed it.
 L1_POSITIONS = 256
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """Bounds of L2; None where a runtime needs no such allowance.
-
-    Attributes:
-        relative: |relative difference of perplexity|.
-        standard_errors: of the paired difference of log-likelihoods.
-        kl: mean KL, nats.
-    """
-
-    relative: float
-    standard_errors: float | None
-    kl: float
-
-    def holds(self, comparison: Comparison) -> bool:
-        """Whether a comparison keeps within all bounds."""
-        return (
-            abs(comparison.relative_difference) <= self.relative
-            and comparison.kl <= self.kl
-            and (self.standard_errors is None or comparison.standard_errors <= self.standard_errors)
-        )
-
-
-@dataclass(frozen=True)
-class Prover:
-    """How one kind of file is proved.
-
-    Attributes:
-        verify: (file, checkpoint) -> mismatching elements by tensor (L0).
-        twin: (file, checkpoint, context) -> logits of the F32 twin (L1).
-        as_runtime: model -> context in which it rounds what the runtime rounds even in float32;
-            gives the bound of L1.
-        tolerance: of L2.
-    """
-
-    verify: Callable[[Path, Checkpoint], dict[str, int]]
-    twin: Callable[[Path, Checkpoint, int], AbstractContextManager[LogitsFunction]]
-    as_runtime: Callable[[Any], AbstractContextManager[float]]
-    tolerance: Tolerance
 
 
 @dataclass(frozen=True)
@@ -182,7 +130,7 @@ def prove(
     """
     if kl_base:
         refuse_existing(kl_base, overwrite=False)
-    provers = [_prover(Path(file)) for file in files]
+    provers = [prover_of(Path(file)) for file in files]
     checkpoint = Checkpoint.open(checkpoint_path)
     tokenizer = hub.load_tokenizer(checkpoint.path)
     tokens = encode(tokenizer, text)
@@ -210,7 +158,7 @@ def prove(
                 same_tokens=target.encode(text) == tokens and target.bos == window_bos(tokenizer),
                 logit_difference=difference,
                 comparison=compare(reference, target.logits, windows, progress(target.runtime)),
-                tolerance=prover.tolerance,
+                tolerance=prover.bounds(checkpoint),
                 logit_bound=bound,
             )
         proofs.append(proof)
@@ -233,74 +181,3 @@ def _largest_difference(reference: LogitsFunction, twin: LogitsFunction, windows
     differences = (np.abs(reference(window) - twin(window)).max() for window in tokens)
     # A NaN anywhere must fail the comparison with the bound, and max() would hide it.
     return float(np.max(np.fromiter(differences, np.float64)))
-
-
-@contextmanager
-def _gguf_twin(path: Path, checkpoint: Checkpoint, context: int) -> Iterator[LogitsFunction]:
-    """A second export of the checkpoint in which every tensor is F32, run by llama.cpp."""
-    from exporters import gguf
-    from runtime_tests.llama_cpp import LlamaCpp
-
-    with tempfile.TemporaryDirectory(prefix="lrqat-twin-") as folder:
-        twin = Path(folder) / "twin.gguf"
-        gguf.write(gguf.plan(checkpoint, gguf.Options(type="f32")), twin)
-        with LlamaCpp.open(twin, n_ctx=context) as llama:
-            yield llama.logits
-
-
-@contextmanager
-def _as_llama_cpp(model: Any) -> Iterator[float]:
-    with with_table_gelu(model) as gelus:
-        yield GELU_BOUND if gelus else L1_BOUND
-
-
-@contextmanager
-def _onnx_twin(path: Path, checkpoint: Checkpoint, context: int) -> Iterator[LogitsFunction]:
-    """The same folder with ONNX Runtime's quantised kernels off: plain float32 products."""
-    from runtime_tests.onnx_runtime import OnnxRuntime
-
-    with OnnxRuntime.open(path, twin=True) as session:
-        yield session.logits
-
-
-def _verify_gguf(path: Path, checkpoint: Checkpoint) -> dict[str, int]:
-    from exporters import gguf
-
-    return gguf.verify(path, checkpoint)
-
-
-def _verify_onnx(path: Path, checkpoint: Checkpoint) -> dict[str, int]:
-    from exporters import onnx
-
-    return onnx.verify(path, checkpoint)
-
-
-_PROVERS: tuple[tuple[Callable[[Path], bool], Prover], ...] = (
-    (
-        lambda path: path.suffix == ".gguf" and path.is_file(),
-        Prover(
-            _verify_gguf,
-            _gguf_twin,
-            _as_llama_cpp,
-            Tolerance(5e-3, standard_errors=3.0, kl=2e-3),
-        ),
-    ),
-    (
-        lambda path: (path / "model.onnx").is_file(),
-        Prover(
-            _verify_onnx,
-            _onnx_twin,
-            lambda model: nullcontext(L1_BOUND),
-            Tolerance(1e-5, standard_errors=None, kl=1e-5),
-        ),
-    ),
-)
-
-
-def _prover(path: Path) -> Prover:
-    for recognises, prover in _PROVERS:
-        if recognises(path):
-            return prover
-    raise UserError(
-        f"{path} is neither a .gguf file nor an ONNX folder; export it with tools/export.py"
-    )

@@ -15,8 +15,9 @@ import pytest
 
 from conftest import SYMMETRIC_GRIDS
 from exporters import onnx as exporter
+from exporters.inspection import inspect
 from exporters.onnx.folder import genai_config
-from exporters.onnx.verify import OnnxFileError
+from exporters.onnx.model_file import OnnxFileError
 from lrqat import hub
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import ExportRefusedError, OutputError
@@ -155,17 +156,29 @@ def test_bytes_that_read_back_differently_are_not_published(make_fused, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_graph_that_the_runtime_refuses_is_not_published(make_fused, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("domain", "match"),
+    [
+        ("", r"is not valid ONNX .*NoSuchOp"),  # found by onnx's checker
+        ("somebody.else", r"ONNX Runtime .* does not load it .*NoSuchOp"),
+    ],
+)
+def test_a_graph_that_nothing_runs_is_not_published(
+    domain, match, make_fused, tmp_path, monkeypatch
+):
     """Every weight is right and the file still cannot run."""
     pytest.importorskip("onnxruntime")
 
     def rename_an_operator(plan, folder, config):
         model = onnx.load(folder / "model.onnx", load_external_data=False)
-        next(node for node in model.graph.node if node.op_type == "MatMul").op_type = "NoSuchOp"
+        node = next(node for node in model.graph.node if node.op_type == "MatMul")
+        node.op_type, node.domain = "NoSuchOp", domain
+        if domain:
+            model.opset_import.append(onnx.helper.make_opsetid(domain, 1))
         (folder / "model.onnx").write_bytes(model.SerializeToString())
 
     monkeypatch.setattr("exporters.onnx.writer.write_companions", rename_an_operator)
-    with pytest.raises(OutputError, match=r"ONNX Runtime .* does not load it .*NoSuchOp"):
+    with pytest.raises(OutputError, match=match):
         exporter.write(exporter.plan(Checkpoint.open(make_fused("q4_0"))), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -267,3 +280,50 @@ def test_integers_under_another_axis_or_block_do_not_verify(copy, fused_checkpoi
     counts = exporter.verify(copy, Checkpoint.open(fused_checkpoint))
     assert sum(map(bool, counts.values())) == 1
     assert counts[node.input[0]] > 0
+
+
+def test_a_large_initializer_that_nobody_planned_does_not_verify(copy, fused_checkpoint):
+    """The tracer's copy of a weight, say, which the file would hold twice."""
+    model = onnx.load(copy / "model.onnx", load_external_data=False)
+    model.graph.initializer.append(
+        onnx.numpy_helper.from_array(np.zeros((512, 512), np.float32), "val_1")
+    )
+    (copy / "model.onnx").write_bytes(model.SerializeToString())
+    counts = exporter.verify(copy, Checkpoint.open(fused_checkpoint))
+    assert {name: count for name, count in counts.items() if count} == {"val_1": 512 * 512}
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"opset": "x"}', '{"preset": []}', '{"nobody": 1}'])
+def test_options_in_the_file_that_are_no_options_are_an_error(text, copy, fused_checkpoint):
+    model = onnx.load(copy / "model.onnx", load_external_data=False)
+    next(p for p in model.metadata_props if p.key == "lrqat.options").value = text
+    (copy / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(OnnxFileError, match=r"lrqat\.options .* damaged"):
+        exporter.verify(copy, Checkpoint.open(fused_checkpoint))
+
+
+@pytest.fixture
+def cached(copy, tmp_path):
+    """The folder as the Hugging Face cache keeps it: a snapshot of links to blobs."""
+    blobs, snapshot = tmp_path / "x" / "blobs", tmp_path / "x" / "snapshots" / "main"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for i, file in enumerate(sorted(copy.iterdir())):
+        shutil.move(file, blobs / f"{i:040x}")
+        (snapshot / file.name).symlink_to(f"../../blobs/{i:040x}")
+    return snapshot
+
+
+def test_links_within_a_hugging_face_cache_are_followed(cached, fused_checkpoint):
+    checkpoint = Checkpoint.open(fused_checkpoint)
+    assert not any(exporter.verify(cached, checkpoint).values())
+    assert inspect(cached).files == ["model.onnx", "model.onnx_data"]
+
+
+def test_links_that_leave_a_hugging_face_cache_are_refused(cached, fused_checkpoint, tmp_path):
+    secret = tmp_path / "secret"
+    shutil.copyfile(cached / "model.onnx_data", secret)
+    (cached / "model.onnx_data").unlink()
+    (cached / "model.onnx_data").symlink_to(secret)
+    with pytest.raises(OnnxFileError, match="is not usable"):
+        exporter.verify(cached, Checkpoint.open(fused_checkpoint))

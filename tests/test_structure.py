@@ -15,10 +15,10 @@ ALLOWED = {
     "runtime_tests": {"runtime_tests", "exporters", "lrqat"},
     "tools": {"tools", "runtime_tests", "exporters", "lrqat"},
 }
-# What an exporter may know of lrqat: the grid and the checkpoint, never the training.
+# What an exporter may know of lrqat: the grids and the checkpoint, never the training.
 FOR_EXPORTERS = {
-    "__version__", "checkpoint", "errors", "grid", "manifest", "publish", "stored_ranges",
-    "write_json",
+    "__version__", "activations", "checkpoint", "errors", "grid", "manifest", "publish",
+    "stored_ranges", "write_json",
 }  # fmt: skip
 
 

@@ -77,11 +77,13 @@ def test_a_teacher_cache_is_written_once_and_used_again(settings, tmp_path):
     assert first.after.perplexity == again.after.perplexity
 
 
-def test_exporters_refuse_activations_that_the_runtime_does_not_round_so(settings):
+def test_activations_are_exported_as_trained_or_refused(settings):
     report = train(TrainConfig(**settings | {"activations": "int8-token", "method": "rtn"}))
     checkpoint = Checkpoint.open(report.output)
     assert any("llama.cpp does not round" in r for r in gguf.plan(checkpoint).refusals)
-    assert any("ONNX Runtime does not round" in r for r in onnx.plan(checkpoint).refusals)
+    plan = onnx.plan(checkpoint)
+    assert not plan.refusals
+    assert {rounding.grid.name for rounding in plan.roundings.values()} == {"int8-token"}
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,8 @@ def build_parser(formats: Sequence[str] = tuple(FORMATS)) -> argparse.ArgumentPa
                 "--" + field.name.replace("_", "-"),
                 type=_converter(field.type),
                 default=argparse.SUPPRESS,
-                help=f"{field.metadata['help']} (default: {field.default})",
+                help=f"{field.metadata['help']} (default: "
+                f"{field.metadata.get('default', field.default)})",
             )
     return parser
 
@@ -59,9 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     out = command.Output(args.json)
     exporter = load_format(args.format)
-    checkpoint = Checkpoint.open(args.checkpoint)
     names = {field.name for field in dataclasses.fields(exporter.Options)} & vars(args).keys()
-    plan = exporter.plan(checkpoint, exporter.Options(**{n: getattr(args, n) for n in names}))
+    options = exporter.Options(**{n: getattr(args, n) for n in names})  # before anything is read
+    checkpoint = Checkpoint.open(args.checkpoint)
+    plan = exporter.plan(checkpoint, options)
     path = Path(args.output) if args.output else checkpoint.path / exporter.default_name(checkpoint)
     if args.dry_run:
         for line in plan.summary():

@@ -36,7 +36,8 @@ def write_companions(plan: Plan, folder: Path, model_config: Any) -> None:
             shutil.copyfile(source / name, folder / name)
     config = {k: v for k, v in plan.checkpoint.config.items() if k != "quantization_config"}
     write_json(folder / "config.json", config)
-    write_json(folder / "genai_config.json", genai_config(plan, model_config))
+    if plan.genai:
+        write_json(folder / "genai_config.json", genai_config(plan, model_config))
 
 
 def genai_config(plan: Plan, model_config: Any) -> dict[str, Any]:

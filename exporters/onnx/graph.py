@@ -5,6 +5,7 @@
     outputs  logits                                        float [batch, sequence, vocabulary]
              present.I.key, .value                         float [batch, kv_heads, total, head_dim]
 
+A cache that was rounded in training may be passed on in other parts (`exporters.onnx.cache`).
 These are the names that ONNX Runtime GenAI, Optimum and transformers.js look for.
 """
 
@@ -16,10 +17,11 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from onnxscript import opset21
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from exporters.onnx.cache import CacheForm
+from exporters.onnx.operators import TRANSLATION
 from lrqat.errors import ExportRefusedError
 
 PREFIX = "lm."
@@ -29,11 +31,11 @@ _INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
 class WithFlatCache(nn.Module):
-    """Takes and returns the cache as a flat list, key and value of each layer in turn."""
+    """Takes and returns the cache as a flat list, the parts of each layer in turn."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, form: CacheForm) -> None:
         super().__init__()
-        self.lm = model
+        self.lm, self.form = model, form
 
     def forward(
         self,
@@ -44,8 +46,11 @@ class WithFlatCache(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """Run the model; returns logits and the cache with the new tokens."""
         cache = DynamicCache()
-        for i, (key, value) in enumerate(zip(past[::2], past[1::2], strict=True)):
-            cache.update(key, value, i)
+        count = len(self.form.parts)
+        for i in range(0, len(past), count):
+            layer = self.form.layer()
+            self.form.load(layer, past[i : i + count])
+            cache.layers.append(layer)
         output = self.lm(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -54,7 +59,7 @@ class WithFlatCache(nn.Module):
             use_cache=True,
         )
         layers = output.past_key_values.layers
-        return output.logits, [part for layer in layers for part in (layer.keys, layer.values)]
+        return output.logits, [part for layer in layers for part in self.form.parts_of(layer)]
 
 
 def cache_name(prefix: str, layer: int | str, part: str) -> str:
@@ -62,9 +67,9 @@ def cache_name(prefix: str, layer: int | str, part: str) -> str:
     return f"{prefix}.{layer}.{part}"
 
 
-def cache_names(layers: int, prefix: str) -> list[str]:
-    """Names of the flat cache, key and value of each layer in turn."""
-    return [cache_name(prefix, i, part) for i in range(layers) for part in ("key", "value")]
+def cache_names(layers: int, prefix: str, form: CacheForm) -> list[str]:
+    """Names of the flat cache, the parts of each layer in turn."""
+    return [cache_name(prefix, i, part.name) for i in range(layers) for part in form.parts]
 
 
 def cache_shape(config: Any) -> tuple[int, int, int]:
@@ -76,12 +81,13 @@ def cache_shape(config: Any) -> tuple[int, int, int]:
     return int(config.num_hidden_layers), kv_heads, head_size
 
 
-def trace(model: Any, opset: int) -> ir.Model:
+def trace(model: Any, opset: int, form: CacheForm) -> ir.Model:
     """Export a skeleton to ONNX IR.
 
     Args:
         model: from `exporters.onnx.skeleton.build_skeleton`.
         opset: ONNX operator set.
+        form: of the cache.
 
     Returns:
         The graph, not yet simplified; initializers have the names of the plan, with `PREFIX` before
@@ -91,20 +97,19 @@ def trace(model: Any, opset: int) -> ir.Model:
         ExportRefusedError: torch cannot export this architecture.
     """
     layers, kv_heads, head_size = cache_shape(model.config.get_text_config())
-    translation: dict[Any, Any] = {torch.ops.lrqat.dequantize.default: _translate_dequantize}
     with _quiet():
         try:
             program = torch.onnx.export(
-                WithFlatCache(model).eval(),
-                _example(layers, kv_heads, head_size),
+                WithFlatCache(model, form).eval(),
+                _example(layers, kv_heads, head_size, form, model.dtype),
                 dynamo=True,
                 verbose=False,
                 optimize=False,  # done by passes.simplify, which leaves weights alone
                 opset_version=opset,
-                custom_translation_table=translation,
-                input_names=[*_INPUTS, *cache_names(layers, "past_key_values")],
-                output_names=["logits", *cache_names(layers, "present")],
-                dynamic_shapes=_dynamic_shapes(layers),
+                custom_translation_table=TRANSLATION,
+                input_names=[*_INPUTS, *cache_names(layers, "past_key_values", form)],
+                output_names=["logits", *cache_names(layers, "present", form)],
+                dynamic_shapes=_dynamic_shapes(layers * len(form.parts)),
             )
         except torch.onnx.OnnxExporterError as error:
             lines = str(error.__cause__ or error).strip().splitlines()
@@ -115,32 +120,33 @@ def trace(model: Any, opset: int) -> ir.Model:
     return program.model
 
 
-def _example(layers: int, kv_heads: int, head_size: int) -> tuple[Any, ...]:
+def _example(
+    layers: int, kv_heads: int, head_size: int, form: CacheForm, dtype: torch.dtype
+) -> tuple[Any, ...]:
     """Inputs to trace with: a batch of two, some tokens after some others."""
     total = _PAST + _SEQUENCE
+    past = [
+        torch.zeros(_BATCH, kv_heads, _PAST, part.width(head_size), dtype=part.dtype or dtype)
+        for _ in range(layers)
+        for part in form.parts
+    ]
     return (
         torch.ones(_BATCH, _SEQUENCE, dtype=torch.int64),
         torch.ones(_BATCH, total, dtype=torch.int64),
         torch.arange(_PAST, total).repeat(_BATCH, 1),
-        [torch.zeros(_BATCH, kv_heads, _PAST, head_size) for _ in range(2 * layers)],
+        past,
     )
 
 
-def _dynamic_shapes(layers: int) -> dict[str, Any]:
+def _dynamic_shapes(parts: int) -> dict[str, Any]:
     """Names of the dimensions that vary, as torch.export takes them."""
     sequence = {0: "batch_size", 1: "sequence_length"}
     return {
         "input_ids": sequence,
         "attention_mask": {0: "batch_size", 1: "total_sequence_length"},
         "position_ids": sequence,
-        "past": [{0: "batch_size", 2: "past_sequence_length"}] * (2 * layers),
+        "past": [{0: "batch_size", 2: "past_sequence_length"}] * parts,
     }
-
-
-def _translate_dequantize(q: Any, scale: Any, block: int) -> Any:
-    if block == 0:
-        return opset21.DequantizeLinear(q, scale, axis=1)
-    return opset21.DequantizeLinear(q, scale, axis=0, block_size=block)
 
 
 @contextlib.contextmanager

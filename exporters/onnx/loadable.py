@@ -1,13 +1,32 @@
-"""The last check before a folder gets its name: ONNX Runtime, where it is installed, accepts it.
+"""The last checks before a folder gets its name: the file is valid ONNX, and ONNX Runtime takes it.
 
-The session is made without graph optimisation, so weights stay mapped in the file: the check costs
-milliseconds and no memory, whatever the size of the model.
+The checker reads the graph alone. ONNX Runtime is asked where it is installed; its session is made
+without graph optimisation, so that weights stay mapped in the file. Both take milliseconds and no
+memory, whatever the size of the model.
 """
 
 from pathlib import Path
 
-from exporters.onnx.verify import MODEL
+import onnx
+
+from exporters.onnx.model_file import MODEL
 from lrqat.errors import OutputError
+
+
+def refuse_invalid(folder: Path, target: Path) -> None:
+    """Raise OutputError if `folder`/model.onnx is not valid by onnx's own checker.
+
+    Args:
+        folder: where the files lie now.
+        target: where they were to go, for the message.
+    """
+    try:
+        onnx.checker.check_model(str(folder / MODEL))  # by path: a protobuf ends at 2 GB
+    except onnx.checker.ValidationError as error:
+        reason = str(error).strip().splitlines()[0].replace(str(folder), str(target))
+        raise OutputError(
+            f"{target} was not written: it is not valid ONNX ({reason}); report the architecture"
+        ) from None
 
 
 def refuse_unloadable(folder: Path, target: Path) -> None:

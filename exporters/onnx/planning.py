@@ -2,20 +2,28 @@
 
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
 
-from exporters.activations import refuses_activations
+from exporters.onnx.activations import (
+    QDQ,
+    Rounding,
+    cache_bits,
+    refuses_roundings,
+    roundings,
+    with_level,
+)
 from exporters.onnx.options import Options
-from exporters.onnx.weights import KINDS
+from exporters.onnx.weights import KINDS, refuses_grid, storage_of
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import CheckpointError, UserError
 from lrqat.grid import Grid
 
-# Blocks that ONNX Runtime's fusion takes (qdq_selectors.cc, ValidateDQForMatMulNBits).
-_SMALLEST_FUSED_BLOCK = 16
+# What holds a weight that a product takes: y = x @ weight.
+_PRODUCTS = ("linear", "conv1d")
 
 
 @dataclass(frozen=True)
@@ -59,8 +67,9 @@ class Plan:
 
     Attributes:
         checkpoint: the opened checkpoint.
-        options: the choices it was made with.
+        options: the choices it was made with, none left open.
         tensors: every initializer that holds weights.
+        roundings: how inputs of layers are rounded, by module name.
         refusals: reasons not to write; a plan with any cannot be written.
         notes: what a user should know.
     """
@@ -68,6 +77,7 @@ class Plan:
     checkpoint: Checkpoint
     options: Options
     tensors: list[PlannedTensor] = field(default_factory=list)
+    roundings: dict[str, Rounding] = field(default_factory=dict)
     refusals: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -75,6 +85,11 @@ class Plan:
     def tensor_bytes(self) -> int:
         """Bytes of all weights."""
         return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def genai(self) -> bool:
+        """Whether ONNX Runtime GenAI can run it: its caches have two tensors a layer."""
+        return cache_bits(self.checkpoint) is None or self.options.kv_cache == "float"
 
     def summary(self) -> list[str]:
         """Lines of a table for people; the layers of a model share a line."""
@@ -97,7 +112,7 @@ class Plan:
         return {
             "format": "onnx",
             "checkpoint": str(self.checkpoint.path),
-            "options": asdict(self.options),
+            "options": self.options.to_json(),
             "tensor_bytes": self.tensor_bytes,
             "tensors": [tensor.to_json() for tensor in self.tensors],
             "notes": self.notes,
@@ -111,38 +126,67 @@ def plan(checkpoint: Checkpoint, options: Options | None = None) -> Plan:
     Raises:
         CheckpointError: the checkpoint itself is not valid.
     """
-    made = Plan(checkpoint, options or Options())
+    made = Plan(checkpoint, with_level(checkpoint, options or Options()).resolved())
     for name in checkpoint.quantized_names:
-        try:
-            grid, shape = checkpoint.grid(name), checkpoint.shape(name)
-            grid.groups(shape[1])
-        except CheckpointError:
-            raise
-        except UserError as error:
-            made.refusals.append(f"{name}: {error}")
-            continue
-        reason = _refuses(checkpoint, name, grid)
-        if reason:
-            made.refusals.append(f"{name}: {reason}")
-            continue
-        made.tensors.append(_planned(f"{name}.weight", "integers", name, shape, grid))
-        made.tensors.append(_planned(f"{name}.weight_scale", "scales", name, shape, grid))
-    linear = {f"{name}.weight" for name in checkpoint.manifest["kept"]}
+        _plan_trained(made, name)
+    kept = {f"{name}.weight" for name in checkpoint.manifest["kept"]}
     for name in checkpoint.floating_names:
-        kind = "linear" if name in linear else "float"
-        made.tensors.append(_planned(name, kind, name, checkpoint.shape(name), None))
-    reason = refuses_activations(checkpoint, "ONNX Runtime", ("ort-level4",))
-    made.refusals += [reason] if reason else []
-    made.notes += _notes(checkpoint)
+        kind = "linear" if name in kept else "float"
+        made.tensors.append(_planned(made, name, kind, name, checkpoint.shape(name)))
+    _plan_roundings(made)
+    two_bits = any(tensor.dtype == ir.DataType.INT2 for tensor in made.tensors)
+    made.options = made.options.with_integers(two_bits)
+    made.notes += _notes(made)
     return made
 
 
-def _refuses(checkpoint: Checkpoint, name: str, grid: Grid) -> str | None:
-    if checkpoint.kind(name) != "linear":
-        return f"a trained {checkpoint.kind(name)} has no form in ONNX here; train it with --keep"
-    if not grid.symmetric:
-        return f"{grid.name} is not symmetric; train on a grid like int4-g32, which is"
-    return None
+def _plan_trained(made: Plan, name: str) -> None:
+    """Add the initializers of one trained weight, or the reason why there are none."""
+    try:
+        grid, shape = made.checkpoint.grid(name), made.checkpoint.shape(name)
+        grid.groups(shape[1])
+    except CheckpointError:
+        raise
+    except UserError as error:
+        made.refusals.append(f"{name}: {error}")
+        return
+    kind = made.checkpoint.kind(name)
+    reason = refuses_grid(grid, made.options.float_dtype)
+    if kind not in _PRODUCTS:
+        reason = f"a trained {kind} has no form in ONNX here; train it with --keep"
+    if reason:
+        made.refusals.append(f"{name}: {reason}")
+        return
+    two_bits = made.options.two_bit_type == "int2"
+    storage = storage_of(grid, shape[0], two_bits=two_bits)
+    assert storage is not None  # refuses_grid
+    parts = {"weight": "integers", "weight_scale": "scales"}
+    if grid.zero_point:
+        parts["weight_zero_point"] = "zero_points"
+    for suffix, part in parts.items():
+        dtype = None if part == "scales" else storage.dtype
+        made.tensors.append(_planned(made, f"{name}.{suffix}", part, name, shape, grid, dtype))
+
+
+def _plan_roundings(made: Plan) -> None:
+    """Add what inputs of layers are rounded to, and the initializers of fixed ranges."""
+    products = {t.source for t in made.tensors if t.kind == "integers"}
+    products |= {t.source.removesuffix(".weight") for t in made.tensors if t.kind == "linear"}
+    made.refusals += refuses_roundings(made.checkpoint, made.options, products)
+    if made.refusals:
+        return
+    made.roundings = roundings(made.checkpoint, made.options)
+    for name, rounding in made.roundings.items():
+        if rounding.grid.static:
+            unsigned = ir.DataType[f"UINT{rounding.grid.bits}"]
+            types = {
+                "scale": ir.DataType.FLOAT,
+                "zero_point": unsigned if rounding.form == QDQ else ir.DataType.FLOAT,
+            }
+            made.tensors += [
+                _planned(made, f"{name}.input.{part}", f"input_{part}", name, (), None, dtype)
+                for part, dtype in types.items()
+            ]
 
 
 def default_name(checkpoint: Checkpoint) -> str:
@@ -151,20 +195,41 @@ def default_name(checkpoint: Checkpoint) -> str:
 
 
 def _planned(
-    name: str, kind: str, source: str, shape: tuple[int, ...], grid: Grid | None
+    made: Plan,
+    name: str,
+    kind: str,
+    source: str,
+    shape: tuple[int, ...],
+    grid: Grid | None = None,
+    dtype: ir.DataType | None = None,
 ) -> PlannedTensor:
-    form = KINDS[kind]
-    return PlannedTensor(name, kind, source, form.dtype(grid), form.shape(shape, grid))
+    found = dtype or made.options.float_dtype
+    return PlannedTensor(name, kind, source, found, KINDS[kind].shape(shape, grid))
 
 
-def _notes(checkpoint: Checkpoint) -> list[str]:
-    slow = {
-        grid.name
-        for grid in map(checkpoint.grid, checkpoint.quantized_names)
-        if grid.group_size is not None
-        and (grid.group_size < _SMALLEST_FUSED_BLOCK or grid.group_size & (grid.group_size - 1))
-    }
+def _notes(made: Plan) -> list[str]:
+    """What the user should know."""
+    notes = _wider(made)
+    if not made.genai:
+        notes.append(
+            f"keys and values are passed on as {cache_bits(made.checkpoint)}-bit integers with "
+            "their scales, which ONNX Runtime GenAI cannot do; --kv-cache float is for it"
+        )
+    if made.options.float_dtype == ir.DataType.FLOAT16:
+        notes.append("float16: what stays floating is rounded, and products are in half precision")
+    return notes
+
+
+def _wider(made: Plan) -> list[str]:
+    """Which integers are in a wider type than they need."""
+    found: Counter[tuple[Grid, str]] = Counter()
+    for tensor in made.tensors:
+        if tensor.kind == "integers":
+            grid = made.checkpoint.grid(tensor.source)
+            found[grid, tensor.dtype.name] += tensor.dtype.bitwidth > grid.bits
     return [
-        f"{name}: ONNX Runtime does not fuse this group size; the file is exact but slow there"
-        for name in sorted(slow)
+        f"{grid.name}: the {f'{len(grid.levels)} levels' if grid.levels else f'{grid.bits} bits'} "
+        f"of {count} weights are stored as {dtype}, exactly"
+        for (grid, dtype), count in found.items()
+        if count
     ]

@@ -11,77 +11,28 @@ equal (`passes.simplify` keeps it from folding them). No stand-in survives into 
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from exporters.onnx.activations import KERNEL
 from exporters.onnx.planning import Plan, PlannedTensor
+from exporters.onnx.rounding import RoundedInput
+from exporters.onnx.twins import LinearTwin, QuantizedTwin, TiedHeadTwin
 from lrqat.errors import ExportRefusedError
 
 # Below this many elements torch's optimiser may look at the values of an initializer.
 _SMALL = 1 << 18
-
-
-@torch.library.custom_op("lrqat::dequantize", mutates_args=())
-def dequantize(q: Tensor, scale: Tensor, block: int) -> Tensor:
-    """DequantizeLinear on integers [K, N]: blocked along K, or (block 0) one scale a column."""
-    if block == 0:
-        return q.to(scale.dtype) * scale
-    return (q.to(scale.dtype).unflatten(0, (-1, block)) * scale[:, None]).flatten(0, 1)
-
-
-@dequantize.register_fake
-def _(q: Tensor, scale: Tensor, block: int) -> Tensor:
-    return torch.empty(q.shape, dtype=scale.dtype, device=q.device)
-
-
-class QuantizedTwin(nn.Module):
-    """y = x @ dequantize(weight [K, N], weight_scale) + bias."""
-
-    def __init__(self, q: Tensor, scale: Tensor, block: int, bias: nn.Parameter | None) -> None:
-        super().__init__()
-        self.register_buffer("weight", q)
-        self.register_buffer("weight_scale", scale)
-        self.block, self.bias = block, bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Project x (..., K) to (..., N)."""
-        y = x @ dequantize(self.weight, self.weight_scale, self.block)
-        return y if self.bias is None else y + self.bias
-
-
-class LinearTwin(nn.Module):
-    """y = x @ weight [K, N] + bias: a linear layer that stays in floating point.
-
-    Not F.linear: the exporter would fold its transposition into an unnamed copy of the weight.
-    """
-
-    weight: Tensor
-
-    def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight)
-        self.bias = bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Project x (..., K) to (..., N)."""
-        y = x @ self.weight
-        return y if self.bias is None else y + self.bias
-
-
-class TiedHeadTwin(nn.Module):
-    """y = x @ embedding^T: a head that shares the embedding's table [vocabulary, K]."""
-
-    def __init__(self, embedding: nn.Module) -> None:
-        super().__init__()
-        self._embedding = [embedding]  # in a list, so that the table is registered once
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Project x (..., K) to (..., vocabulary)."""
-        table = self._embedding[0].weight
-        assert isinstance(table, Tensor)
-        return x @ table.T
+# Integers of all widths are int8 while tracing, and zero-points of activations, single numbers of
+# which there are too few in int8, float32; passes.attach_weights gives them their own type.
+_TORCH = {
+    ir.DataType.FLOAT16: torch.float16,
+    ir.DataType.INT2: torch.int8,
+    ir.DataType.INT4: torch.int8,
+    ir.DataType.INT8: torch.int8,
+}
 
 
 def build_skeleton(plan: Plan) -> Any:
@@ -93,7 +44,7 @@ def build_skeleton(plan: Plan) -> Any:
     """
     values = {k: v for k, v in plan.checkpoint.config.items() if k != "quantization_config"}
     try:
-        config = AutoConfig.for_model(**(values | {"dtype": "float32"}))
+        config = AutoConfig.for_model(**(values | {"dtype": plan.options.float_type}))
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config)
     except (KeyError, TypeError, ValueError) as error:
@@ -105,15 +56,21 @@ def build_skeleton(plan: Plan) -> Any:
     planned = {tensor.name: tensor for tensor in plan.tensors}
     for name in plan.checkpoint.quantized_names:
         bias = getattr(model.get_submodule(name), "bias", None)
-        q = _stand_in(planned[f"{name}.weight"], torch.int8)
-        scale = _stand_in(planned[f"{name}.weight_scale"], torch.float32)
+        q, scale = (_stand_in(planned[f"{name}.{part}"]) for part in ("weight", "weight_scale"))
+        zero = planned.get(f"{name}.weight_zero_point")
+        zero_point = None if zero is None else _stand_in(zero)
         block = plan.checkpoint.grid(name).group_size or 0
-        model.set_submodule(name, QuantizedTwin(q, scale, block, bias))
+        model.set_submodule(name, QuantizedTwin(q, scale, zero_point, block, bias))
     for tensor in plan.tensors:
         if tensor.kind == "linear":
             name = tensor.source.removesuffix(".weight")
-            twin = LinearTwin(_stand_in(tensor, torch.float32), model.get_submodule(name).bias)
+            twin = LinearTwin(_stand_in(tensor), model.get_submodule(name).bias)
             model.set_submodule(name, twin)
+    for name, rounding in plan.roundings.items():
+        if rounding.form != KERNEL:
+            ranges = [planned.get(f"{name}.input.{part}") for part in ("scale", "zero_point")]
+            parts = [None if tensor is None else _stand_in(tensor) for tensor in ranges]
+            model.get_submodule(name).input = RoundedInput(rounding, *parts)
     _fill_parameters(model, planned)
     return model.eval()
 
@@ -125,13 +82,14 @@ def _fill_parameters(model: nn.Module, planned: dict[str, PlannedTensor]) -> Non
         if id(parameter) not in made:
             if name not in planned:
                 raise ExportRefusedError(f"the checkpoint has no tensor {name!r} for its model")
-            stand_in = _stand_in(planned[name], torch.float32)
+            stand_in = _stand_in(planned[name])
             made[id(parameter)] = nn.Parameter(stand_in, requires_grad=False)
         module, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(module), leaf, made[id(parameter)])
 
 
-def _stand_in(tensor: PlannedTensor, dtype: torch.dtype) -> Tensor:
+def _stand_in(tensor: PlannedTensor) -> Tensor:
+    dtype = _TORCH.get(tensor.dtype, torch.float32)
     elements = int(np.prod(tensor.shape))
     if elements > _SMALL:
         return torch.zeros((), dtype=dtype).expand(tensor.shape)

@@ -5,6 +5,8 @@ planned initializer element by element; and checks that the integers are what a 
 the right axis and block multiplies by the right scales.
 """
 
+import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,18 +14,16 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from exporters.onnx.activations import QDQ
+from exporters.onnx.model_file import OnnxFileError, first_line, read_model, resolve_links
+from exporters.onnx.options import OPTIONS_KEY, Options
 from exporters.onnx.planning import Plan, PlannedTensor, plan
-from exporters.onnx.weights import KINDS
+from exporters.onnx.weights import stored
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import UserError
 
-MODEL, DATA = "model.onnx", "model.onnx_data"
-# A protobuf cannot be larger; refusing first keeps a hostile one from being read into memory.
-_MOST_PROTO_BYTES = 1 << 31
-
-
-class OnnxFileError(UserError):
-    """A file that is not a valid ONNX model, or whose data is missing or outside its folder."""
+# As many elements as no buffer of a model has (rotary frequencies, say), only a weight.
+_LARGE = 1 << 18
 
 
 def verify(
@@ -32,124 +32,109 @@ def verify(
     """Compare every weight of the ONNX folder with `checkpoint`.
 
     Returns:
-        Elements that differ, by initializer name. All zero is a pass; a missing tensor, or one that
-        the graph does not use as planned, counts whole.
+        Elements that differ, by initializer name. All zero is a pass; a missing tensor, one that
+        the graph does not use as planned, or a large one that was not planned, counts whole.
 
     Raises:
         OnnxFileError: model.onnx or its data cannot be read.
         CheckpointError: the checkpoint is not valid.
     """
-    planned: Plan = plan(checkpoint)
     model = read_model(Path(folder))
-    mismatches = {}
+    resolve_links(model, Path(folder))
+    planned: Plan = plan(checkpoint, _options(model))
+    mismatches: dict[str, int] = {}
+    names = {tensor.name for tensor in planned.tensors}
+    for name, extra in model.graph.initializers.items():
+        if name not in names and _elements(extra) >= _LARGE:
+            mismatches[name] = _elements(extra)  # a copy that the tracer made of a weight, say
     for tensor in planned.tensors:
         value = model.graph.initializers.get(tensor.name)
-        mismatches[tensor.name] = _mismatches(value, tensor, checkpoint)
+        mismatches[tensor.name] = _mismatches(value, tensor, planned)
         if progress:
             progress(tensor.name)
     return mismatches
 
 
-def read_model(folder: Path) -> ir.Model:
-    """Parse model.onnx; its data is mapped when used.
-
-    Raises:
-        OnnxFileError: it is no valid ONNX file, or its data is missing, cut off or elsewhere.
-    """
-    path = folder / MODEL
-    if not path.is_file():
-        raise OnnxFileError(f"{folder} holds no {MODEL}; export it with tools/export.py")
-    if path.stat().st_size >= _MOST_PROTO_BYTES:
-        raise OnnxFileError(f"{path} is larger than an ONNX protobuf can be; it is damaged")
-    try:
-        model = ir.load(path)
-    except Exception as error:  # protobuf, onnx_ir and numpy each raise their own on hostile bytes
-        raise OnnxFileError(f"{path} is not a valid ONNX file: {_first_line(error)}") from None
-    if len(model.graph) == 0:  # no bytes at all are a valid protobuf
-        raise OnnxFileError(f"{path} holds no graph; it is truncated, export it again")
-    data_files(model, folder)
-    return model
+def _elements(value: ir.Value) -> int:
+    return 0 if value.const_value is None else math.prod(value.const_value.shape.numpy())
 
 
-def data_files(model: ir.Model, folder: Path) -> list[Path]:
-    """The files beside model.onnx that hold its weights, in the order of their use.
-
-    Raises:
-        OnnxFileError: one is missing, too short, or not in `folder`, be it by a link.
-    """
-    sizes: dict[str, int] = {}
-    for name, value in model.graph.initializers.items():
-        stored = value.const_value
-        if not isinstance(stored, ir.ExternalTensor):
-            continue
-        location = str(stored.location)
-        try:
-            if location not in sizes:
-                sizes[location] = _size_inside(folder, location)
-            offset, needed = stored.offset or 0, stored.nbytes
-            length = needed if stored.length is None else stored.length
-        except Exception as error:  # the system's on odd paths, onnx_ir's on odd shapes
-            raise OnnxFileError(f"the data of {name!r} is not usable: {error}") from None
-        if not (offset >= 0 and 0 <= needed <= length and offset + length <= sizes[location]):
-            raise OnnxFileError(
-                f"the data of {name!r} cannot be read: it is cut off; export it again"
-            )
-    return [folder / location for location in sizes]
-
-
-def _size_inside(folder: Path, location: str) -> int:
-    path = (folder / location).resolve(strict=True)
-    if not path.is_relative_to(folder.resolve()) or not path.is_file():
-        raise ValueError(f"{location!r} is no file of {folder}")
-    return path.stat().st_size
-
-
-def _mismatches(value: ir.Value | None, tensor: PlannedTensor, checkpoint: Checkpoint) -> int:
-    elements = int(np.prod(tensor.shape))
+def _mismatches(value: ir.Value | None, tensor: PlannedTensor, planned: Plan) -> int:
+    elements = math.prod(tensor.shape)
     if value is None or value.const_value is None:
         return elements
-    stored = value.const_value
-    if stored.dtype != tensor.dtype or tuple(stored.shape) != tensor.shape:
+    held = value.const_value
+    if held.dtype != tensor.dtype or tuple(held.shape) != tensor.shape:
         return elements
-    if tensor.kind == "integers" and not _used_as_planned(value, tensor, checkpoint):
+    used = _USES.get(tensor.kind)
+    if used and not used(value, tensor, planned):
         return elements
     try:
-        found = stored.numpy()
+        found = held.numpy()
     except Exception as error:  # short, missing or outside its folder
         raise OnnxFileError(
-            f"the data of {tensor.name} cannot be read: {_first_line(error)}"
+            f"the data of {tensor.name} cannot be read: {first_line(error)}"
         ) from None
-    expected = KINDS[tensor.kind].read(checkpoint, tensor.source)
+    expected = stored(tensor.kind, planned.checkpoint, tensor.source, tensor.dtype)
     differing = int((_bits(found) != _bits(expected)).sum())
     # onnx_ir would keep every tensor, unpacked, until the model goes; the view must go before it.
     del found
-    if isinstance(stored, ir.ExternalTensor):
-        stored.release()
+    if isinstance(held, ir.ExternalTensor):
+        held.release()
     return differing
 
 
-def _used_as_planned(value: ir.Value, tensor: PlannedTensor, checkpoint: Checkpoint) -> bool:
+def _multiplied(value: ir.Value, tensor: PlannedTensor, planned: Plan) -> bool:
     """Whether one DequantizeLinear consumes the integers, with their own scales, as trained."""
     consumers = value.consumers()
     if len(consumers) != 1 or consumers[0].op_type != "DequantizeLinear":
         return False
-    node, block = consumers[0], checkpoint.grid(tensor.source).group_size
-    scale = node.inputs[1] if len(node.inputs) == 2 else None
+    node, grid = consumers[0], planned.checkpoint.grid(tensor.source)
+    parts = [tensor.name, f"{tensor.source}.weight_scale"]
+    parts += [f"{tensor.source}.weight_zero_point"] if grid.zero_point else []
     axis, size = node.attributes.get_int("axis", 1), node.attributes.get_int("block_size", 0)
-    return (
-        scale is not None
-        and scale.name == f"{tensor.source}.weight_scale"
-        and (axis, size) == ((1, 0) if block is None else (0, block))
+    return _inputs(node) == parts and (
+        (axis, size) == ((1, 0) if grid.group_size is None else (0, grid.group_size))
     )
 
 
+def _rounds(value: ir.Value, tensor: PlannedTensor, planned: Plan) -> bool:
+    """Whether a range is that of one QuantizeLinear and DequantizeLinear, if it is for them."""
+    if planned.roundings[tensor.source].form != QDQ:
+        return True
+    consumers = sorted(value.consumers(), key=lambda node: node.op_type)
+    ranges = [f"{tensor.source}.input.{part}" for part in ("scale", "zero_point")]
+    return [node.op_type for node in consumers] == ["DequantizeLinear", "QuantizeLinear"] and all(
+        _inputs(node)[1:] == ranges for node in consumers
+    )
+
+
+def _inputs(node: ir.Node) -> list[str | None]:
+    return [None if value is None else value.name for value in node.inputs]
+
+
+# How the graph must use a kind of tensor, where it could be used wrongly without a word.
+_USES: dict[str, Callable[[ir.Value, PlannedTensor, Plan], bool]] = {
+    "integers": _multiplied,
+    "input_scale": _rounds,
+    "input_zero_point": _rounds,
+}
+
+
+def _options(model: ir.Model) -> Options:
+    """The options that the file was made with, as it says itself; the defaults if it does not."""
+    text = model.metadata_props.get(OPTIONS_KEY)
+    if text is None:
+        return Options()
+    try:
+        return Options(**json.loads(text))
+    except (ValueError, TypeError, RecursionError, UserError):
+        raise OnnxFileError(f"{OPTIONS_KEY} of the file is damaged; export it again") from None
+
+
 def _bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Floats as their bits, so that NaN equals itself and -0 differs from 0; integers as int8."""
-    if array.dtype == np.float32:
-        return np.ascontiguousarray(array).view(np.uint32)
-    return array.astype(np.int8)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """Floats as bits, so that NaN equals itself and -0 differs from 0; integers in numpy types."""
+    if array.dtype in (np.float32, np.float16):
+        return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
+    # numpy compares its own types ten times as fast as those of two and four bits.
+    return array.astype(np.int32 if array.dtype == np.uint16 else np.int8)

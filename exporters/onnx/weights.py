@@ -1,32 +1,110 @@
 """How the checkpoint's tensors lie in the ONNX file.
 
-A trained projection of the checkpoint, q (out, in) and scale (out, groups), becomes two
-initializers in the layout that ONNX Runtime fuses into MatMulNBits (N = out, K = in, g = group):
+A trained projection of the checkpoint, q (out, in), scale and perhaps zero-point (out, groups),
+becomes two or three initializers in the layout that ONNX Runtime fuses into MatMulNBits (N = out,
+K = in, g = group):
 
-    NAME.weight        INT4 or INT8 [K, N]            q transposed
-    NAME.weight_scale  FLOAT [K / g, N], or [N]       one row of scales a block; per channel: [N]
+    NAME.weight              INT2, INT4 or INT8 [K, N]    q transposed
+    NAME.weight_scale        FLOAT [K / g, N], or [N]     one row of scales a block; a channel: [N]
+    NAME.weight_zero_point   type and shape: integers' and scales'; only where the grid has them
 
-    y = MatMul(x, DequantizeLinear(weight, weight_scale, axis=0, block_size=g))
-        per channel: DequantizeLinear(weight, weight_scale, axis=1)
+    y = MatMul(x, DequantizeLinear(weight, weight_scale, weight_zero_point, axis=0, block_size=g))
+        per channel: axis=1, no block_size
 
-A linear layer that stays floating is FLOAT [K, N]; everything else keeps its shape, as FLOAT, which
-holds every bfloat16 and float16 value. INT4 is stored two a byte, the lower nibble first, in row
-order (ONNX IR, `TensorProto.INT4`).
+DequantizeLinear computes scale * (q - zero_point), which is what the grid means, and every such
+product is exact in float32. A scale of two levels is stored as the product of both, which is exact
+too. `STORAGES` is the table of integer types.
 
-`KINDS` is the table of these forms: planning, writing and verifying read it.
+The range of a layer's input, if it was trained with a fixed one, is two scalars,
+
+    NAME.input.scale         FLOAT
+    NAME.input.zero_point    UINT4, UINT8 or UINT16 for QuantizeLinear, else FLOAT
+
+A linear layer that stays floating is FLOAT [K, N]; everything else keeps its shape. FLOAT holds
+every bfloat16 and float16 value. `KINDS` is the table of these forms: planning, writing and
+verifying read it.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from exporters.activations import activation_grid
+from lrqat.activations import find_activation_grid
 from lrqat.checkpoint import Checkpoint
-from lrqat.grid import Grid
+from lrqat.errors import CheckpointError, ExportRefusedError
+from lrqat.grid import FloatScale, Grid
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """An integer type of ONNX.
+
+    Attributes:
+        dtype: ONNX element type.
+        least: its smallest integer.
+        most: its largest.
+        opset: the first operator set whose DequantizeLinear takes it.
+        outputs: what N must be a multiple of. ONNX Runtime (1.26 to 1.32) packs INT2 again when it
+            fuses, and wrongly if N is no multiple of 4; the products are garbage then.
+    """
+
+    dtype: ir.DataType
+    least: int
+    most: int
+    opset: int
+    outputs: int = 1
+
+    def holds(self, grid: Grid) -> bool:
+        """Whether all integers (and so all zero-points) of `grid` are among its own."""
+        return self.least <= grid.q_min and grid.q_max <= self.most
+
+
+STORAGES = (
+    Storage(ir.DataType.INT2, -2, 1, opset=25, outputs=4),
+    Storage(ir.DataType.INT4, -8, 7, opset=21),
+    Storage(ir.DataType.INT8, -128, 127, opset=21),
+)
+
+
+def storage_of(grid: Grid, outputs: int, *, two_bits: bool) -> Storage | None:
+    """The narrowest type for integers of `grid`, or None where no type holds them.
+
+    Args:
+        grid: without minima.
+        outputs: N, rows of the weight.
+        two_bits: whether INT2 may be used.
+    """
+    for storage in STORAGES:
+        allowed = two_bits or storage.dtype != ir.DataType.INT2
+        if allowed and storage.holds(grid) and outputs % storage.outputs == 0:
+            return storage
+    return None
+
+
+def refuses_grid(grid: Grid, float_type: ir.DataType) -> str | None:
+    """Why DequantizeLinear cannot say what `grid` means, with what it can say; None if it can."""
+    size = "channel" if grid.group_size is None else f"g{grid.group_size}"
+    if grid.minimum is not None:
+        return (
+            f"{grid.name} subtracts a floating minimum, and DequantizeLinear only an integer "
+            f"zero-point; train on int{grid.bits}-asym-{size}, which has one"
+        )
+    if float_type == ir.DataType.FLOAT16 and grid.scale != FloatScale("float16"):
+        return (
+            f"the scales of {grid.name} are not float16 numbers; leave out --float-type float16, "
+            f"or train on int{grid.bits}-{size}, whose are"
+        )
+    if storage_of(grid, 1, two_bits=False) is None:  # a grid wider than any there is today
+        return f"no integer type of ONNX holds {grid.q_min} to {grid.q_max}; train on int8-{size}"
+    return None
 
 
 @dataclass(frozen=True)
@@ -34,64 +112,97 @@ class Kind:
     """One form of initializer.
 
     Attributes:
-        dtype: element type for a grid (None for a floating tensor).
         shape: shape in the file from the shape in the checkpoint and the grid.
-        read: (checkpoint, name) -> the array as it lies in the file.
+        read: (checkpoint, name) -> its numbers as they lie in the file, in a type that holds them.
     """
 
-    dtype: Callable[[Grid | None], ir.DataType]
-    shape: Callable[[tuple[int, ...], Grid | None], tuple[int, ...]]
+    shape: Callable[[Shape, Grid | None], Shape]
     read: Callable[[Checkpoint, str], NDArray[Any]]
 
 
-def integer_type(grid: Grid | None) -> ir.DataType:
-    """INT4 or INT8, the narrower that holds the grid."""
-    assert grid is not None
-    return ir.DataType.INT4 if grid.q_min >= -8 and grid.q_max <= 7 else ir.DataType.INT8
+def stored(kind: str, checkpoint: Checkpoint, source: str, dtype: ir.DataType) -> NDArray[Any]:
+    """The array of a planned tensor, in the element type `dtype`.
+
+    Raises:
+        ExportRefusedError: a floating value that is too large for `dtype`.
+        CheckpointError: the checkpoint's numbers are not valid.
+    """
+    values = KINDS[kind].read(checkpoint, source)
+    with np.errstate(over="ignore"):
+        found = values.astype(dtype.numpy())
+    if dtype == ir.DataType.FLOAT16 and np.isinf(found).any() and not np.isinf(values).any():
+        raise ExportRefusedError(
+            f"{source} has values beyond float16's largest, 65504; leave out --float-type float16"
+        )
+    return found
 
 
 def _read_integers(checkpoint: Checkpoint, name: str) -> NDArray[Any]:
-    tensor = checkpoint.quantized(name)
-    transposed = np.ascontiguousarray(tensor.q.T)
-    narrow = integer_type(tensor.grid) == ir.DataType.INT4
-    return transposed.astype(ml_dtypes.int4) if narrow else transposed
+    return np.ascontiguousarray(checkpoint.quantized(name).q.T)
 
 
 def _read_scales(checkpoint: Checkpoint, name: str) -> NDArray[Any]:
     tensor = checkpoint.quantized(name)
-    by_block = tensor.grid.group_size is not None
-    return np.ascontiguousarray(tensor.scale.T if by_block else tensor.scale[:, 0])
+    return _by_group(tensor.scale, tensor.grid)
 
 
-def _scale_shape(shape: tuple[int, ...], grid: Grid | None) -> tuple[int, ...]:
+def _read_zero_points(checkpoint: Checkpoint, name: str) -> NDArray[Any]:
+    tensor = checkpoint.quantized(name)
+    assert tensor.ranges.zero_point is not None
+    return _by_group(tensor.ranges.zero_point, tensor.grid)
+
+
+def _by_group(part: NDArray[Any], grid: Grid) -> NDArray[Any]:
+    """(out, groups) as [groups, out], or [out] where there is one a row."""
+    return np.ascontiguousarray(part[:, 0] if grid.group_size is None else part.T)
+
+
+def _group_shape(shape: Shape, grid: Grid | None) -> Shape:
     assert grid is not None
     rows, columns = shape
     return (rows,) if grid.group_size is None else (grid.groups(columns), rows)
 
 
-def _always_float(grid: Grid | None) -> ir.DataType:
-    return ir.DataType.FLOAT
-
-
-def _transposed_shape(shape: tuple[int, ...], grid: Grid | None) -> tuple[int, ...]:
+def _transposed_shape(shape: Shape, grid: Grid | None) -> Shape:
     return shape[::-1]
 
 
-KINDS: dict[str, Kind] = {
-    "integers": Kind(integer_type, _transposed_shape, _read_integers),
-    "scales": Kind(_always_float, _scale_shape, _read_scales),
-    "linear": Kind(
-        _always_float,
-        _transposed_shape,
-        lambda checkpoint, name: np.ascontiguousarray(_float32(checkpoint, name).T),
-    ),
-    "float": Kind(
-        _always_float,
-        lambda shape, grid: shape,
-        lambda checkpoint, name: _float32(checkpoint, name),
-    ),
-}
-
-
-def _float32(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
+def _read_float(checkpoint: Checkpoint, name: str) -> NDArray[Any]:
     return checkpoint.floating(name).astype(np.float32)
+
+
+def _read_linear(checkpoint: Checkpoint, name: str) -> NDArray[Any]:
+    return np.ascontiguousarray(_read_float(checkpoint, name).T)
+
+
+def _read_input(part: str) -> Callable[[Checkpoint, str], NDArray[Any]]:
+    """Reader of one number of the range that the input of a layer is rounded with."""
+
+    def read(checkpoint: Checkpoint, name: str) -> NDArray[Any]:
+        value = checkpoint.floating(f"{name}.input_{part}")
+        grid = find_activation_grid(str(activation_grid(checkpoint, name)))
+        number = float(value.item()) if value.size == 1 else math.nan
+        fits = 0 < number < math.inf if part == "scale" else number in range(grid.q_max + 1)
+        if not fits:
+            raise CheckpointError(
+                f"{name}: the {part} of its input is {value}, which {grid.name} does not have; "
+                "train again"
+            )
+        return np.array(number, np.float32)
+
+    return read
+
+
+def _scalar_shape(shape: Shape, grid: Grid | None) -> Shape:
+    return ()
+
+
+KINDS: dict[str, Kind] = {
+    "integers": Kind(_transposed_shape, _read_integers),
+    "scales": Kind(_group_shape, _read_scales),
+    "zero_points": Kind(_group_shape, _read_zero_points),
+    "input_scale": Kind(_scalar_shape, _read_input("scale")),
+    "input_zero_point": Kind(_scalar_shape, _read_input("zero_point")),
+    "linear": Kind(_transposed_shape, _read_linear),
+    "float": Kind(lambda shape, grid: shape, _read_float),
+}

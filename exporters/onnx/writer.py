@@ -7,16 +7,20 @@ from typing import Any
 
 import onnx_ir as ir
 
+from exporters.onnx.activations import cache_bits
+from exporters.onnx.cache import cache_form
 from exporters.onnx.folder import write_companions
 from exporters.onnx.graph import PREFIX, trace
-from exporters.onnx.loadable import refuse_unloadable
+from exporters.onnx.loadable import refuse_invalid, refuse_unloadable
+from exporters.onnx.model_file import DATA, MODEL
 from exporters.onnx.passes.attach_weights import attach_weights
 from exporters.onnx.passes.describe import describe
 from exporters.onnx.passes.name_initializers import name_initializers
+from exporters.onnx.passes.raise_opset import TRACED, raise_opset
 from exporters.onnx.passes.simplify import simplify
 from exporters.onnx.planning import Plan
 from exporters.onnx.skeleton import build_skeleton
-from exporters.onnx.verify import DATA, MODEL, verify
+from exporters.onnx.verify import verify
 from lrqat.errors import ExportRefusedError, OutputError
 from lrqat.publish import refuse_existing, replaced_folder
 
@@ -54,8 +58,8 @@ def write(
     """Write `plan` to the folder `path`.
 
     The folder gets its name only after the file has been read back, every weight compared with the
-    checkpoint, and ONNX Runtime (if installed) has loaded it; if anything fails, `path` is as it
-    was.
+    checkpoint, and onnx's checker and ONNX Runtime (if installed) have taken it; if anything fails,
+    `path` is as it was.
 
     Args:
         plan: what `exporters.onnx.plan` returned, without refusals.
@@ -74,9 +78,12 @@ def write(
     target = Path(path)
     refuse_existing(target, overwrite)  # before the long part
     skeleton = build_skeleton(plan)
-    model = trace(skeleton, plan.options.opset)
+    opset = int(plan.options.opset or TRACED)  # a plan's is never None
+    form = cache_form(cache_bits(plan.checkpoint), plan.options.kv_cache == "integers")
+    model = trace(skeleton, min(opset, TRACED), form)
     name_initializers(model, PREFIX)
     simplify(model, (tensor.name for tensor in plan.tensors))
+    raise_opset(model, opset)
     attach_weights(model, plan, progress)
     describe(model, plan)
     with replaced_folder(target, overwrite, MODEL) as staging:
@@ -84,6 +91,7 @@ def write(
         ir.save(model, staging / MODEL, external_data=DATA, alignment=4096)
         write_companions(plan, staging, skeleton.config)
         _refuse_mismatches(verify(staging, plan.checkpoint, verified), target)
+        refuse_invalid(staging, target)
         refuse_unloadable(staging, target)
         size = sum((staging / name).stat().st_size for name in (MODEL, DATA))
     quantized = sum(tensor.kind == "integers" for tensor in plan.tensors)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from exporters.onnx.planning import Plan, PlannedTensor
-from exporters.onnx.weights import KINDS
+from exporters.onnx.weights import stored
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import ExportRefusedError
 
@@ -43,7 +43,7 @@ def _lazy(
 ) -> ir.LazyTensor:
     def read() -> ir.TensorProtocol:
         progress(tensor.name)
-        array = KINDS[tensor.kind].read(checkpoint, tensor.source)
+        array = stored(tensor.kind, checkpoint, tensor.source, tensor.dtype)
         return ir.Tensor(array, dtype=tensor.dtype, name=tensor.name)
 
     return ir.LazyTensor(

@@ -5,6 +5,7 @@ import json
 import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
+from exporters.onnx.options import OPTIONS_KEY
 from exporters.onnx.planning import Plan
 from exporters.provenance import provenance
 from lrqat import __version__
@@ -17,5 +18,6 @@ def describe(model: ir.Model, plan: Plan) -> None:
     model.metadata_props.clear()
     for key, value in provenance(plan.checkpoint).items():
         model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
+    model.metadata_props[OPTIONS_KEY] = json.dumps(plan.options.to_json(), sort_keys=True)
     model.producer_name, model.producer_version = "lrqat", __version__
     model.graph.name = "main_graph"

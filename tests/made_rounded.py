@@ -1,0 +1,37 @@
+"""Fused checkpoints of small Llamas that were 'trained' with rounded activations."""
+
+import torch
+
+from lrqat import fuse, hub, prepare, surgery
+from lrqat.activation_quantizer import attach
+from lrqat.activation_ranges import calibrate
+from lrqat.activations import ACTIVATION_GRIDS
+from lrqat.base_model import make_untrained_model
+from lrqat.checkpoint import Checkpoint
+from lrqat.kv_cache import quantize_kv_cache
+
+SIZES = {"hidden": 256, "intermediate": 256, "heads": 4, "kv_heads": 2}
+
+
+def make_rounded(tokenizer, folder, *, grid="int4-g32", activations=(), kv_bits=None, layers=1):
+    """Write and open one.
+
+    `activations` are names of activation grids: the projections take them in turn.
+    """
+    torch.manual_seed(0)
+    model = make_untrained_model(512, layers=layers, seed=1, **SIZES)
+    plan = surgery.plan_surgery(model, grid)
+    prepare.prepare(model, plan, prepare.Settings(rank=2, range_init="minmax"))
+    for _, layer in prepare.quantized_layers(model):
+        torch.nn.init.normal_(layer.lora_a, std=2.0)
+    text, ranges = [torch.randint(0, 512, (2, 64))], {}
+    for i, name in enumerate(plan.quantized if activations else ()):
+        rounding = ACTIVATION_GRIDS[activations[i % len(activations)]]
+        if rounding.static:
+            ranges = calibrate(model, rounding, [name], text)
+        attach(model, rounding, [name], ranges if rounding.static else None)
+    if kv_bits:
+        quantize_kv_cache(model, kv_bits)
+    base = {"name": "rounded", "revision": None, "dtype": "float32"}
+    fuse.fuse(model, hub.load_tokenizer(tokenizer), folder, plan=plan, base_model=base)
+    return Checkpoint.open(folder)
