@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from exporters.onnx.architectures import find_architecture
 from exporters.onnx.graph import cache_name, cache_shape
 from exporters.onnx.planning import Plan
 from lrqat.write_json import write_json
@@ -57,7 +58,8 @@ def genai_config(plan: Plan, model_config: Any) -> dict[str, Any]:
     context = int(text.max_position_embeddings)
     return {
         "model": {
-            "type": text.model_type,
+            "type": find_architecture({"model_type": text.model_type}).genai_type
+            or text.model_type,
             **{key: value for key, value in special.items() if value is not None},
             "context_length": context,
             "vocab_size": int(text.vocab_size),

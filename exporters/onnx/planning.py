@@ -8,6 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from exporters.activations import refuses_activations
+from exporters.onnx.architectures import find_architecture, refuses_architecture
 from exporters.onnx.options import Options
 from exporters.onnx.weights import KINDS
 from lrqat.checkpoint import Checkpoint
@@ -127,18 +128,23 @@ def plan(checkpoint: Checkpoint, options: Options | None = None) -> Plan:
             continue
         made.tensors.append(_planned(f"{name}.weight", "integers", name, shape, grid))
         made.tensors.append(_planned(f"{name}.weight_scale", "scales", name, shape, grid))
+    architecture = find_architecture(checkpoint.config)
     linear = {f"{name}.weight" for name in checkpoint.manifest["kept"]}
     for name in checkpoint.floating_names:
-        kind = "linear" if name in linear else "float"
+        is_linear = name in linear and not architecture.is_transposed(name)
+        kind = "linear" if is_linear else "float"
         made.tensors.append(_planned(name, kind, name, checkpoint.shape(name), None))
-    reason = refuses_activations(checkpoint, "ONNX Runtime", ("ort-level4",))
-    made.refusals += [reason] if reason else []
+    reasons = (
+        refuses_architecture(checkpoint.config),
+        refuses_activations(checkpoint, "ONNX Runtime", ("ort-level4",)),
+    )
+    made.refusals += [reason for reason in reasons if reason]
     made.notes += _notes(checkpoint)
     return made
 
 
 def _refuses(checkpoint: Checkpoint, name: str, grid: Grid) -> str | None:
-    if checkpoint.kind(name) != "linear":
+    if checkpoint.kind(name) not in ("linear", "conv1d"):
         return f"a trained {checkpoint.kind(name)} has no form in ONNX here; train it with --keep"
     if not grid.symmetric:
         return f"{grid.name} is not symmetric; train on a grid like int4-g32, which is"
