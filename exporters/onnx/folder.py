@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from exporters.onnx.architectures import find_architecture
+from exporters.onnx.external_data import data_paths
 from exporters.onnx.graph import cache_name, cache_shape
 from exporters.onnx.planning import Plan
+from exporters.onnx.readme import readme
+from exporters.onnx.verify import MODEL
 from lrqat.write_json import write_json
 
 _COPIED = (
@@ -36,8 +39,22 @@ def write_companions(plan: Plan, folder: Path, model_config: Any) -> None:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     config = {k: v for k, v in plan.checkpoint.config.items() if k != "quantization_config"}
-    write_json(folder / "config.json", config)
-    write_json(folder / "genai_config.json", genai_config(plan, model_config))
+    write_json(folder / "config.json", config | {"transformers.js_config": js_config(folder)})
+    genai = genai_config(plan, model_config)
+    write_json(folder / "genai_config.json", genai)
+    (folder / "README.md").write_text(readme(plan, folder, genai), encoding="utf-8")
+
+
+def js_config(folder: Path) -> dict[str, Any]:
+    """The `transformers.js_config` of config.json: which model, and how many files of weights.
+
+    Its dtype fp32 is the file without a suffix, model.onnx. Source: transformers.js,
+    src/utils/model-loader.js and dtypes.js.
+    """
+    return {
+        "dtype": "fp32",
+        "use_external_data_format": {MODEL: len(data_paths(folder))},
+    }
 
 
 def genai_config(plan: Plan, model_config: Any) -> dict[str, Any]:

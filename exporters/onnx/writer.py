@@ -5,8 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
+from exporters.onnx.external_data import data_paths, save
 from exporters.onnx.folder import write_companions
 from exporters.onnx.graph import PREFIX, trace
 from exporters.onnx.loadable import refuse_unloadable
@@ -16,7 +15,7 @@ from exporters.onnx.passes.name_initializers import name_initializers
 from exporters.onnx.passes.simplify import simplify
 from exporters.onnx.planning import Plan
 from exporters.onnx.skeleton import build_skeleton
-from exporters.onnx.verify import DATA, MODEL, verify
+from exporters.onnx.verify import MODEL, verify
 from lrqat.errors import ExportRefusedError, OutputError
 from lrqat.publish import refuse_existing, replaced_folder
 
@@ -80,12 +79,11 @@ def write(
     attach_weights(model, plan, progress)
     describe(model, plan)
     with replaced_folder(target, overwrite, MODEL) as staging:
-        # 4096: external data that starts on a page can be mapped into memory.
-        ir.save(model, staging / MODEL, external_data=DATA, alignment=4096)
+        save(model, staging)
         write_companions(plan, staging, skeleton.config)
         _refuse_mismatches(verify(staging, plan.checkpoint, verified), target)
         refuse_unloadable(staging, target)
-        size = sum((staging / name).stat().st_size for name in (MODEL, DATA))
+        size = sum(path.stat().st_size for path in (staging / MODEL, *data_paths(staging)))
     quantized = sum(tensor.kind == "integers" for tensor in plan.tensors)
     return Report(str(target), size, len(plan.tensors), quantized)
 
