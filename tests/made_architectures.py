@@ -110,6 +110,26 @@ IN_LLAMA_CPP = {
     "gpt2, n_inner": lambda: hf.GPT2Config(**GPT2, n_inner=96, tie_word_embeddings=False),
 }  # fmt: skip
 
+# One of every architecture in ONNX: windows shorter than a prompt, caps that bend the logits.
+IN_ONNX = {
+    "llama": IN_LLAMA_CPP["llama, llama3 rope"],
+    "mistral": lambda: hf.MistralConfig(**SIZES | {"head_dim": 32}, sliding_window=20),
+    "qwen2": IN_LLAMA_CPP["qwen2"],
+    "qwen3": IN_LLAMA_CPP["qwen3"],
+    "gemma2": lambda: hf.Gemma2Config(
+        **GEMMA, attn_logit_softcapping=2.0, final_logit_softcapping=5.0
+    ),
+    "gemma3": IN_LLAMA_CPP["gemma3"],
+    "phi3": lambda: hf.Phi3Config(**SIZES, sliding_window=20),
+    "phi3, long rope": lambda: hf.Phi3Config(
+        **SIZES, rope_parameters=LONG_ROPE, original_max_position_embeddings=64
+    ),
+    "granite": IN_LLAMA_CPP["granite"],
+    "smollm3": IN_LLAMA_CPP["smollm3"],
+    "olmo2": IN_LLAMA_CPP["olmo2"],
+    "gpt2": IN_LLAMA_CPP["gpt2"],
+}  # fmt: skip
+
 
 def make(name, dtype=torch.float32):
     return make_from(MODELS[name][0](), dtype)

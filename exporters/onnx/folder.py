@@ -5,8 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from exporters.onnx.architectures import find_architecture
+from exporters.onnx.external_data import data_paths
 from exporters.onnx.graph import cache_name, cache_shape
+from exporters.onnx.model_file import MODEL
 from exporters.onnx.planning import Plan
+from exporters.onnx.readme import readme
 from lrqat.write_json import write_json
 
 _COPIED = (
@@ -35,9 +39,23 @@ def write_companions(plan: Plan, folder: Path, model_config: Any) -> None:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     config = {k: v for k, v in plan.checkpoint.config.items() if k != "quantization_config"}
-    write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config | {"transformers.js_config": js_config(folder)})
+    genai = genai_config(plan, model_config)
     if plan.genai:
-        write_json(folder / "genai_config.json", genai_config(plan, model_config))
+        write_json(folder / "genai_config.json", genai)
+    (folder / "README.md").write_text(readme(plan, folder, genai), encoding="utf-8")
+
+
+def js_config(folder: Path) -> dict[str, Any]:
+    """The `transformers.js_config` of config.json: which model, and how many files of weights.
+
+    Its dtype fp32 is the file without a suffix, model.onnx. Source: transformers.js,
+    src/utils/model-loader.js and dtypes.js.
+    """
+    return {
+        "dtype": "fp32",
+        "use_external_data_format": {MODEL: len(data_paths(folder))},
+    }
 
 
 def genai_config(plan: Plan, model_config: Any) -> dict[str, Any]:
@@ -58,7 +76,8 @@ def genai_config(plan: Plan, model_config: Any) -> dict[str, Any]:
     context = int(text.max_position_embeddings)
     return {
         "model": {
-            "type": text.model_type,
+            "type": find_architecture({"model_type": text.model_type}).genai_type
+            or text.model_type,
             **{key: value for key, value in special.items() if value is not None},
             "context_length": context,
             "vocab_size": int(text.vocab_size),

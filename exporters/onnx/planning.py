@@ -16,6 +16,7 @@ from exporters.onnx.activations import (
     roundings,
     with_level,
 )
+from exporters.onnx.architectures import find_architecture, refuses_architecture
 from exporters.onnx.options import Options
 from exporters.onnx.weights import KINDS, refuses_grid, storage_of
 from lrqat.checkpoint import Checkpoint
@@ -129,10 +130,14 @@ def plan(checkpoint: Checkpoint, options: Options | None = None) -> Plan:
     made = Plan(checkpoint, with_level(checkpoint, options or Options()).resolved())
     for name in checkpoint.quantized_names:
         _plan_trained(made, name)
+    architecture = find_architecture(checkpoint.config)
     kept = {f"{name}.weight" for name in checkpoint.manifest["kept"]}
     for name in checkpoint.floating_names:
-        kind = "linear" if name in kept else "float"
+        is_linear = name in kept and not architecture.is_transposed(name)
+        kind = "linear" if is_linear else "float"
         made.tensors.append(_planned(made, name, kind, name, checkpoint.shape(name)))
+    reason = refuses_architecture(checkpoint.config)
+    made.refusals += [reason] if reason else []
     _plan_roundings(made)
     two_bits = any(tensor.dtype == ir.DataType.INT2 for tensor in made.tensors)
     made.options = made.options.with_integers(two_bits)

@@ -5,14 +5,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
 from exporters.onnx.activations import cache_bits
 from exporters.onnx.cache import cache_form
+from exporters.onnx.external_data import data_paths, save
 from exporters.onnx.folder import write_companions
 from exporters.onnx.graph import PREFIX, trace
 from exporters.onnx.loadable import refuse_invalid, refuse_unloadable
-from exporters.onnx.model_file import DATA, MODEL
+from exporters.onnx.model_file import MODEL
 from exporters.onnx.passes.attach_weights import attach_weights
 from exporters.onnx.passes.describe import describe
 from exporters.onnx.passes.name_initializers import name_initializers
@@ -87,13 +86,12 @@ def write(
     attach_weights(model, plan, progress)
     describe(model, plan)
     with replaced_folder(target, overwrite, MODEL) as staging:
-        # 4096: external data that starts on a page can be mapped into memory.
-        ir.save(model, staging / MODEL, external_data=DATA, alignment=4096)
+        save(model, staging)
         write_companions(plan, staging, skeleton.config)
         _refuse_mismatches(verify(staging, plan.checkpoint, verified), target)
         refuse_invalid(staging, target)
         refuse_unloadable(staging, target)
-        size = sum((staging / name).stat().st_size for name in (MODEL, DATA))
+        size = sum(path.stat().st_size for path in (staging / MODEL, *data_paths(staging)))
     quantized = sum(tensor.kind == "integers" for tensor in plan.tensors)
     return Report(str(target), size, len(plan.tensors), quantized)
 

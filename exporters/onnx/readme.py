@@ -1,0 +1,70 @@
+"""The README.md of an ONNX folder: what it holds, and how to run it in each runtime.
+
+The text is readme_template.md; its programs are run by the tests, as they stand.
+"""
+
+import json
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from exporters.onnx.planning import Plan
+from exporters.provenance import provenance
+
+_TEMPLATE = Path(__file__).with_name("readme_template.md")
+_GENAI = Path(__file__).with_name("readme_genai.md")
+_WITHOUT_GENAI = (
+    "ONNX Runtime GenAI does not take this model: its cache holds integers. Export it with "
+    "`--kv-cache float` for that.\n"
+)
+
+
+def readme(plan: Plan, folder: Path, genai: dict[str, Any]) -> str:
+    """The text of README.md.
+
+    Args:
+        plan: the export.
+        folder: where its other files lie.
+        genai: genai_config.json, whose session options the program sets too.
+    """
+    facts = provenance(plan.checkpoint)
+    session = genai["model"]["decoder"]["session_options"]
+    entries = [
+        f"options.add_session_config_entry({json.dumps(key)}, {json.dumps(value)})"
+        for key, value in session.items()
+        if key.startswith("session.")
+    ]
+    return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
+        name=facts.get("lrqat.base_model", "A model"),
+        grids=str(facts["lrqat.grid"]).replace(",", ", "),
+        graph=plan.checkpoint.config.get("model_type", "causal language model"),
+        opset=plan.options.opset,
+        reference=_reference(facts),
+        version=facts["lrqat.exporter_version"],
+        sha256=facts["lrqat.checkpoint_sha256"],
+        entries="\n".join(entries),
+        genai=_genai(_first_tokens(folder / "tokenizer.json")) if plan.genai else _WITHOUT_GENAI,
+    )
+
+
+def _genai(prefix: list[int]) -> str:
+    """The section about ONNX Runtime GenAI, for a tokenizer that begins with `prefix`."""
+    return Template(_GENAI.read_text(encoding="utf-8")).substitute(prefix=prefix)
+
+
+def _reference(facts: dict[str, Any]) -> str:
+    """The perplexity that the reference had after training, if it was measured."""
+    value = facts.get("lrqat.reference.perplexity")
+    if value is None:
+        return "Its perplexity was not measured when it was trained."
+    text = facts.get("lrqat.reference.data", "the text of its checkpoint")
+    return f"The same weights in PyTorch have a perplexity of {value:.4f} on {text}."
+
+
+def _first_tokens(path: Path) -> list[int]:
+    """What the tokenizer puts before every text, and ONNX Runtime GenAI's encode does not."""
+    if not path.is_file():
+        return []
+    return [int(token) for token in Tokenizer.from_file(str(path)).encode("").ids]
