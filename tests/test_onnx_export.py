@@ -12,13 +12,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from conftest import SYMMETRIC_GRIDS
 from exporters import onnx as exporter
 from exporters.inspection import inspect
 from exporters.onnx.folder import genai_config
 from exporters.onnx.model_file import OnnxFileError
-from lrqat import hub
+from lrqat import fuse, hub, prepare, surgery
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import ExportRefusedError, OutputError
 
@@ -183,6 +184,20 @@ def test_a_graph_that_nothing_runs_is_not_published(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_transposed_layer_that_stays_floating_is_refused(tiny_model, tmp_path):
+    """GPT-2's; a square one would be transposed without anybody noticing."""
+    config = GPT2Config(vocab_size=512, n_embd=64, n_layer=1, n_head=2, n_positions=64)
+    model = AutoModelForCausalLM.from_config(config)
+    plan = surgery.plan_surgery(model, "q4_0", keep=[r"attn\.c_proj"])
+    prepare.prepare(model, plan, prepare.Settings(rank=2, range_init="minmax"))
+    base = {"name": "gpt2", "revision": None, "dtype": "float32"}
+    fuse.fuse(model, hub.load_tokenizer(tiny_model), tmp_path / "f", plan=plan, base_model=base)
+    planned = exporter.plan(Checkpoint.open(tmp_path / "f"))
+    assert not planned.refusals
+    with pytest.raises(ExportRefusedError, match=r"c_proj has no form here unless it is trained"):
+        exporter.write(planned, tmp_path / "onnx")
+
+
 def test_verification_keeps_no_tensor_in_memory(copy, fused_checkpoint, monkeypatch):
     module = sys.modules["exporters.onnx.verify"]  # the package's own name is the function
     original, read = module.read_model, []
@@ -286,17 +301,17 @@ def test_a_large_initializer_that_nobody_planned_does_not_verify(copy, fused_che
     """The tracer's copy of a weight, say, which the file would hold twice."""
     model = onnx.load(copy / "model.onnx", load_external_data=False)
     model.graph.initializer.append(
-        onnx.numpy_helper.from_array(np.zeros((512, 512), np.float32), "val_1")
+        onnx.numpy_helper.from_array(np.zeros((512, 512), np.float32), "spare")
     )
     (copy / "model.onnx").write_bytes(model.SerializeToString())
     counts = exporter.verify(copy, Checkpoint.open(fused_checkpoint))
-    assert {name: count for name, count in counts.items() if count} == {"val_1": 512 * 512}
+    assert {name: count for name, count in counts.items() if count} == {"spare": 512 * 512}
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"opset": "x"}', '{"preset": []}', '{"nobody": 1}'])
-def test_options_in_the_file_that_are_no_options_are_an_error(text, copy, fused_checkpoint):
+@pytest.mark.parametrize("said", ["", "[]", '{"opset": "x"}', '{"preset": []}', '{"nobody": 1}'])
+def test_options_in_the_file_that_are_no_options_are_an_error(said, copy, fused_checkpoint):
     model = onnx.load(copy / "model.onnx", load_external_data=False)
-    next(p for p in model.metadata_props if p.key == "lrqat.options").value = text
+    next(p for p in model.metadata_props if p.key == "lrqat.options").value = said
     (copy / "model.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(OnnxFileError, match=r"lrqat\.options .* damaged"):
         exporter.verify(copy, Checkpoint.open(fused_checkpoint))
