@@ -12,14 +12,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from transformers import AutoModelForCausalLM, GPT2Config
 
 from conftest import SYMMETRIC_GRIDS
 from exporters import onnx as exporter
 from exporters.inspection import inspect
 from exporters.onnx.folder import genai_config
 from exporters.onnx.model_file import OnnxFileError
-from lrqat import fuse, hub, prepare, surgery
+from lrqat import hub
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import ExportRefusedError, OutputError
 
@@ -182,20 +181,6 @@ def test_a_graph_that_nothing_runs_is_not_published(
     with pytest.raises(OutputError, match=match):
         exporter.write(exporter.plan(Checkpoint.open(make_fused("q4_0"))), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_transposed_layer_that_stays_floating_is_refused(tiny_model, tmp_path):
-    """GPT-2's; a square one would be transposed without anybody noticing."""
-    config = GPT2Config(vocab_size=512, n_embd=64, n_layer=1, n_head=2, n_positions=64)
-    model = AutoModelForCausalLM.from_config(config)
-    plan = surgery.plan_surgery(model, "q4_0", keep=[r"attn\.c_proj"])
-    prepare.prepare(model, plan, prepare.Settings(rank=2, range_init="minmax"))
-    base = {"name": "gpt2", "revision": None, "dtype": "float32"}
-    fuse.fuse(model, hub.load_tokenizer(tiny_model), tmp_path / "f", plan=plan, base_model=base)
-    planned = exporter.plan(Checkpoint.open(tmp_path / "f"))
-    assert not planned.refusals
-    with pytest.raises(ExportRefusedError, match=r"c_proj has no form here unless it is trained"):
-        exporter.write(planned, tmp_path / "onnx")
 
 
 def test_verification_keeps_no_tensor_in_memory(copy, fused_checkpoint, monkeypatch):

@@ -16,7 +16,6 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.pytorch_utils import Conv1D
 
 from exporters.onnx.activations import KERNEL
 from exporters.onnx.planning import Plan, PlannedTensor
@@ -65,12 +64,7 @@ def build_skeleton(plan: Plan) -> Any:
     for tensor in plan.tensors:
         if tensor.kind == "linear":
             name = tensor.source.removesuffix(".weight")
-            kept = model.get_submodule(name)
-            if isinstance(kept, Conv1D):  # whose weight lies the other way round
-                raise ExportRefusedError(
-                    f"{name} has no form here unless it is trained; leave out --keep for it"
-                )
-            twin = LinearTwin(_stand_in(tensor), kept.bias)
+            twin = LinearTwin(_stand_in(tensor), model.get_submodule(name).bias)
             model.set_submodule(name, twin)
     for name, rounding in plan.roundings.items():
         if rounding.form != KERNEL:
