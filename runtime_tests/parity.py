@@ -14,7 +14,8 @@ to better than that rounding, which by itself costs a KL of a few 1e-4 to 1e-3. 
 are 0.5 % of perplexity, three standard errors of the paired difference, and a KL of 2e-3; and L1,
 which runs the same graph without that rounding, shows that nothing else is in the difference (but
 for GELU, which it takes from a table of half-precision values: in L1 the reference does too, and
-the bound is 1e-3; `runtime_tests.llama_cpp_gelu` says why).
+the bound is 1e-3; `runtime_tests.llama_cpp_gelu` says why). A floating tensor that the export was
+asked to round is rounded in L2's reference too (`runtime_tests.stored_values`).
 """
 
 import tempfile
@@ -35,7 +36,9 @@ from lrqat.publish import refuse_existing
 from lrqat.reference import load_reference, torch_logits
 from lrqat.text import encode, window_bos
 from runtime_tests.llama_cpp_gelu import GELU_BOUND, with_table_gelu
+from runtime_tests.stored_values import as_stored
 from runtime_tests.targets import open_target
+from runtime_tests.tolerance import Tolerance
 
 L1_BOUND = 1e-4
 L1_WINDOWS = 4
@@ -45,43 +48,23 @@ L1_POSITIONS = 256
 
 
 @dataclass(frozen=True)
-class Tolerance:
-    """Bounds of L2; None where a runtime needs no such allowance.
-
-    Attributes:
-        relative: |relative difference of perplexity|.
-        standard_errors: of the paired difference of log-likelihoods.
-        kl: mean KL, nats.
-    """
-
-    relative: float
-    standard_errors: float | None
-    kl: float
-
-    def holds(self, comparison: Comparison) -> bool:
-        """Whether a comparison keeps within all bounds."""
-        return (
-            abs(comparison.relative_difference) <= self.relative
-            and comparison.kl <= self.kl
-            and (self.standard_errors is None or comparison.standard_errors <= self.standard_errors)
-        )
-
-
-@dataclass(frozen=True)
 class Prover:
     """How one kind of file is proved.
 
     Attributes:
         verify: (file, checkpoint) -> mismatching elements by tensor (L0).
-        twin: (file, checkpoint, context) -> logits of the F32 twin (L1).
+        twin: (file, checkpoint, context, converter) -> logits of the F32 twin (L1).
         as_runtime: model -> context in which it rounds what the runtime rounds even in float32;
             gives the bound of L1.
+        as_stored: (model, file, checkpoint) -> context in which its floating tensors are what the
+            file's types round them to, where the export was asked to.
         tolerance: of L2.
     """
 
     verify: Callable[[Path, Checkpoint], dict[str, int]]
-    twin: Callable[[Path, Checkpoint, int], AbstractContextManager[LogitsFunction]]
+    twin: Callable[[Path, Checkpoint, int, str | None], AbstractContextManager[LogitsFunction]]
     as_runtime: Callable[[Any], AbstractContextManager[float]]
+    as_stored: Callable[[Any, Path, Checkpoint], AbstractContextManager[None]]
     tolerance: Tolerance
 
 
@@ -160,6 +143,7 @@ def prove(
     context: int = 512,
     limit: int | None = None,
     kl_base: Path | None = None,
+    converter: str | None = None,
     progress: Callable[[str], Progress | None] = lambda what: None,
 ) -> list[Proof]:
     """Prove exported files against the fused checkpoint they came from.
@@ -171,6 +155,7 @@ def prove(
         context: tokens a window.
         limit: windows at most; None: all.
         kl_base: a file to write the reference's predictions to, see `lrqat.kl_base`.
+        converter: llama.cpp's source tree, for files that its own converter laid out.
         progress: from what is measured to a wrapper of the iterable of windows.
 
     Returns:
@@ -195,11 +180,14 @@ def prove(
     for file, prover in zip(files, provers, strict=True):
         path = Path(file)
         mismatches = prover.verify(path, checkpoint)
-        with prover.twin(path, checkpoint, context) as twin:
+        with prover.twin(path, checkpoint, context, converter) as twin:
             _refuse_other_vocabulary(path, reference, twin, windows)
             with prover.as_runtime(model) as bound:
                 difference = _largest_difference(reference, twin, windows)
-        with open_target(file, context=context) as target:
+        with (
+            open_target(file, context=context) as target,
+            prover.as_stored(model, path, checkpoint),
+        ):
             _refuse_other_vocabulary(path, reference, target.logits, windows)
             proof = Proof(
                 file=file,
@@ -236,14 +224,16 @@ def _largest_difference(reference: LogitsFunction, twin: LogitsFunction, windows
 
 
 @contextmanager
-def _gguf_twin(path: Path, checkpoint: Checkpoint, context: int) -> Iterator[LogitsFunction]:
+def _gguf_twin(
+    path: Path, checkpoint: Checkpoint, context: int, converter: str | None
+) -> Iterator[LogitsFunction]:
     """A second export of the checkpoint in which every tensor is F32, run by llama.cpp."""
     from exporters import gguf
     from runtime_tests.llama_cpp import LlamaCpp
 
     with tempfile.TemporaryDirectory(prefix="lrqat-twin-") as folder:
         twin = Path(folder) / "twin.gguf"
-        gguf.write(gguf.plan(checkpoint, gguf.Options(type="f32")), twin)
+        gguf.write(gguf.plan(checkpoint, gguf.twin_options(path, converter)), twin)
         with LlamaCpp.open(twin, n_ctx=context) as llama:
             yield llama.logits
 
@@ -255,7 +245,9 @@ def _as_llama_cpp(model: Any) -> Iterator[float]:
 
 
 @contextmanager
-def _onnx_twin(path: Path, checkpoint: Checkpoint, context: int) -> Iterator[LogitsFunction]:
+def _onnx_twin(
+    path: Path, checkpoint: Checkpoint, context: int, converter: str | None
+) -> Iterator[LogitsFunction]:
     """The same folder with ONNX Runtime's quantised kernels off: plain float32 products."""
     from runtime_tests.onnx_runtime import OnnxRuntime
 
@@ -282,6 +274,7 @@ _PROVERS: tuple[tuple[Callable[[Path], bool], Prover], ...] = (
             _verify_gguf,
             _gguf_twin,
             _as_llama_cpp,
+            as_stored,
             Tolerance(5e-3, standard_errors=3.0, kl=2e-3),
         ),
     ),
@@ -291,6 +284,7 @@ _PROVERS: tuple[tuple[Callable[[Path], bool], Prover], ...] = (
             _verify_onnx,
             _onnx_twin,
             lambda model: nullcontext(L1_BOUND),
+            lambda model, path, checkpoint: nullcontext(),
             Tolerance(1e-5, standard_errors=None, kl=1e-5),
         ),
     ),
