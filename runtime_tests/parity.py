@@ -6,7 +6,8 @@
         over the first 256 positions
     L2  the runtime: perplexity and KL of the real file in the real runtime, on the same windows
 
-The bounds depend on the runtime, and `runtime_tests.provers` says what they are and why.
+The bounds depend on the runtime, and `runtime_tests.provers` says what they are and why. A floating
+tensor that the export was asked to round is rounded in L2's reference too.
 """
 
 from collections.abc import Callable
@@ -24,8 +25,9 @@ from lrqat.perplexity import Comparison, LogitsFunction, Progress, Windows, comp
 from lrqat.publish import refuse_existing
 from lrqat.reference import load_reference, torch_logits
 from lrqat.text import encode, window_bos
-from runtime_tests.provers import L1_BOUND, Tolerance, prover_of
+from runtime_tests.provers import L1_BOUND, prover_of
 from runtime_tests.targets import open_target
+from runtime_tests.tolerance import Tolerance
 
 L1_WINDOWS = 4
 # llama.cpp's rotary angles and PyTorch's drift apart with the position (runtime_tests/llama_cpp.py
@@ -108,6 +110,7 @@ def prove(
     context: int = 512,
     limit: int | None = None,
     kl_base: Path | None = None,
+    converter: str | None = None,
     progress: Callable[[str], Progress | None] = lambda what: None,
 ) -> list[Proof]:
     """Prove exported files against the fused checkpoint they came from.
@@ -119,6 +122,7 @@ def prove(
         context: tokens a window.
         limit: windows at most; None: all.
         kl_base: a file to write the reference's predictions to, see `lrqat.kl_base`.
+        converter: llama.cpp's source tree, for files that its own converter laid out.
         progress: from what is measured to a wrapper of the iterable of windows.
 
     Returns:
@@ -143,11 +147,14 @@ def prove(
     for file, prover in zip(files, provers, strict=True):
         path = Path(file)
         mismatches = prover.verify(path, checkpoint)
-        with prover.twin(path, checkpoint, context) as twin:
+        with prover.twin(path, checkpoint, context, converter) as twin:
             _refuse_other_vocabulary(path, reference, twin, windows)
             with prover.as_runtime(model) as bound:
                 difference = _largest_difference(reference, twin, windows)
-        with open_target(file, context=context) as target:
+        with (
+            open_target(file, context=context) as target,
+            prover.as_stored(model, path, checkpoint),
+        ):
             _refuse_other_vocabulary(path, reference, target.logits, windows)
             proof = Proof(
                 file=file,

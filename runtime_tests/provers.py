@@ -27,34 +27,13 @@ from lrqat.activation_quantizer import quantizers
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import UserError
 from lrqat.kv_cache import kv_bits
-from lrqat.perplexity import Comparison, LogitsFunction
+from lrqat.perplexity import LogitsFunction
 from runtime_tests.llama_cpp_gelu import GELU_BOUND, with_table_gelu
+from runtime_tests.stored_values import as_stored
+from runtime_tests.tolerance import Tolerance
 
 L1_BOUND = 1e-4
 STEP_BOUND = 0.1
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """Bounds of L2; None where a runtime needs no such allowance.
-
-    Attributes:
-        relative: |relative difference of perplexity|.
-        standard_errors: of the paired difference of log-likelihoods.
-        kl: mean KL, nats.
-    """
-
-    relative: float
-    standard_errors: float | None
-    kl: float
-
-    def holds(self, comparison: Comparison) -> bool:
-        """Whether a comparison keeps within all bounds."""
-        return (
-            abs(comparison.relative_difference) <= self.relative
-            and comparison.kl <= self.kl
-            and (self.standard_errors is None or comparison.standard_errors <= self.standard_errors)
-        )
 
 
 @dataclass(frozen=True)
@@ -63,16 +42,19 @@ class Prover:
 
     Attributes:
         verify: (file, checkpoint) -> mismatching elements by tensor (L0).
-        twin: (file, checkpoint, context) -> logits of the F32 twin (L1).
+        twin: (file, checkpoint, context, converter) -> logits of the F32 twin (L1).
         as_runtime: model -> context in which it rounds what the runtime rounds even in float32;
             gives the bound of L1.
+        as_stored: (model, file, checkpoint) -> context in which its floating tensors are what the
+            file's types round them to, where the export was asked to.
         tolerance: of L2.
         rounded: of L2 where activations or the cache were rounded in training; None: as ever.
     """
 
     verify: Callable[[Path, Checkpoint], dict[str, int]]
-    twin: Callable[[Path, Checkpoint, int], AbstractContextManager[LogitsFunction]]
+    twin: Callable[[Path, Checkpoint, int, str | None], AbstractContextManager[LogitsFunction]]
     as_runtime: Callable[[Any], AbstractContextManager[float]]
+    as_stored: Callable[[Any, Path, Checkpoint], AbstractContextManager[None]]
     tolerance: Tolerance
     rounded: Tolerance | None = None
 
@@ -83,14 +65,16 @@ class Prover:
 
 
 @contextmanager
-def _gguf_twin(path: Path, checkpoint: Checkpoint, context: int) -> Iterator[LogitsFunction]:
+def _gguf_twin(
+    path: Path, checkpoint: Checkpoint, context: int, converter: str | None
+) -> Iterator[LogitsFunction]:
     """A second export of the checkpoint in which every tensor is F32, run by llama.cpp."""
     from exporters import gguf
     from runtime_tests.llama_cpp import LlamaCpp
 
     with tempfile.TemporaryDirectory(prefix="lrqat-twin-") as folder:
         twin = Path(folder) / "twin.gguf"
-        gguf.write(gguf.plan(checkpoint, gguf.Options(type="f32")), twin)
+        gguf.write(gguf.plan(checkpoint, gguf.twin_options(path, converter)), twin)
         with LlamaCpp.open(twin, n_ctx=context) as llama:
             yield llama.logits
 
@@ -102,7 +86,9 @@ def _as_llama_cpp(model: Any) -> Iterator[float]:
 
 
 @contextmanager
-def _onnx_twin(path: Path, checkpoint: Checkpoint, context: int) -> Iterator[LogitsFunction]:
+def _onnx_twin(
+    path: Path, checkpoint: Checkpoint, context: int, converter: str | None
+) -> Iterator[LogitsFunction]:
     """The same folder with ONNX Runtime's quantised kernels off: plain float32 products."""
     from runtime_tests.onnx_runtime import OnnxRuntime
 
@@ -134,6 +120,7 @@ _PROVERS: tuple[tuple[Callable[[Path], bool], Prover], ...] = (
             _verify_gguf,
             _gguf_twin,
             _as_llama_cpp,
+            as_stored,
             Tolerance(5e-3, standard_errors=3.0, kl=2e-3),
         ),
     ),
@@ -143,6 +130,7 @@ _PROVERS: tuple[tuple[Callable[[Path], bool], Prover], ...] = (
             _verify_onnx,
             _onnx_twin,
             lambda model: nullcontext(STEP_BOUND if _rounds(model) else L1_BOUND),
+            lambda model, path, checkpoint: nullcontext(),
             Tolerance(1e-5, standard_errors=None, kl=1e-5),
             rounded=Tolerance(1e-3, standard_errors=None, kl=1e-3),
         ),

@@ -3,6 +3,7 @@
 Runs where LLAMA_CPP_TREE names a source tree of llama.cpp; what needs none always does.
 """
 
+import dataclasses
 import os
 
 import numpy as np
@@ -12,7 +13,9 @@ from made_architectures import SIZES, VOCABULARY
 from made_checkpoints import fused, fused_in_llama_cpp
 
 from exporters import gguf
+from exporters.gguf import key_values as kv
 from exporters.gguf.header import read_header
+from exporters.gguf.provenance import CONVERTER
 from exporters.gguf.trained_rows import TrainedRows
 from exporters.gguf.upstream import verify_rows
 from lrqat.errors import ExportRefusedError, OutputError
@@ -71,6 +74,7 @@ def test_architectures_without_an_entry(name, tmp_path):
     arguments = [str(checkpoint.path), "--format", "gguf", "--output", str(path)]
     assert export.main([*arguments, "--converter", TREE, "--pre", "gpt-2"]) == 0
     assert verify_rows(path, checkpoint)[1] == len(checkpoint.quantized_names)
+    assert not any(gguf.verify(path, checkpoint).values())
     expected = torch_logits(load_reference(checkpoint))(TOKENS)
     with LlamaCpp.open(path, n_ctx=64) as llama:
         assert np.abs(llama.logits(TOKENS) - expected).mean() < 0.05 * expected.std()
@@ -123,3 +127,23 @@ def test_a_file_that_lacks_trained_rows_is_refused(tmp_path):
         OutputError, match=r"blk\.1\.attn_v\.weight holds rows that were not trained"
     ):
         verify_rows(path, checkpoint)
+
+
+def test_a_file_that_a_converter_laid_out_is_compared_row_by_row(tmp_path):
+    checkpoint, path = fused_in_llama_cpp("qwen3", tmp_path / "fused"), tmp_path / "model.gguf"
+    plan = gguf.plan(checkpoint)
+    marked = [*plan.metadata, kv.text(CONVERTER, "convert_hf_to_gguf.py")]
+    gguf.write(dataclasses.replace(plan, metadata=marked), path)
+    found = gguf.verify(path, checkpoint)
+    assert len(found) == len(checkpoint.quantized_names)
+    assert not any(found.values())
+    assert not list(gguf.rounded_tensors(path, checkpoint))
+    with pytest.raises(ExportRefusedError, match="name the source tree with --converter"):
+        gguf.twin_options(path, None)
+    assert gguf.twin_options(path, "tree").converter == "tree"
+    info = read_header(path).tensors["blk.1.attn_v.weight"]
+    with path.open("r+b") as stream:
+        stream.seek(info.start)
+        stream.write(b"\x00\x3c")
+    found = {name: count for name, count in gguf.verify(path, checkpoint).items() if count}
+    assert found == {"blk.1.attn_v.weight": 1, "model.layers.1.self_attn.v_proj": 1}

@@ -19,24 +19,43 @@ from lrqat.errors import UserError
 from tools import command
 
 
-def build_parser(formats: Sequence[str] = tuple(FORMATS)) -> argparse.ArgumentParser:
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and leaves the lines of the epilog as they are."""
+
+
+def build_parser(name: str | None = None) -> argparse.ArgumentParser:
+    """The parser for one format; for none yet, one whose --help shows the options of all."""
     parser = command.parser(__doc__ or "")
     parser.add_argument("checkpoint", help="folder of a fused checkpoint, from tools/train.py")
     parser.add_argument("--format", required=True, help=f"one of {', '.join(FORMATS)}")
     parser.add_argument("--output", help="file or folder; default: inside the checkpoint's folder")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
-    for name in formats:
-        group = parser.add_argument_group(f"options of {name}")
-        for field in dataclasses.fields(load_format(name).Options):
-            group.add_argument(
-                "--" + field.name.replace("_", "-"),
-                type=_converter(field.type),
-                default=argparse.SUPPRESS,
-                help=f"{field.metadata['help']} (default: "
-                f"{field.metadata.get('default', field.default)})",
-            )
+    if name:
+        _add_options(parser, name)
+    else:
+        parser.formatter_class = _Formatter
+        parser.epilog = "\n".join(_help_on_options(name) for name in FORMATS)
     return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, name: str) -> None:
+    group = parser.add_argument_group(f"options of {name}")
+    for field in dataclasses.fields(load_format(name).Options):
+        group.add_argument(
+            "--" + field.name.replace("_", "-"),
+            type=_converter(field.type),
+            default=argparse.SUPPRESS,
+            help=f"{field.metadata['help']} (default: "
+            f"{field.metadata.get('default', field.default)})",
+        )
+
+
+def _help_on_options(name: str) -> str:
+    """The options of a format alone: two formats may have one of the same name."""
+    alone = argparse.ArgumentParser(add_help=False, usage=argparse.SUPPRESS)
+    _add_options(alone, name)
+    return alone.format_help()
 
 
 def _converter(hint: Any) -> type:
@@ -53,7 +72,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if chosen is None:
         return build_parser().parse_args(argv)
     load_format(chosen)  # a wrong name gets our message, with the nearest one
-    return build_parser([chosen]).parse_args(argv)
+    return build_parser(chosen).parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

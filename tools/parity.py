@@ -28,6 +28,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="also write the reference's predictions as llama-perplexity's option of this name "
         "reads them",
     )
+    parser.add_argument(
+        "--converter",
+        metavar="TREE",
+        help="source tree of llama.cpp, for a .gguf file that was exported with this option",
+    )
     return parser
 
 
@@ -44,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         context=args.context,
         limit=args.windows,
         kl_base=args.kl_divergence_base,
+        converter=args.converter,
         progress=lambda what: lambda windows: tqdm(windows, desc=what, unit="window"),
     )
     rows = [

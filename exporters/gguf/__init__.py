@@ -13,8 +13,9 @@ Needs numpy and the `gguf` package, and no torch.
 from exporters.gguf.header import GgufFileError
 from exporters.gguf.options import Options
 from exporters.gguf.planning import Plan, PlannedTensor, default_name, plan
-from exporters.gguf.reader import TensorCheck, check_tensors, verify
+from exporters.gguf.reader import TensorCheck, check_tensors, rounded_tensors, verify
 from exporters.gguf.shards import model_files
+from exporters.gguf.upstream import twin_options
 from exporters.gguf.writer import Report, write
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "default_name",
     "model_files",
     "plan",
+    "rounded_tensors",
+    "twin_options",
     "verify",
     "write",
 ]

@@ -23,9 +23,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from exporters.gguf import key_values as kv
 from exporters.gguf.blocks import Block
 from exporters.gguf.options import Options
-from exporters.gguf.provenance import provenance
+from exporters.gguf.provenance import CONVERTER, provenance
 from exporters.gguf.selection import choose_for_grid, pack_quantized
 from exporters.gguf.sources import Source
 from exporters.gguf.stored import Stored, stored_tensors
@@ -114,7 +115,8 @@ def exact_class(base: Any, packer: Packer) -> Any:
                 most = max(set(packer.file_types), key=packer.file_types.count)
                 self.ftype = gguf.LlamaFileType(most)
             super().prepare_metadata(vocab_only)
-            for entry in provenance(checkpoint):
+            said = kv.text(CONVERTER, "convert_hf_to_gguf.py")
+            for entry in [*provenance(checkpoint), said]:
                 self.gguf_writer.add_key_value(entry.key, entry.value, entry.type)
 
         def get_vocab_base_pre(self, tokenizer: Any) -> Any:

@@ -205,7 +205,10 @@ def _plan_converter(made: Plan) -> Plan:
         refuses_activations(made.checkpoint, "llama.cpp", ("q8_0", "q8_k")),
     )
     made.refusals += [reason for reason in reasons if reason]
-    made.notes.append(f"the converter in {made.options.converter} decides on names and layout")
+    made.notes.append(
+        f"the converter in {made.options.converter} decides on names and layout; what tensors that "
+        "makes only running it tells, so none are listed here"
+    )
     return made
 
 

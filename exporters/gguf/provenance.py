@@ -13,6 +13,8 @@ from exporters.gguf.key_values import KeyValue
 from exporters.provenance import provenance as facts
 from lrqat.checkpoint import Checkpoint
 
+CONVERTER = "lrqat.converter"  # only in files that llama.cpp's own converter has laid out
+
 
 def general_metadata(checkpoint: Checkpoint, file_type: int) -> list[KeyValue]:
     """The `general.*` entries except the architecture."""

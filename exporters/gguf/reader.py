@@ -7,19 +7,22 @@ they multiply to with the checkpoint's weights.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporters.gguf.architectures import find_architecture
 from exporters.gguf.blocks import float_blocks, integer_blocks
 from exporters.gguf.header import Header
 from exporters.gguf.metadata import differing
+from exporters.gguf.provenance import CONVERTER
 from exporters.gguf.rounding import value_blocks
 from exporters.gguf.shards import read_model
 from exporters.gguf.sources import Source, find_sources
+from exporters.gguf.upstream import mismatching_rows
 from exporters.parallel import in_order
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import ExportRefusedError
@@ -59,7 +62,8 @@ class TensorCheck:
 def verify(path: str | Path, checkpoint: Checkpoint) -> dict[str, int]:
     """Compare the GGUF file `path` with `checkpoint`: every tensor, and what the model is.
 
-    Of a model in several files, `path` is the first.
+    Of a model in several files, `path` is the first. Of a file that llama.cpp's own converter laid
+    out, the rows of its packed tensors are compared, see `upstream.mismatching_rows`.
 
     Returns:
         Elements that differ, by GGUF name: codes, scales and minima, and if all are equal, weights
@@ -73,6 +77,8 @@ def verify(path: str | Path, checkpoint: Checkpoint) -> dict[str, int]:
         CheckpointError: the checkpoint is not valid.
     """
     header = read_model(Path(path))
+    if CONVERTER in header.metadata:
+        return mismatching_rows(header, checkpoint)
     by_name = {source.name: source for source in _sources(checkpoint)}
     found = {c.name: c.differences(by_name.get(c.name)) for c in _checks(header, checkpoint)}
     keys = differing(header, checkpoint, find_architecture(checkpoint.config))
@@ -94,6 +100,40 @@ def check_tensors(
         workers: threads; None: one a core.
     """
     return _checks(read_model(Path(path)), checkpoint, progress, workers)
+
+
+def rounded_tensors(
+    path: str | Path, checkpoint: Checkpoint
+) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Floating tensors that the file's types round, by the checkpoint's names: what they become.
+
+    Values are rounded one by one, or in blocks of rows that stay where they are (Q8_0, Q6_K), so it
+    does not matter how the file orders them.
+
+    Raises:
+        ExportRefusedError: an embedding that is stored a second time as the head, in two types.
+    """
+    header = read_model(Path(path))
+    if CONVERTER in header.metadata:  # whose floating tensors are float32
+        return
+    tensors, kinds = header.tensors, dict[str, str]()
+    for source in _sources(checkpoint):
+        if source.quantized or source.values is not None or source.name not in tensors:
+            continue
+        kind = tensors[source.name].type_name.lower()
+        if kinds.setdefault(source.origin, kind) != kind:
+            raise ExportRefusedError(
+                f"{source.origin} is stored as {kinds[source.origin]} and as {kind}, and PyTorch "
+                "has it once; export it with the same --embedding-type and --head-type"
+            )
+    for name, kind in kinds.items():
+        if kind in value_blocks() and kind != "f32":
+            exact = checkpoint.floating(name).astype(np.float32)
+            rows = exact.reshape(-1, exact.shape[-1])
+            block = value_blocks()[kind]
+            kept = block.unpack(block.pack(rows))
+            if not np.array_equal(kept, rows):
+                yield name, kept.reshape(exact.shape)
 
 
 def _checks(

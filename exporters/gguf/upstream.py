@@ -11,14 +11,17 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from exporters.gguf.blocks import integer_blocks
-from exporters.gguf.header import read_header
+from exporters.gguf.blocks import float_blocks, integer_blocks
+from exporters.gguf.header import Header, read_header
 from exporters.gguf.options import Options
+from exporters.gguf.provenance import CONVERTER
 from exporters.gguf.selection import unpack_values
-from exporters.gguf.trained_rows import TrainedRows, row_keys
+from exporters.gguf.shards import read_model
+from exporters.gguf.trained_rows import Row, TrainedRows, row_keys
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import ExportRefusedError, OutputError
 
@@ -39,6 +42,27 @@ def refuses_converter(options: Options) -> str | None:
     if options.float_type not in ("auto", "f32"):
         return "a converter's floating tensors are float32 here; leave --float-type out"
     return None
+
+
+def twin_options(path: str | Path, converter: str | None) -> Options:
+    """Options for another export like the file `path`, with every tensor F32.
+
+    Args:
+        path: an exported file.
+        converter: llama.cpp's source tree, for a file that its own converter laid out.
+
+    Raises:
+        ExportRefusedError: that is needed and not given.
+    """
+    said = read_model(Path(path)).metadata
+    if CONVERTER not in said:
+        return Options(type="f32")
+    if converter is None:
+        raise ExportRefusedError(
+            f"{path} was laid out by llama.cpp's own converter, which has to make its F32 twin "
+            "too; name the source tree with --converter"
+        )
+    return Options(type="f32", converter=converter, pre=said.get("tokenizer.ggml.pre"))
 
 
 def run_converter(checkpoint: Checkpoint, options: Options, path: Path) -> tuple[int, int]:
@@ -68,25 +92,46 @@ def run_converter(checkpoint: Checkpoint, options: Options, path: Path) -> tuple
 
 def verify_rows(path: Path, checkpoint: Checkpoint) -> tuple[int, int]:
     """Compare the packed rows of a file with the checkpoint's; see `run_converter`."""
-    header, trained = read_header(path), TrainedRows(checkpoint)
-    left, packed = set(trained.rows), 0
-    for name, info in header.tensors.items():
-        if len(info.shape) < 2:
-            continue
-        kind = info.type_name.lower()
-        keys = set(row_keys(unpack_values(kind, header.rows(name))))
-        if kind in integer_blocks():
-            packed += 1
-            if not keys <= trained.rows.keys():
-                raise OutputError(f"{name} holds rows that were not trained; please report it")
-        left -= keys
+    header = read_header(path)
+    foreign, left = _compare_rows(header, checkpoint)
+    for name, count in foreign.items():
+        if count:
+            raise OutputError(f"{name} holds rows that were not trained; please report it")
     if left:
-        module, row = min(trained.rows[key] for key in left)
+        module, row = min(left)
         raise ExportRefusedError(
             f"{len(left)} trained rows are not in the file, the first is row {row} of {module}; "
             "the converter left them out"
         )
-    return len(header.tensors), packed
+    return len(header.tensors), len(foreign)
+
+
+def mismatching_rows(header: Header, checkpoint: Checkpoint) -> dict[str, int]:
+    """Rows of packed tensors that are none of the checkpoint's, and trained ones that are missing.
+
+    For files that a converter laid out: what of its names and its order of rows belongs where, only
+    the converter knows.
+
+    Returns:
+        By tensor the rows that were not trained; by module the rows that are not in the file.
+    """
+    foreign, left = _compare_rows(header, checkpoint)
+    return foreign | Counter(module for module, _ in left)
+
+
+def _compare_rows(header: Header, checkpoint: Checkpoint) -> tuple[dict[str, int], set[Row]]:
+    """Rows of each packed tensor that were not trained, and trained rows that no tensor has."""
+    trained = TrainedRows(checkpoint).rows
+    left, foreign = set(trained), {}
+    for name, info in header.tensors.items():
+        kind = info.type_name.lower()
+        if len(info.shape) < 2 or kind not in {**integer_blocks(), **float_blocks()}:
+            continue
+        keys = list(row_keys(unpack_values(kind, header.rows(name))))
+        if kind in integer_blocks():
+            foreign[name] = sum(key not in trained for key in keys)
+        left -= set(keys)
+    return foreign, {trained[key] for key in left}
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
