@@ -89,7 +89,7 @@ def write(
         else:
             _write_files(plan, staged, progress, workers)
             with ThreadPoolExecutor(1) as pool:
-                hashing = pool.map(sha256_of, staged)
+                hashing = pool.map(_settle, staged)
                 rounded = _verify(plan, staged[0], verified, workers)
             hashes = list(hashing)
             tensors = len(plan.tensors)
@@ -117,6 +117,13 @@ def _write_files(plan: Plan, paths: list[Path], progress: Progress, workers: int
         workers,
     ):
         progress(name)
+
+
+def _settle(path: Path) -> str:
+    """The sha256 of a file that is now wholly on the disk; both while the tensors are compared."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+    return sha256_of(path)
 
 
 def _begin(plan: Plan, path: Path, no: int, tensors: list[PlannedTensor]) -> None:
