@@ -86,7 +86,9 @@ class OnnxRuntime:
             "position_ids": np.arange(count, dtype=np.int64)[None],
             **self._empty_cache,
         }
-        return self.session.run(["logits"], feeds)[0][0]
+        # The compact form (exporters.onnx_genai) counts positions itself.
+        taken = {entry.name: feeds[entry.name] for entry in self.session.get_inputs()}
+        return self.session.run(["logits"], taken)[0][0]
 
     def close(self) -> None:
         """Free the session."""
