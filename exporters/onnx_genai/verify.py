@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.onnx.verify import read_model
+from exporters.onnx.model_file import read_model, resolve_links
 from exporters.onnx_genai.parts import Part
 from exporters.onnx_genai.planning import plan
 from lrqat.checkpoint import Checkpoint
@@ -38,7 +38,9 @@ def verify(
         OnnxFileError: model.onnx or its data cannot be read.
         CheckpointError: the checkpoint is not valid.
     """
-    initializers = read_model(Path(folder)).graph.initializers
+    model = read_model(Path(folder))
+    resolve_links(model, Path(folder))
+    initializers = model.graph.initializers
     parts = {part.name: part for part in plan(checkpoint).tensors}
     mismatches = {name: part.rows * part.columns for name, part in parts.items()}
     for initializer in list(initializers):

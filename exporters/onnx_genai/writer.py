@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from exporters.onnx.loadable import refuse_unloadable
-from exporters.onnx.verify import MODEL
+from exporters.onnx.model_file import MODEL
 from exporters.onnx_genai.building import build
 from exporters.onnx_genai.olive import write_olive
 from exporters.onnx_genai.planning import Plan
