@@ -22,16 +22,18 @@ from runtime_tests.onnx_runtime import OnnxRuntime
 TOKENS = np.random.default_rng(0).integers(1, SIZES["vocab_size"], 60)
 # The builder was once seen to take another matrix of as many rows for the head.
 SAME_SIZES = SIZES | {"intermediate_size": SIZES["vocab_size"]}
+HEAD = {"lm_head": "q4_0"}
 CASES = {
-    "llama": (lambda: LlamaConfig(**SAME_SIZES), "q4_0"),
-    "qwen2": (IN_ONNX["qwen2"], "int3-asym-g32"),
-    "granite": (IN_ONNX["granite"], "int2-g32"),
+    "llama": (lambda: LlamaConfig(**SAME_SIZES), "q4_0", {}),
+    "llama, a trained head": (lambda: LlamaConfig(**SAME_SIZES), "int8-asym-channel", HEAD),
+    "qwen2": (IN_ONNX["qwen2"], "int3-asym-g32", {}),
+    "granite": (IN_ONNX["granite"], "int2-g32", {}),
 }
 
 
 def checkpoint_of(name, folder):
-    config, grid = CASES[name]
-    return fused(config(), folder, grid_for={}, keep=(), grid=grid)
+    config, grid, grid_for = CASES[name]
+    return fused(config(), folder, grid_for=grid_for, keep=(), grid=grid)
 
 
 @pytest.mark.slow
@@ -89,13 +91,16 @@ def test_what_matmulnbits_cannot_say_is_refused(grid, reason, make_small):
         onnx_genai.write(plan, plan.checkpoint.path / "never")
 
 
-def test_layers_that_stayed_floating_and_other_architectures_are_refused(fused_checkpoint):
+def test_what_the_builder_was_not_seen_to_do_right_is_refused(fused_checkpoint):
     checkpoint = Checkpoint.open(fused_checkpoint)
     assert not onnx_genai.plan(checkpoint).refusals
     checkpoint.manifest["kept"]["model.layers.1.mlp.down_proj"] = "asked for"
-    checkpoint.config["model_type"] = "gpt_neox"
+    checkpoint.config |= {"model_type": "gpt_neox", "tie_word_embeddings": True}
+    checkpoint.manifest["activations"] = {"kv_bits": 8}
     reasons = " ".join(onnx_genai.plan(checkpoint).refusals)
+    assert "the builder's graph rounds neither; use --format onnx" in reasons
     assert "not for gpt_neox; use --format onnx" in reasons
+    assert "a head that is the embedding was not proved" in reasons
     assert "model.layers.1.mlp.down_proj stayed floating" in reasons
 
 

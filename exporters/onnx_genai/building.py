@@ -29,11 +29,9 @@ def build(plan: Plan, source: Path, target: Path, cache: Path) -> None:
         raise RuntimeUnavailableError(
             "onnxruntime-genai is not installed: pip install 'lrqat[onnx]'"
         )
-    tied = bool(plan.checkpoint.config.get("tie_word_embeddings"))
     options = [
         f"accuracy_level={plan.options.matmul_accuracy_level}",
         "nodes_to_exclude=/lm_head/MatMul",  # or it would round a floating head to 4 bits
-        *(["shared_embeddings=true"] if tied else []),
     ]
     folders = ["-i", str(source), "-o", str(target), "-c", str(cache)]
     command = [sys.executable, "-m", _BUILDER, *folders, "-p", "int4", "-e", "cpu"]

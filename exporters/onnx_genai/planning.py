@@ -4,7 +4,6 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from exporters.activations import refuses_activations
 from exporters.onnx_genai.options import Options
 from exporters.onnx_genai.parts import Part, part_of, refuses
 from lrqat.checkpoint import Checkpoint
@@ -113,5 +112,9 @@ def _refusals(checkpoint: Checkpoint, parts: list[Part]) -> list[str]:
             f"{mixed[0]}: q, k and v have several widths or groups, and the builder makes one "
             "matrix of them; use --format onnx"
         )
-    reason = refuses_activations(checkpoint, "ONNX Runtime", ("ort-level4",))
-    return found + ([reason] if reason else [])
+    if checkpoint.manifest.get("activations"):
+        found.append(
+            "the model was trained with rounded activations or a rounded cache, and the builder's "
+            "graph rounds neither; use --format onnx"
+        )
+    return found

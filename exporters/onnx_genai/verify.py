@@ -23,6 +23,7 @@ from lrqat.checkpoint import Checkpoint
 
 # What the builder joins, by the last part of the name of its product.
 _JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj")}
+_EMBEDDING = "model.embed_tokens.weight"
 _NODE = re.compile(r"(.*)\.MatMulNBits\.qweight")
 
 
@@ -83,13 +84,10 @@ def _compare(
 
 
 def _tables(initializers: Mapping[str, ir.Value], checkpoint: Checkpoint) -> dict[str, int]:
-    """Mismatches of the embedding and of a floating head; tied, they are the head's matrix."""
+    """Mismatches of the embedding and of a floating head, which the builder transposes."""
     head = "lm_head.MatMul.weight"
-    tied = checkpoint.config.get("tie_word_embeddings")
-    stored = {"model.embed_tokens.weight": head if tied else "model.embed_tokens.weight",
-              "lm_head.weight": head}  # fmt: skip
     found = {}
-    for name, theirs in stored.items():
+    for name, theirs in {_EMBEDDING: _EMBEDDING, "lm_head.weight": head}.items():
         if name in checkpoint.floating_names:
             expected = checkpoint.floating(name).astype(np.float32)
             value = _array(initializers, theirs) if theirs in initializers else np.empty((0, 0))
