@@ -17,7 +17,11 @@ from typing import Any
 
 from lrqat.errors import RuntimeUnavailableError, UserError
 
-FORMATS = {"gguf": "exporters.gguf", "onnx": "exporters.onnx"}
+FORMATS = {
+    "gguf": "exporters.gguf",
+    "onnx": "exporters.onnx",
+    "onnx-genai": "exporters.onnx_genai",
+}
 
 
 def load_format(name: str) -> Any:

@@ -21,6 +21,7 @@ _PUBLIC = {
     "train": "lrqat.training",
     "plan_training": "lrqat.plan",
     "load_reference": "lrqat.reference",
+    "onnx_perplexity": "lrqat.onnx_evaluation",
     "UserError": "lrqat.errors",
 }
 

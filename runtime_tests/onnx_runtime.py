@@ -87,7 +87,9 @@ class OnnxRuntime:
             "position_ids": np.arange(count, dtype=np.int64)[None],
             **self.empty_cache(1),
         }
-        return self.session.run(["logits"], feeds)[0][0]
+        # The compact form (exporters.onnx_genai) counts positions itself.
+        taken = {entry.name: feeds[entry.name] for entry in self.session.get_inputs()}
+        return self.session.run(["logits"], taken)[0][0]
 
     def empty_cache(self, batch: int) -> dict[str, NDArray[Any]]:
         """A cache of no tokens, by input name: (batch, kv_heads, 0, width) in the input's type."""

@@ -223,6 +223,7 @@ def step_by_step(folder, tokens):
     return np.concatenate(rows), whole
 
 
+@pytest.mark.slow
 def test_fixed_ranges_with_integer_products_and_a_cache_of_four_bits(tiny_model, tmp_path):
     """8-bit weights with a scale a row: the runtime multiplies the integers."""
     checkpoint = make_rounded(
@@ -246,6 +247,7 @@ def test_fixed_ranges_with_integer_products_and_a_cache_of_four_bits(tiny_model,
     assert not (folder / "genai_config.json").exists()
 
 
+@pytest.mark.slow
 def test_sixteen_bits_for_npus_and_a_float_cache_in_genai(tiny_model, tmp_path):
     checkpoint = make_rounded(tiny_model, tmp_path / "f", activations=["int16-tensor"], kv_bits=8)
     folder = export(checkpoint, tmp_path / "onnx", preset="qnn", kv_cache="float")

@@ -103,6 +103,7 @@ def test_two_bits_are_right_for_any_number_of_outputs(options, make_small, tmp_p
     assert [found[name] for name in QUANTISED] == [7, 0]
 
 
+@pytest.mark.slow
 def test_half_precision_keeps_integers_and_scales(make_small, tmp_path):
     """The graph of the gpu and webgpu presets, on a CPU: exact numbers, float16 arithmetic."""
     checkpoint = make_small("int4-asym-g32")

@@ -3,7 +3,8 @@
 `step` and `memory` compare grids with full fine-tuning and plain LoRA, on a stack of decoder
 layers with random weights that is made on the spot. `model` loads a model folder weight by weight
 and takes real training steps; its options are those of tools/train.py. `export` times the export to
-GGUF of a random fused checkpoint, next to llama.cpp's own tools if they are given.
+GGUF of a random fused checkpoint, next to llama.cpp's own tools if they are given. `onnx` times an
+exported ONNX folder in ONNX Runtime.
 """
 
 import argparse
@@ -189,11 +190,57 @@ def _export(args: argparse.Namespace, out: command.Output) -> dict[str, Any]:
     return {"weights": weights, "costs": found, "ratios": ratios}
 
 
+def _onnx_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--width", type=int, default=1024, help="width of the model")
+    parser.add_argument("--layers", type=int, default=4, help="decoder layers")
+    parser.add_argument(
+        "--prompt", type=int, default=128, help="tokens of a prompt, and of a cache"
+    )
+    parser.add_argument("--rounds", type=int, default=15, help="calls of each that are timed")
+    parser.add_argument("--grid", default="int4-g32", help="grid of the weights")
+
+
+def _bar(what: str) -> Callable[[Any], Any]:
+    return lambda rounds: tqdm(rounds, desc=what, unit="round")
+
+
+def _onnx(args: argparse.Namespace, out: command.Output) -> dict[str, Any]:
+    from transformers import LlamaConfig
+
+    from lrqat.random_fused import write_random_fused
+    from runtime_tests.onnx_speed import measure, write_forms
+
+    config = LlamaConfig(
+        vocab_size=4096, hidden_size=args.width, intermediate_size=args.width * 11 // 4,
+        num_hidden_layers=args.layers, num_attention_heads=args.width // 64,
+        num_key_value_heads=args.width // 128, max_position_embeddings=4096,
+    )  # fmt: skip
+    found = {}
+    with tempfile.TemporaryDirectory(prefix="lrqat-bench-") as name:
+        write_random_fused(config, Path(name, "fused"), grid=args.grid)
+        contenders = write_forms(Path(name, "fused"), Path(name))
+        for what, tokens, past in (("decode", 1, args.prompt), ("prefill", args.prompt, 0)):
+            speeds = measure(
+                contenders, tokens=tokens, past=past, rounds=args.rounds,
+                progress=_bar(what),
+            )  # fmt: skip
+            rows = [
+                (form, f"{s.seconds * 1000:.1f}", f"{s.cpu_seconds * 1000:.1f}", _spread(s.ratio),
+                 _spread(s.cpu_ratio))
+                for form, s in speeds.items()
+            ]  # fmt: skip
+            columns = ("form", "ms", "CPU ms", "ratio to qdq", "CPU ratio to qdq")
+            out.table(f"{what}, {tokens} tokens after {past}; medians (quartiles)", columns, rows)
+            found[what] = {form: vars(speed) for form, speed in speeds.items()}
+    return found
+
+
 BENCHES = {
     "step": Bench("time of a training step", _step_options, _step),
     "memory": Bench("peak memory of a training step", _stack_options, _memory),
     "model": Bench("memory and time of a whole model", _model_options, _model),
     "export": Bench("time and memory of an export to GGUF", _export_options, _export),
+    "onnx": Bench("speed of an exported folder in ONNX Runtime", _onnx_options, _onnx),
 }
 
 

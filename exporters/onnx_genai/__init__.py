@@ -1,0 +1,16 @@
+r"""The compact form: the trained integers in the graph of ONNX Runtime GenAI's own model builder.
+
+    python tools/export.py runs/a --format onnx-genai
+
+The builder makes a graph of ONNX Runtime's own operators (GroupQueryAttention, MatMulNBits), which
+runs in ONNX Runtime only, in place of standard ones (`exporters.onnx`), which run everywhere. It
+is given the checkpoint in a format that it loads as it is, Olive's, and its file is read back and
+compared with the checkpoint.
+"""
+
+from exporters.onnx_genai.options import Options
+from exporters.onnx_genai.planning import Plan, default_name, plan
+from exporters.onnx_genai.verify import verify
+from exporters.onnx_genai.writer import Report, write
+
+__all__ = ["Options", "Plan", "Report", "default_name", "plan", "verify", "write"]

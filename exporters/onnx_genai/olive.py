@@ -1,0 +1,72 @@
+"""The checkpoint in Olive's format, which the model builder loads without changing a bit.
+
+    NAME.qweight   uint8 (out, in * bits / 8)            integers + 2^(bits-1), lowest bits first
+    NAME.scales    float32 (out, blocks)
+    NAME.qzeros    uint8 (out, ceil(blocks * bits / 8))   zero-points + 2^(bits-1)
+
+Source: onnxruntime-genai, src/python/py/models/loaders/olive.py.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from exporters.onnx_genai.parts import Part
+from exporters.onnx_genai.planning import Plan
+from lrqat.write_json import write_json
+
+_NOT_COPIED = ("config.json", "lrqat.json", "README.md")
+
+
+def write_olive(plan: Plan, folder: Path, progress: Callable[[str], None]) -> None:
+    """Write the checkpoint of `plan` into `folder`: one file a trained weight, one for the rest.
+
+    Args:
+        plan: the export.
+        folder: an empty folder.
+        progress: called with the name of every part as it is written.
+    """
+    checkpoint = plan.checkpoint
+    for part in plan.tensors:
+        progress(part.name)
+        save_file(_packed(plan, part), folder / f"{part.name}.safetensors")
+    floating = {n: checkpoint.floating(n).astype(np.float32) for n in checkpoint.floating_names}
+    save_file(floating, folder / "floating.safetensors")
+    config = {**checkpoint.config, "dtype": "float32", "quantization_config": _config(plan.tensors)}
+    write_json(folder / "config.json", config)
+    for path in checkpoint.path.iterdir():
+        if path.suffix in (".json", ".model", ".jinja", ".txt") and path.name not in _NOT_COPIED:
+            shutil.copyfile(path, folder / path.name)
+
+
+def _config(parts: list[Part]) -> dict[str, Any]:
+    return {
+        "quant_method": "olive",
+        "bits": parts[0].bits,
+        "group_size": parts[0].block,
+        "symmetric": True,
+        "overrides": {p.name: {"bits": p.bits, "group_size": p.block} for p in parts},
+    }
+
+
+def _packed(plan: Plan, part: Part) -> dict[str, NDArray[Any]]:
+    q, scale, zero = part.read(plan.checkpoint)
+    return {
+        f"{part.name}.qweight": pack(q, part.bits),
+        f"{part.name}.scales": scale,
+        f"{part.name}.qzeros": pack(zero, part.bits),
+    }
+
+
+def pack(q: NDArray[np.int16], bits: int) -> NDArray[np.uint8]:
+    """Integers (rows, n) as q + 2^(bits-1) in bytes (rows, ceil(n * bits / 8)), low bits first."""
+    count = 8 // bits
+    padding = -q.shape[1] % count
+    codes = np.pad((q + (1 << (bits - 1))).astype(np.uint8), ((0, 0), (0, padding)))
+    shifts = np.arange(count, dtype=np.uint8) * bits
+    return np.bitwise_or.reduce(codes.reshape(len(q), -1, count) << shifts, axis=2)

@@ -1,0 +1,103 @@
+"""The trained weights as the builder takes them.
+
+Integers are stored in 2, 4 or 8 bits, whichever is the least that holds the grid, and scales one
+for each block, a power of two from 16 to 256; a scale of a whole row is repeated.
+"""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrqat.checkpoint import Checkpoint
+from lrqat.grid import Grid
+
+_WIDTHS = (2, 4, 8)
+_BLOCKS = (256, 128, 64, 32, 16)
+_PROJECTION = re.compile(
+    r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)|lm_head"
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A trained weight.
+
+    Attributes:
+        name: module name, in the checkpoint and for the builder.
+        rows: outputs.
+        columns: inputs.
+        bits: width of a stored integer.
+        block: inputs that share a stored scale.
+    """
+
+    name: str
+    rows: int
+    columns: int
+    bits: int
+    block: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its integers, scales and zero-points."""
+        blocks = self.columns // self.block
+        row = self.columns * self.bits // 8 + 4 * blocks + -(-blocks * self.bits // 8)
+        return self.rows * row
+
+    def read(
+        self, checkpoint: Checkpoint
+    ) -> tuple[NDArray[np.int16], NDArray[np.float32], NDArray[np.int16]]:
+        """Integers (rows, columns), and scales and zero-points (rows, blocks)."""
+        tensor = checkpoint.quantized(self.name)
+        scale, zero = tensor.scale, tensor.ranges.zero_point
+        zeros = np.zeros(scale.shape, np.int16) if zero is None else zero.astype(np.int16)
+        repeats = self.columns // self.block // scale.shape[1]
+        return (
+            tensor.q.astype(np.int16),
+            np.repeat(scale, repeats, axis=1),
+            np.repeat(zeros, repeats, axis=1),
+        )
+
+
+def part_of(checkpoint: Checkpoint, name: str) -> Part:
+    """The trained weight `name`, of which `refuses` says nothing."""
+    grid, (rows, columns) = checkpoint.grid(name), checkpoint.shape(name)
+    bits, block = _bits(grid), _block(grid, columns)
+    assert bits is not None
+    assert block is not None
+    return Part(name, rows, columns, bits, block)
+
+
+def refuses(checkpoint: Checkpoint, name: str) -> str | None:
+    """Why the trained weight `name` has no exact form here, or None."""
+    grid, kind = checkpoint.grid(name), checkpoint.kind(name)
+    if kind != "linear" or not _PROJECTION.fullmatch(name):
+        return (
+            f"onnxruntime-genai's builder takes projections of the layers and the head from a "
+            f"quantised checkpoint, and this is a {kind} of another name; use --format onnx"
+        )
+    if grid.minimum is not None:
+        return (
+            f"{grid.name} has a floating minimum for each group, and MatMulNBits has integer "
+            "zero-points; train on int4-asym-g32, or export to GGUF"
+        )
+    if grid.levels is not None:
+        return f"{grid.name} is a codebook; train on int4-g32, or export to GGUF"
+    columns = checkpoint.shape(name)[1]
+    if _block(grid, columns) is None:
+        return (
+            f"{columns} inputs in groups of {grid.group_size or columns} are no blocks of 16 to "
+            "256 weights, a power of two; use --format onnx"
+        )
+    return None
+
+
+def _bits(grid: Grid) -> int | None:
+    fitting = (b for b in _WIDTHS if -(1 << b - 1) <= grid.q_min and grid.q_max < 1 << b - 1)
+    return next(fitting, None)
+
+
+def _block(grid: Grid, columns: int) -> int | None:
+    fitting = (b for b in _BLOCKS if (grid.group_size or columns) % b == 0)
+    return next(fitting, None)

@@ -1,0 +1,120 @@
+"""The plan of the compact form: every trained part, and every reason to refuse."""
+
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from exporters.onnx_genai.options import Options
+from exporters.onnx_genai.parts import Part, part_of, refuses
+from lrqat.checkpoint import Checkpoint
+from lrqat.errors import UserError
+
+# Architectures whose graphs gave PyTorch's logits; the builder knows more.
+KNOWN = ("granite", "llama", "qwen2")
+
+
+@dataclass(eq=False)
+class Plan:
+    """What `write` will do.
+
+    Attributes:
+        checkpoint: the opened checkpoint.
+        options: the choices it was made with.
+        tensors: every trained part.
+        refusals: reasons not to write; a plan with any cannot be written.
+        notes: what a user should know.
+    """
+
+    checkpoint: Checkpoint
+    options: Options
+    tensors: list[Part] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def summary(self) -> list[str]:
+        """Lines of a table for people; the layers of a model share a line."""
+        groups: dict[tuple[str, int, int], list[Part]] = {}
+        for part in self.tensors:
+            name = re.sub(r"\.\d+\.", ".*.", part.name)
+            groups.setdefault((name, part.bits, part.block), []).append(part)
+        lines = [f"{'trained weight':<44} {'bits':>4} {'block':>5} {'count':>5} {'bytes':>14}"]
+        for (name, bits, block), members in groups.items():
+            total = sum(part.nbytes for part in members)
+            lines.append(f"{name:<44} {bits:>4} {block:>5} {len(members):>5} {total:>14,}")
+        lines += [f"note: {note}" for note in self.notes]
+        return lines + [f"refused: {reason}" for reason in self.refusals]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        return {
+            "format": "onnx-genai",
+            "checkpoint": str(self.checkpoint.path),
+            "options": asdict(self.options),
+            "tensor_bytes": sum(part.nbytes for part in self.tensors),
+            "tensors": [asdict(part) for part in self.tensors],
+            "notes": self.notes,
+            "refusals": self.refusals,
+        }
+
+
+def plan(checkpoint: Checkpoint, options: Options | None = None) -> Plan:
+    """Plan the compact form of `checkpoint`; no weights are read and nothing is written.
+
+    Raises:
+        CheckpointError: the checkpoint itself is not valid.
+    """
+    made = Plan(checkpoint, options or Options())
+    for name in checkpoint.quantized_names:
+        try:
+            checkpoint.grid(name).groups(checkpoint.shape(name)[1])
+            reason = refuses(checkpoint, name)
+        except UserError as error:
+            reason = str(error)
+        if reason:
+            made.refusals.append(f"{name}: {reason}")
+        else:
+            made.tensors.append(part_of(checkpoint, name))
+    made.refusals += _refusals(checkpoint, made.tensors)
+    made.notes.append(
+        "weights that stayed floating are float32; those of norms may be folded into others by the "
+        "builder, so that only trained weights, embedding and head are compared"
+    )
+    return made
+
+
+def default_name(checkpoint: Checkpoint) -> str:
+    """The folder inside the checkpoint's."""
+    return "onnx-genai"
+
+
+def _refusals(checkpoint: Checkpoint, parts: list[Part]) -> list[str]:
+    found = []
+    kind = checkpoint.config.get("model_type")
+    if kind not in KNOWN:
+        found.append(
+            f"the compact form was proved for {', '.join(KNOWN)}, not for {kind}; use --format onnx"
+        )
+    if checkpoint.config.get("tie_word_embeddings"):
+        found.append("a head that is the embedding was not proved in this form; use --format onnx")
+    kept = [name for name in checkpoint.manifest["kept"] if name != "lm_head"]
+    if kept:
+        found.append(
+            f"{kept[0]} stayed floating, and onnxruntime-genai's builder takes all projections of "
+            "the layers quantised; use --format onnx"
+        )
+    joined: dict[str, set[tuple[int, int]]] = {}
+    for part in parts:
+        if re.search(r"\.[qkv]_proj$", part.name):
+            joined.setdefault(part.name[:-7], set()).add((part.bits, part.block))
+    mixed = [name for name, forms in joined.items() if len(forms) > 1]
+    if mixed:
+        found.append(
+            f"{mixed[0]}: q, k and v have several widths or groups, and the builder makes one "
+            "matrix of them; use --format onnx"
+        )
+    if checkpoint.manifest.get("activations"):
+        found.append(
+            "the model was trained with rounded activations or a rounded cache, and the builder's "
+            "graph rounds neither; use --format onnx"
+        )
+    return found

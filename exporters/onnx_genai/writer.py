@@ -1,0 +1,105 @@
+"""Writing the compact form: given to the builder, read back, compared, and only then named."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from exporters.onnx.loadable import refuse_unloadable
+from exporters.onnx.model_file import MODEL
+from exporters.onnx_genai.building import build
+from exporters.onnx_genai.olive import write_olive
+from exporters.onnx_genai.planning import Plan
+from exporters.onnx_genai.verify import verify
+from exporters.provenance import provenance
+from lrqat.errors import ExportRefusedError, OutputError
+from lrqat.publish import refuse_existing, replaced_folder
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        path: the folder.
+        bytes: size of model.onnx and its data.
+        tensors: weights that were compared with the checkpoint.
+        quantized: how many of them are trained parts.
+    """
+
+    path: str
+    bytes: int
+    tensors: int
+    quantized: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        return asdict(self)
+
+
+def write(
+    plan: Plan,
+    path: str | Path,
+    overwrite: bool = False,
+    progress: Progress = lambda name: None,
+    verified: Progress = lambda name: None,
+) -> Report:
+    """Write `plan` to the folder `path`; if anything fails, `path` is as it was.
+
+    Args:
+        plan: what `exporters.onnx_genai.plan` returned, without refusals.
+        path: folder to write.
+        overwrite: whether an existing folder may be replaced.
+        progress: called with the name of every part as it is handed to the builder.
+        verified: called with the name of every part once it has been compared.
+
+    Raises:
+        ExportRefusedError: the plan has refusals, or the builder failed.
+        OutputError: the folder exists, cannot be written, reads back differently, or does not load.
+    """
+    if plan.refusals:
+        reasons = "\n".join(f"- {reason}" for reason in plan.refusals)
+        raise ExportRefusedError(f"the export would not be exact:\n{reasons}")
+    target = Path(path)
+    refuse_existing(target, overwrite)
+    with replaced_folder(target, overwrite, MODEL) as staging:
+        scratch = staging / "scratch"  # in there, so that nothing stays if this is killed
+        source = scratch / "olive"
+        source.mkdir(parents=True)
+        write_olive(plan, source, progress)
+        build(plan, source, staging, scratch / "cache")
+        shutil.rmtree(scratch)
+        _describe(plan, staging)
+        mismatches = verify(staging, plan.checkpoint, verified)
+        wrong = [name for name, count in mismatches.items() if count]
+        if wrong:
+            raise OutputError(
+                f"{target} was not written: {len(wrong)} weights are not the checkpoint's, the "
+                f"first {wrong[0]}; this version of onnxruntime-genai lays them out otherwise, use "
+                "--format onnx"
+            )
+        refuse_unloadable(staging, target)
+        size = sum(file.stat().st_size for file in staging.glob(f"{MODEL}*"))
+    return Report(str(target), size, len(mismatches), len(plan.tensors))
+
+
+def _describe(plan: Plan, folder: Path) -> None:
+    """Add the `lrqat.*` properties to the builder's file, and the size of heads to its inputs.
+
+    The weights stay where they are.
+    """
+    model = ir.load(folder / MODEL)
+    for key, fact in provenance(plan.checkpoint).items():
+        model.metadata_props[key] = fact if isinstance(fact, str) else json.dumps(fact)
+    genai = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
+    head_size = int(genai["model"]["decoder"]["head_size"])
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.shape is not None and len(value.shape) == 4:
+            value.shape = ir.Shape([*value.shape[:3], head_size])
+    ir.save(model, folder / MODEL)

@@ -1,0 +1,119 @@
+"""The compact form: onnxruntime-genai's own builder, given the trained integers."""
+
+import json
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from made_architectures import IN_ONNX, SIZES
+from made_checkpoints import fused
+from transformers import LlamaConfig
+
+from exporters import load_format, onnx_genai
+from exporters.onnx_genai.olive import pack
+from exporters.onnx_genai.verify import _unpack
+from lrqat.checkpoint import Checkpoint
+from lrqat.errors import ExportRefusedError
+from lrqat.reference import load_reference, torch_logits
+from runtime_tests.genai import continue_tokens
+from runtime_tests.onnx_runtime import OnnxRuntime
+
+TOKENS = np.random.default_rng(0).integers(1, SIZES["vocab_size"], 60)
+# The builder was once seen to take another matrix of as many rows for the head.
+SAME_SIZES = SIZES | {"intermediate_size": SIZES["vocab_size"]}
+HEAD = {"lm_head": "q4_0"}
+CASES = {
+    "llama": (lambda: LlamaConfig(**SAME_SIZES), "q4_0", {}),
+    "llama, a trained head": (lambda: LlamaConfig(**SAME_SIZES), "int8-asym-channel", HEAD),
+    "qwen2": (IN_ONNX["qwen2"], "int3-asym-g32", {}),
+    "granite": (IN_ONNX["granite"], "int2-g32", {}),
+}
+
+
+def checkpoint_of(name, folder):
+    config, grid, grid_for = CASES[name]
+    return fused(config(), folder, grid_for=grid_for, keep=(), grid=grid)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_the_builders_file_holds_the_checkpoint_and_computes_it(name, tmp_path):
+    checkpoint = checkpoint_of(name, tmp_path / "fused")
+    report = onnx_genai.write(onnx_genai.plan(checkpoint), tmp_path / "compact")
+    found = onnx_genai.verify(tmp_path / "compact", checkpoint)
+    assert len(found) == report.tensors > report.quantized >= 14
+    assert not any(found.values())
+    operators = {node.op_type for node in ir.load(tmp_path / "compact" / "model.onnx").graph}
+    assert {"GroupQueryAttention", "MatMulNBits"} <= operators
+    model = load_reference(checkpoint)
+    expected = torch_logits(model)(TOKENS)
+    with OnnxRuntime.open(tmp_path / "compact") as session:
+        difference = np.abs(session.logits(TOKENS) - expected).max()
+    assert difference < 1e-5 * np.abs(expected).max()
+    prompt = TOKENS[:20].tolist()
+    greedy = model.generate(torch.tensor([prompt]), max_new_tokens=16, do_sample=False)
+    greedy = [token for token in greedy[0, len(prompt) :].tolist() if token]
+    assert continue_tokens(tmp_path / "compact", prompt, 16) == greedy
+    flipped = tmp_path / "compact" / "model.onnx.data"
+    content = bytearray(flipped.read_bytes())
+    offset = _offset(tmp_path / "compact")
+    content[offset] ^= 1
+    flipped.write_bytes(content)
+    assert sum(onnx_genai.verify(tmp_path / "compact", checkpoint).values()) == 1
+
+
+def _offset(folder):
+    """Where the integers of one product lie."""
+    initializers = ir.load(folder / "model.onnx").graph.initializers
+    name = "model.layers.0.mlp.down_proj.MatMulNBits.qweight"
+    return initializers[name].const_value.offset
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_packing_is_undone(bits):
+    q = np.random.default_rng(0).integers(-(1 << bits - 1), 1 << bits - 1, (3, 32)).astype(np.int16)
+    assert np.array_equal(_unpack(pack(q, bits), bits, 32), q)
+    # Lowest bits first, and 2^(bits-1) added.
+    assert pack(np.zeros((1, 8 // bits), np.int16), bits).tolist() == [
+        [sum(1 << (bits - 1) << shift for shift in range(0, 8, bits))]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("grid", "reason"),
+    [("q4_1", "floating minimum.*int4-asym-g32"), ("iq4_nl", "codebook.*int4-g32")],
+)
+def test_what_matmulnbits_cannot_say_is_refused(grid, reason, make_small):
+    plan = onnx_genai.plan(make_small(grid))
+    assert plan.refusals
+    with pytest.raises(ExportRefusedError, match=f"(?s){reason}"):
+        onnx_genai.write(plan, plan.checkpoint.path / "never")
+
+
+def test_what_the_builder_was_not_seen_to_do_right_is_refused(fused_checkpoint):
+    checkpoint = Checkpoint.open(fused_checkpoint)
+    assert not onnx_genai.plan(checkpoint).refusals
+    checkpoint.manifest["kept"]["model.layers.1.mlp.down_proj"] = "asked for"
+    checkpoint.config |= {"model_type": "gpt_neox", "tie_word_embeddings": True}
+    checkpoint.manifest["activations"] = {"kv_bits": 8}
+    reasons = " ".join(onnx_genai.plan(checkpoint).refusals)
+    assert "the builder's graph rounds neither; use --format onnx" in reasons
+    assert "not for gpt_neox; use --format onnx" in reasons
+    assert "a head that is the embedding was not proved" in reasons
+    assert "model.layers.1.mlp.down_proj stayed floating" in reasons
+
+
+def test_the_plan_is_plain_values_and_counts_the_bytes(fused_checkpoint):
+    assert load_format("onnx-genai") is onnx_genai
+    plan = onnx_genai.plan(Checkpoint.open(fused_checkpoint))
+    listed = json.loads(json.dumps(plan.to_json()))
+    assert {(part["bits"], part["block"]) for part in listed["tensors"]} == {(4, 32)}
+    # 4 bits, 32 of a scale and 4 of a zero-point for 32 weights.
+    weights = sum(part["rows"] * part["columns"] for part in listed["tensors"])
+    assert listed["tensor_bytes"] == weights * (4 + 36 / 32) / 8
+
+
+def test_levels_that_are_not_offered_are_refused():
+    with pytest.raises(ExportRefusedError, match="not offered; choose 0, 1, 4"):
+        onnx_genai.Options(matmul_accuracy_level=3)
