@@ -48,7 +48,12 @@ def test_the_programs_of_the_readme_run_as_they_stand(library, onnx_folder, fuse
     )  # fmt: skip
     expected = greedy(fused_checkpoint, 1)[1] if library == "openvino" else None
     expected = expected or greedy(fused_checkpoint, 32)[0]
-    assert ran.stdout == expected + "\n"
+    if library == "onnxruntime_genai":  # it ends at the end token, maybe within a character
+        said = ran.stdout[:-1].rstrip("\ufffd")
+        assert expected.startswith(said)
+        assert len(said) > len(PROMPT) + 10
+    else:
+        assert ran.stdout == expected + "\n"
 
 
 def test_the_readme_says_what_was_exported(onnx_folder):
