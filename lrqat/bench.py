@@ -12,9 +12,8 @@ They take turns, step by step, in one process, and a ratio is that of two steps 
 on a machine with other work, single times mean little.
 """
 
-import statistics
-import time
-from collections.abc import Callable, Iterable, Mapping
+import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +26,7 @@ from lrqat.grid import find_grid
 from lrqat.memory_probe import tensor_peak
 from lrqat.prepare import Settings, prepare
 from lrqat.surgery import plan_surgery
+from lrqat.turns import Progress, Times, check_rounds, time_in_turns
 
 FULL, LORA = "full", "lora"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -122,32 +122,6 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class StepTimes:
-    """Times of a contender's steps and of full fine-tuning's in the same rounds, in seconds.
-
-    Attributes:
-        wall: by the clock.
-        cpu: of this process, all threads; other work on the machine disturbs it less.
-        ratio: quartiles of wall over full fine-tuning's wall.
-        cpu_ratio: the same of cpu.
-    """
-
-    wall: float
-    cpu: float
-    ratio: tuple[float, float, float]
-    cpu_ratio: tuple[float, float, float]
-
-    def to_json(self) -> dict[str, Any]:
-        """Medians and quartiles for machines."""
-        return {
-            "wall_seconds": self.wall,
-            "cpu_seconds": self.cpu,
-            "ratio": dict(zip(_QUARTILES, self.ratio, strict=True)),
-            "cpu_ratio": dict(zip(_QUARTILES, self.cpu_ratio, strict=True)),
-        }
-
-
-@dataclass(frozen=True)
 class StepMemory:
     """Peak memory of a step beyond parameters, gradients and the optimiser's state, in bytes.
 
@@ -171,10 +145,6 @@ class StepMemory:
         return {**vars(self), "activations": self.activations}
 
 
-_QUARTILES = ("lower", "median", "upper")
-Progress = Callable[[Iterable[Any]], Iterable[Any]]
-
-
 def time_steps(
     stack: Stack,
     names: Iterable[str],
@@ -182,7 +152,7 @@ def time_steps(
     tokens: int,
     rounds: int,
     progress: Progress = lambda items: items,
-) -> dict[str, StepTimes]:
+) -> dict[str, Times]:
     """Time steps of `FULL` and of every contender of `names`, in turns.
 
     Args:
@@ -196,30 +166,10 @@ def time_steps(
         UserError: fewer than two rounds, or no tokens.
         GridError: unknown grid.
     """
-    if rounds < 2:
-        raise UserError(f"--rounds {rounds} leaves no spread; give at least 2")
-    contenders = _contenders(stack, names, tokens)
-    for contender in contenders:
-        contender.step(tokens)
-    times: dict[str, list[tuple[float, float]]] = {c.name: [] for c in contenders}
-    for _ in progress(range(rounds)):
-        for contender in contenders:
-            wall, cpu = time.perf_counter(), time.process_time()
-            contender.step(tokens)
-            spent = time.perf_counter() - wall, time.process_time() - cpu
-            times[contender.name].append(spent)
-    return summarise(times)
-
-
-def summarise(times: Mapping[str, list[tuple[float, float]]]) -> dict[str, StepTimes]:
-    """Medians, and ratios round by round, of (wall, cpu) seconds of every contender."""
-    result = {}
-    for name, spent in times.items():
-        wall, cpu = (statistics.median(column) for column in zip(*spent, strict=True))
-        pairs = list(zip(spent, times[FULL], strict=True))
-        ratio, cpu_ratio = (_quartiles([a[i] / b[i] for a, b in pairs]) for i in (0, 1))
-        result[name] = StepTimes(wall, cpu, ratio, cpu_ratio)
-    return result
+    check_rounds(rounds)  # before models are built
+    contenders = {c.name: c for c in _contenders(stack, names, tokens)}
+    calls = {name: functools.partial(c.step, tokens) for name, c in contenders.items()}
+    return time_in_turns(calls, FULL, rounds=rounds, progress=progress)
 
 
 def measure_memory(
@@ -260,8 +210,3 @@ def _names(names: Iterable[str], tokens: int) -> list[str]:
 
 def _contenders(stack: Stack, names: Iterable[str], tokens: int) -> list[Contender]:
     return [Contender(stack, name) for name in _names(names, tokens)]
-
-
-def _quartiles(values: list[float]) -> tuple[float, float, float]:
-    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
-    return lower, median, upper

@@ -49,31 +49,31 @@ def measure_inputs(
     Raises:
         UserError: an importance file that does not belong to the model.
     """
-    weighted = RANGE_INITS[config.range_init].weighted
-    method = METHODS[config.method]
-    directed = LORA_INITS[config.lora_init].directions and method.low_rank and method.rounds_inside
     targets = plan.surgery.quantized.items()
     columns = {name: t.shape[1] for name, t in targets if t.kind != TABLE and t.count == 1}
-    importance: dict[str, Tensor] = {}
-    if weighted and config.imatrix:
-        importance = imatrix_file.read(config.imatrix, columns)
+    weighted, directed = RANGE_INITS[config.range_init].weighted, _directed(config)
+    read = imatrix_file.read(config.imatrix, columns) if weighted and config.imatrix else None
+    if not directed and (read is not None or not weighted):
+        return Inputs(read or {})
     statistics: dict[str, Statistic] = {"squares": sum_of_squares}
     if directed:
         statistics["sketch"] = sketch_of(config.rank)
-    elif not weighted or config.imatrix:
-        return Inputs(importance)
-    means = input_statistics.collect(
-        model,
-        columns,
-        _batches(blocks, config, plan),
-        statistics,
-        lambda items: tqdm(items, desc="inputs", unit="batch"),
-    )
-    if weighted and not config.imatrix:
-        importance = means["squares"]
+    batches = _batches(blocks, config, plan)
+    means = input_statistics.collect(model, columns, batches, statistics, _bar)
+    importance = read or (means["squares"] if weighted else {})
     if not directed:
         return Inputs(importance)
     return Inputs(importance, find_directions(means["sketch"], means["squares"], config.rank))
+
+
+def _directed(config: TrainConfig) -> bool:
+    """Whether A and B exist and start from directions."""
+    method = METHODS[config.method]
+    return method.low_rank and method.rounds_inside and LORA_INITS[config.lora_init].directions
+
+
+def _bar(batches: Any) -> Any:
+    return tqdm(batches, desc="inputs", unit="batch")
 
 
 def round_activations(

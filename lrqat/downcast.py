@@ -47,18 +47,10 @@ class Downcast(Protocol):
     def encode(self, latent: Tensor, grid: Grid) -> Tensor:
         """W0 / s0, float32 (out, in), to the stored form (out, columns)."""
 
-    def decode(
-        self,
-        stored: Tensor,
-        grid: Grid,
-        in_features: int,
-        dtype: torch.dtype,
-        *,
-        copy: bool = True,
-    ) -> Tensor:
-        """(rows, in) of `dtype` (float32 in training) with the values stored.
+    def decode(self, stored: Tensor, grid: Grid, in_features: int, dtype: torch.dtype) -> Tensor:
+        """The values stored: (rows, in) of `dtype`, float32 in training.
 
-        Without `copy` it may be `stored` itself, which must not be written to.
+        Not to be written to: it may be `stored` itself.
         """
 
 
@@ -82,16 +74,8 @@ class _Float:
     def encode(self, latent: Tensor, grid: Grid) -> Tensor:
         return latent.to(self._dtype)
 
-    def decode(
-        self,
-        stored: Tensor,
-        grid: Grid,
-        in_features: int,
-        dtype: torch.dtype,
-        *,
-        copy: bool = True,
-    ) -> Tensor:
-        return stored.to(dtype, copy=copy)
+    def decode(self, stored: Tensor, grid: Grid, in_features: int, dtype: torch.dtype) -> Tensor:
+        return stored.to(dtype)
 
 
 class _FixedPoint:
@@ -116,15 +100,7 @@ class _FixedPoint:
         clipped = latent.clamp(grid.q_min, grid.q_max).sub_(self._middle(grid))
         return clipped.mul_(self._one(grid)).round_().clamp_(-128, 127).to(torch.int8)
 
-    def decode(
-        self,
-        stored: Tensor,
-        grid: Grid,
-        in_features: int,
-        dtype: torch.dtype,
-        *,
-        copy: bool = True,
-    ) -> Tensor:
+    def decode(self, stored: Tensor, grid: Grid, in_features: int, dtype: torch.dtype) -> Tensor:
         return stored.to(dtype).div_(self._one(grid)).add_(self._middle(grid))
 
     def _one(self, grid: Grid) -> int:
@@ -162,15 +138,7 @@ class _PackedInteger:
         parts = [_pack(codes >> shift, width) for width, shift in self._fields(grid)]
         return torch.cat(parts, dim=1)
 
-    def decode(
-        self,
-        stored: Tensor,
-        grid: Grid,
-        in_features: int,
-        dtype: torch.dtype,
-        *,
-        copy: bool = True,
-    ) -> Tensor:
+    def decode(self, stored: Tensor, grid: Grid, in_features: int, dtype: torch.dtype) -> Tensor:
         codes = torch.zeros(len(stored), in_features, dtype=torch.uint8, device=stored.device)
         start = 0
         for width, shift in self._fields(grid):

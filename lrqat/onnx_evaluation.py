@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lrqat.errors import RuntimeUnavailableError, UserError
 from lrqat.perplexity import LogitsFunction, Perplexity, Progress, Windows, perplexity
 
-_NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+_NUMPY = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(uint8)": np.uint8,
+}
 
 
 def onnx_perplexity(
@@ -58,7 +63,7 @@ def onnx_perplexity(
     except Exception as error:  # neither library's errors share a base class
         raise UserError(f"{path} is not an ONNX folder that can be run: {error}") from None
     tokens, bos = _encode(tokenizer, text)
-    return perplexity(_logits(session), Windows.cut(tokens, context, bos, limit), progress)
+    return perplexity(logits_of(session), Windows.cut(tokens, context, bos, limit), progress)
 
 
 def _session_options(path: Path) -> dict[str, Any]:
@@ -81,22 +86,29 @@ def _encode(tokenizer: Any, text: str) -> tuple[list[int], int | None]:
     return (ids if bos is None else [bos, *ids]), bos
 
 
-def _logits(session: Any) -> LogitsFunction:
-    inputs = session.get_inputs()
-    cache = {
-        entry.name: np.zeros((1, entry.shape[1], 0, entry.shape[3]), _NUMPY[entry.type])
-        for entry in inputs
-        if entry.name.startswith("past_key_values.")
-    }
+def logits_of(session: Any) -> LogitsFunction:
+    """Tokens (n,) to logits (n, vocabulary), with an empty cache, of an onnxruntime session."""
+    cache = empty_cache(session, 1)
 
-    def logits(tokens: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, Any]:
+    def logits(tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         feeds = {
             "input_ids": np.ascontiguousarray(tokens, np.int64)[None],
             "attention_mask": np.ones((1, len(tokens)), np.int64),
             "position_ids": np.arange(len(tokens), dtype=np.int64)[None],
             **cache,
         }
-        taken = {entry.name: feeds[entry.name] for entry in inputs}
-        return session.run(["logits"], taken)[0][0]
+        # The compact form (exporters.onnx_genai) counts positions itself.
+        taken = {entry.name: feeds[entry.name] for entry in session.get_inputs()}
+        found: NDArray[np.float32] = session.run(["logits"], taken)[0][0]
+        return found
 
     return logits
+
+
+def empty_cache(session: Any, batch: int) -> dict[str, NDArray[Any]]:
+    """A cache of no tokens, by input name: (batch, kv_heads, 0, width) in the input's type."""
+    return {
+        entry.name: np.zeros((batch, entry.shape[1], 0, entry.shape[3]), _NUMPY[entry.type])
+        for entry in session.get_inputs()
+        if entry.name.startswith("past_key_values.")
+    }

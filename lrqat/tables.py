@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lrqat.quantize import to_weights
+from lrqat.quantize import dequantize
 from lrqat.weight import BuildWeight, QuantizedWeight
 
 
@@ -45,7 +45,7 @@ class LRQATEmbedding(nn.Module):
     def _original(self, ids: Tensor) -> Tensor:
         table = self.table
         phi = table.downcast.decode(table.phi[ids], table.grid, table.in_features, torch.float32)
-        return to_weights(phi, table.start_ranges()[ids]).to(table.source_dtype).float()
+        return dequantize(phi, table.start_ranges()[ids]).to(table.source_dtype).float()
 
 
 class _RowsOf(QuantizedWeight):

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from lrqat import kernels
 from lrqat.downcast import Downcast
 from lrqat.grid import Grid
-from lrqat.quantize import Ranges, integers, to_latent, to_weights
+from lrqat.quantize import Ranges, dequantize, integers, to_latent
 
 # Weights that a block of rows holds. On a CPU its temporaries then stay in a core's cache; a GPU
 # needs more to be busy, and 32 MB of float32 at a time are still little memory.
@@ -141,7 +141,7 @@ class QuantizedWeight(nn.Module):
     def latent(self, rows: slice | Tensor) -> Tensor:
         """V of some rows: a new (rows, in) in the dtype of A."""
         dtype = self.lora_a.dtype
-        phi = self.downcast.decode(self.phi[rows], self.grid, self.in_features, dtype, copy=False)
+        phi = self.downcast.decode(self.phi[rows], self.grid, self.in_features, dtype)
         if self.unit is None:
             return phi.addmm(self.lora_a[rows], self.lora_b, alpha=self.scaling)
         unit = self.unit[rows].to(dtype)[:, :, None]
@@ -165,7 +165,7 @@ class QuantizedWeight(nn.Module):
         for rows in self.row_blocks():
             phi = self.downcast.decode(self.phi[rows], self.grid, self.in_features, torch.float32)
             # Rounding to the type W0 had undoes the rounding of the division by s0.
-            into[rows] = to_weights(phi, start[rows]).to(self.source_dtype).to(into.dtype)
+            into[rows] = dequantize(phi, start[rows]).to(self.source_dtype).to(into.dtype)
         return into
 
     def add_gradients(
@@ -202,7 +202,7 @@ class QuantizedWeight(nn.Module):
     def start_integers(self) -> Tensor:
         """The integers before training, round-to-nearest of Phi0: int8 (out, in)."""
         start = self.downcast.decode(self.phi, self.grid, self.in_features, torch.float32)
-        return integers(start, self.grid).to(torch.int8)
+        return integers(start.clone(), self.grid).to(torch.int8)
 
     def extra_repr(self) -> str:
         """Shapes, grid and rank, for print(model)."""

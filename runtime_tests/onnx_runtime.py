@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrqat.errors import RuntimeUnavailableError, UserError
-
-_NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+from lrqat.onnx_evaluation import empty_cache, logits_of
 
 
 class OnnxRuntime:
@@ -79,25 +78,11 @@ class OnnxRuntime:
 
     def logits(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Logits (n, vocabulary) of tokens (n,), with an empty cache."""
-        count = len(tokens)
-        ids = np.ascontiguousarray(tokens, np.int64)[None]
-        feeds = {
-            "input_ids": ids,
-            "attention_mask": np.ones((1, count), np.int64),
-            "position_ids": np.arange(count, dtype=np.int64)[None],
-            **self.empty_cache(1),
-        }
-        # The compact form (exporters.onnx_genai) counts positions itself.
-        taken = {entry.name: feeds[entry.name] for entry in self.session.get_inputs()}
-        return self.session.run(["logits"], taken)[0][0]
+        return logits_of(self.session)(tokens)
 
     def empty_cache(self, batch: int) -> dict[str, NDArray[Any]]:
         """A cache of no tokens, by input name: (batch, kv_heads, 0, width) in the input's type."""
-        return {
-            entry.name: np.zeros((batch, entry.shape[1], 0, entry.shape[3]), _NUMPY[entry.type])
-            for entry in self.session.get_inputs()
-            if entry.name.startswith("past_key_values.")
-        }
+        return empty_cache(self.session, batch)
 
     def close(self) -> None:
         """Free the session."""

@@ -4,42 +4,20 @@
     builder    the compact form: the same integers in the graph of onnxruntime-genai's own builder
     float32    the folder with its weights dequantised once, when it is loaded, and multiplied so
 
-All run as plain sessions in one process and take turns, call by call; a ratio is that of two calls
-of the same round, since on a machine with other work single times mean little.
+All run as plain sessions in one process and take turns (`lrqat.turns`).
 """
 
-import statistics
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lrqat.checkpoint import Checkpoint
-from lrqat.errors import UserError
+from lrqat.turns import Progress, Times, time_in_turns
 from runtime_tests.onnx_runtime import OnnxRuntime
 
 BASELINE = "qdq"
-Progress = Callable[[Iterable[Any]], Iterable[Any]]
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Calls of one contender.
-
-    Attributes:
-        seconds: median by the clock.
-        cpu_seconds: median of this process, all threads.
-        ratio: quartiles of its seconds over the baseline's in the same round.
-        cpu_ratio: the same of CPU seconds.
-    """
-
-    seconds: float
-    cpu_seconds: float
-    ratio: tuple[float, float, float]
-    cpu_ratio: tuple[float, float, float]
 
 
 def write_forms(checkpoint: Path, folder: Path) -> dict[str, OnnxRuntime]:
@@ -68,7 +46,7 @@ def measure(
     past: int,
     rounds: int,
     progress: Progress = lambda items: items,
-) -> dict[str, Speed]:
+) -> dict[str, Times]:
     """Time one call with `tokens` new tokens after `past` others, in turns.
 
     Args:
@@ -81,18 +59,8 @@ def measure(
     Raises:
         UserError: fewer than two rounds.
     """
-    if rounds < 2:
-        raise UserError(f"--rounds {rounds} leaves no spread; give at least 2")
     calls = {name: _call(opened, tokens, past) for name, opened in contenders.items()}
-    for call in calls.values():
-        call()
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
-    for _ in progress(range(rounds)):
-        for name, call in calls.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            call()
-            times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-    return {name: _speed(spent, times[BASELINE]) for name, spent in times.items()}
+    return time_in_turns(calls, BASELINE, rounds=rounds, progress=progress)
 
 
 def _call(opened: OnnxRuntime, tokens: int, past: int) -> Callable[[], Any]:
@@ -108,13 +76,3 @@ def _call(opened: OnnxRuntime, tokens: int, past: int) -> Callable[[], Any]:
             feeds[entry.name] = np.zeros(shape, np.float32)
     taken = {entry.name: feeds[entry.name] for entry in opened.session.get_inputs()}
     return lambda: opened.session.run(None, taken)
-
-
-def _speed(spent: list[tuple[float, float]], baseline: list[tuple[float, float]]) -> Speed:
-    wall, cpu = (statistics.median(column) for column in zip(*spent, strict=True))
-    pairs = list(zip(spent, baseline, strict=True))
-    ratios = [
-        tuple(statistics.quantiles([a[i] / b[i] for a, b in pairs], n=4, method="inclusive"))
-        for i in (0, 1)
-    ]
-    return Speed(wall, cpu, ratios[0], ratios[1])  # type: ignore[arg-type]

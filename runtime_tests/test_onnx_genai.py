@@ -11,8 +11,7 @@ from made_checkpoints import fused
 from transformers import LlamaConfig
 
 from exporters import load_format, onnx_genai
-from exporters.onnx_genai.olive import pack
-from exporters.onnx_genai.verify import _unpack
+from exporters.onnx_genai.olive import pack, unpack
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import ExportRefusedError
 from lrqat.reference import load_reference, torch_logits
@@ -73,7 +72,7 @@ def _offset(folder):
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_packing_is_undone(bits):
     q = np.random.default_rng(0).integers(-(1 << bits - 1), 1 << bits - 1, (3, 32)).astype(np.int16)
-    assert np.array_equal(_unpack(pack(q, bits), bits, 32), q)
+    assert np.array_equal(unpack(pack(q, bits), bits, 32), q)
     # Lowest bits first, and 2^(bits-1) added.
     assert pack(np.zeros((1, 8 // bits), np.int16), bits).tolist() == [
         [sum(1 << (bits - 1) << shift for shift in range(0, 8, bits))]

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from lrqat import bench
+from lrqat import bench, turns
 from lrqat.errors import GridError, ModelError, UserError
 from lrqat.layer import LRQATLinear
 from lrqat.methods import LoRALinear
@@ -21,7 +21,7 @@ def test_ratios_are_taken_round_by_round():
     # Alternately quiet and busy rounds: the medians of the times alone would say 1.5.
     full = [(1.0, 1.0), (3.0, 1.0), (1.0, 1.0), (3.0, 1.0)]
     other = [(1.2, 1.1), (3.6, 1.1), (1.2, 1.1), (3.6, 1.1)]
-    results = bench.summarise({bench.FULL: full, "q4_0": other})
+    results = turns.summarise({bench.FULL: full, "q4_0": other}, bench.FULL)
     assert results["q4_0"].ratio == pytest.approx((1.2, 1.2, 1.2))
     assert results["q4_0"].cpu_ratio == pytest.approx((1.1, 1.1, 1.1))
     assert results["q4_0"].wall == pytest.approx(2.4)
@@ -31,7 +31,7 @@ def test_ratios_are_taken_round_by_round():
 def test_the_spread_is_the_quartiles():
     full = [(1.0, 1.0)] * 5
     other = [(float(i), 1.0) for i in (5, 1, 4, 2, 3)]
-    assert bench.summarise({bench.FULL: full, "lora": other})["lora"].ratio == (2, 3, 4)
+    assert turns.summarise({"a": full, "b": other}, "a")["b"].ratio == (2, 3, 4)
 
 
 @pytest.mark.parametrize("dtype", bench.DTYPES)
@@ -115,6 +115,19 @@ def test_other_mistakes_are_refused_before_any_work(monkeypatch):
 def test_rank_above_the_width_is_refused():
     with pytest.raises(UserError, match="--rank 300"):
         bench.time_steps(bench.Stack(256, 1, "float32", 300), ["q4_0"], tokens=8, rounds=2)
+
+
+@pytest.mark.slow
+def test_forms_of_an_onnx_folder_are_compared(capsys):
+    for library in ("onnxruntime", "onnxruntime_genai"):
+        pytest.importorskip(library)
+    sizes = ["--width", "256", "--layers", "1", "--prompt", "8", "--rounds", "2"]
+    assert tool.main(["onnx", *sizes, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)["results"]
+    for what in ("decode", "prefill"):
+        assert result[what].keys() == {"qdq", "builder", "float32"}
+        assert result[what]["qdq"]["ratio"] == {"lower": 1, "median": 1, "upper": 1}
+        assert all(times["wall_seconds"] > 0 for times in result[what].values())
 
 
 SMALL = ["--width", "256", "--layers", "1", "--tokens", "16", "--rank", "4", "--grids", "q4_0"]

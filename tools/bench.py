@@ -225,13 +225,13 @@ def _onnx(args: argparse.Namespace, out: command.Output) -> dict[str, Any]:
                 progress=_bar(what),
             )  # fmt: skip
             rows = [
-                (form, f"{s.seconds * 1000:.1f}", f"{s.cpu_seconds * 1000:.1f}", _spread(s.ratio),
-                 _spread(s.cpu_ratio))
-                for form, s in speeds.items()
+                (form, f"{t.wall * 1000:.1f}", f"{t.cpu * 1000:.1f}", _spread(t.ratio),
+                 _spread(t.cpu_ratio))
+                for form, t in speeds.items()
             ]  # fmt: skip
             columns = ("form", "ms", "CPU ms", "ratio to qdq", "CPU ratio to qdq")
             out.table(f"{what}, {tokens} tokens after {past}; medians (quartiles)", columns, rows)
-            found[what] = {form: vars(speed) for form, speed in speeds.items()}
+            found[what] = {form: times.to_json() for form, times in speeds.items()}
     return found
 
 

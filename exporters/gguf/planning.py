@@ -6,7 +6,6 @@ exactly, and nothing else of the weights.
 
 import itertools
 import math
-import re
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -32,6 +31,7 @@ from exporters.gguf.tables import (
     table_choice,
 )
 from exporters.gguf.upstream import refuses_converter
+from exporters.layers import any_layer
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import ExportRefusedError
 
@@ -231,8 +231,8 @@ def default_name(checkpoint: Checkpoint, options: Options | None = None) -> str:
 def _alike(tensor: PlannedTensor) -> tuple[str, str, str, str, str]:
     """Columns of the summary, the number of the block taken out of the names."""
     source = tensor.source
-    name = re.sub(r"\.\d+\.", ".*.", source.name)
-    origin = re.sub(r"\.\d+\.", ".*.", source.origin)
+    name = any_layer(source.name)
+    origin = any_layer(source.origin)
     return name, tensor.block.NAME, " x ".join(map(str, source.shape)), origin, tensor.note
 
 

@@ -18,7 +18,8 @@ from exporters.gguf.selection import packed_pieces
 from exporters.gguf.shards import read_model, shard_entries, shard_paths
 from exporters.gguf.upstream import run_converter
 from exporters.parallel import in_order
-from lrqat.errors import ExportRefusedError, OutputError
+from exporters.refusals import refuse_inexact
+from lrqat.errors import OutputError
 from lrqat.manifest import sha256_of
 from lrqat.publish import replaced_files
 
@@ -77,9 +78,7 @@ def write(
         ExportRefusedError: the plan has refusals.
         OutputError: the file exists, cannot be written, or reads back differently.
     """
-    if plan.refusals:
-        reasons = "\n".join(f"- {reason}" for reason in plan.refusals)
-        raise ExportRefusedError(f"the export would not be exact:\n{reasons}")
+    refuse_inexact(plan.refusals)
     targets = shard_paths(Path(path), len(plan.shards))
     with replaced_files(targets, overwrite) as staged:
         if plan.options.converter is not None:

@@ -1,13 +1,13 @@
 """The plan of an ONNX folder: every initializer, its type and bytes, and every reason to refuse."""
 
 import math
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
 
+from exporters.layers import any_layer
 from exporters.onnx.activations import (
     QDQ,
     Rounding,
@@ -97,7 +97,7 @@ class Plan:
         groups: dict[tuple[str, str, str], list[PlannedTensor]] = {}
         for tensor in self.tensors:
             shape = " x ".join(map(str, tensor.shape))
-            name = re.sub(r"\.\d+\.", ".*.", tensor.name)
+            name = any_layer(tensor.name)
             groups.setdefault((name, tensor.dtype.name, shape), []).append(tensor)
         lines = [f"{'initializer':<52} {'type':<5} {'shape':>14} {'count':>5} {'bytes':>14}"]
         for (name, dtype, shape), members in groups.items():

@@ -33,6 +33,7 @@ class Preset:
     reasons: dict[str, str] = field(default_factory=dict)
 
 
+_NO_FAST = "there is no CPU kernel of ONNX Runtime's to be fast in"
 _NO_LEVEL = "only ONNX Runtime's own kernels have an accuracy level"
 
 PRESETS: dict[str, Preset] = {
@@ -47,7 +48,7 @@ PRESETS: dict[str, Preset] = {
         opset=(21, 22, 23, 25),
         float_type=("float16", "float32"),
         activation_form=("arithmetic", "qdq"),
-        reasons={"activation_form": "there is no CPU kernel to be fast in"},
+        reasons={"activation_form": _NO_FAST},
     ),
     "qnn": Preset(
         runtime="ONNX Runtime 1.26 with QNN 2.4 (NPU)",
@@ -74,7 +75,7 @@ PRESETS: dict[str, Preset] = {
             "float_type": "OpenVINO chooses the type itself (INFERENCE_PRECISION_HINT)",
             "accuracy_level": _NO_LEVEL,
             "two_bit_type": "OpenVINO has no INT2",
-            "activation_form": "there is no CPU kernel of ONNX Runtime's to be fast in",
+            "activation_form": _NO_FAST,
         },
     ),
     "webgpu": Preset(
@@ -86,7 +87,7 @@ PRESETS: dict[str, Preset] = {
         reasons={
             "opset": "2-bit types, the only use of 25, were not tried in a browser",
             "two_bit_type": "2-bit types were not tried in a browser",
-            "activation_form": "there is no CPU kernel to be fast in",
+            "activation_form": _NO_FAST,
         },
     ),
 }

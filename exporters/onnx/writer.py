@@ -20,7 +20,8 @@ from exporters.onnx.passes.simplify import simplify
 from exporters.onnx.planning import Plan
 from exporters.onnx.skeleton import build_skeleton
 from exporters.onnx.verify import verify
-from lrqat.errors import ExportRefusedError, OutputError
+from exporters.refusals import refuse_inexact
+from lrqat.errors import OutputError
 from lrqat.publish import refuse_existing, replaced_folder
 
 Progress = Callable[[str], None]
@@ -33,8 +34,8 @@ class Report:
     Attributes:
         path: the folder.
         bytes: size of model.onnx and its data.
-        tensors: initializers that hold weights.
-        quantized: how many of them are trained integers, all verified.
+        tensors: weights that were compared with the checkpoint.
+        quantized: how many of them are trained integers.
     """
 
     path: str
@@ -71,9 +72,7 @@ def write(
         ExportRefusedError: the plan has refusals, or torch cannot trace the model.
         OutputError: the folder exists, cannot be written, reads back differently, or does not load.
     """
-    if plan.refusals:
-        reasons = "\n".join(f"- {reason}" for reason in plan.refusals)
-        raise ExportRefusedError(f"the export would not be exact:\n{reasons}")
+    refuse_inexact(plan.refusals)
     target = Path(path)
     refuse_existing(target, overwrite)  # before the long part
     skeleton = build_skeleton(plan)

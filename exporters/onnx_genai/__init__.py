@@ -8,9 +8,10 @@ is given the checkpoint in a format that it loads as it is, Olive's, and its fil
 compared with the checkpoint.
 """
 
+from exporters.onnx.writer import Report
 from exporters.onnx_genai.options import Options
 from exporters.onnx_genai.planning import Plan, default_name, plan
 from exporters.onnx_genai.verify import verify
-from exporters.onnx_genai.writer import Report, write
+from exporters.onnx_genai.writer import write
 
 __all__ = ["Options", "Plan", "Report", "default_name", "plan", "verify", "write"]

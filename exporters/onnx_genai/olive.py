@@ -63,10 +63,21 @@ def _packed(plan: Plan, part: Part) -> dict[str, NDArray[Any]]:
     }
 
 
-def pack(q: NDArray[np.int16], bits: int) -> NDArray[np.uint8]:
+def pack(q: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
     """Integers (rows, n) as q + 2^(bits-1) in bytes (rows, ceil(n * bits / 8)), low bits first."""
     count = 8 // bits
-    padding = -q.shape[1] % count
-    codes = np.pad((q + (1 << (bits - 1))).astype(np.uint8), ((0, 0), (0, padding)))
-    shifts = np.arange(count, dtype=np.uint8) * bits
-    return np.bitwise_or.reduce(codes.reshape(len(q), -1, count) << shifts, axis=2)
+    codes = q.astype(np.uint8) + np.uint8(1 << (bits - 1))  # wraps, as it should
+    codes = np.pad(codes, ((0, 0), (0, -q.shape[1] % count)))
+    return np.bitwise_or.reduce(codes.reshape(len(q), -1, count) << _shifts(bits), axis=2)
+
+
+def unpack(codes: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.int8]:
+    """Undo `pack`: integers (rows, count)."""
+    values = (codes[:, :, None] >> _shifts(bits)) & np.uint8((1 << bits) - 1)
+    values -= np.uint8(1 << (bits - 1))
+    return values.reshape(len(codes), -1)[:, :count].view(np.int8)
+
+
+def _shifts(bits: int) -> NDArray[np.uint8]:
+    """How far each integer of a byte is shifted."""
+    return np.arange(8 // bits, dtype=np.uint8) * np.uint8(bits)

@@ -47,14 +47,14 @@ class Part:
 
     def read(
         self, checkpoint: Checkpoint
-    ) -> tuple[NDArray[np.int16], NDArray[np.float32], NDArray[np.int16]]:
+    ) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int8]]:
         """Integers (rows, columns), and scales and zero-points (rows, blocks)."""
         tensor = checkpoint.quantized(self.name)
         scale, zero = tensor.scale, tensor.ranges.zero_point
-        zeros = np.zeros(scale.shape, np.int16) if zero is None else zero.astype(np.int16)
+        zeros = np.zeros(scale.shape, np.int8) if zero is None else zero
         repeats = self.columns // self.block // scale.shape[1]
         return (
-            tensor.q.astype(np.int16),
+            tensor.q,
             np.repeat(scale, repeats, axis=1),
             np.repeat(zeros, repeats, axis=1),
         )

@@ -4,6 +4,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from exporters.layers import any_layer
 from exporters.onnx_genai.options import Options
 from exporters.onnx_genai.parts import Part, part_of, refuses
 from lrqat.checkpoint import Checkpoint
@@ -35,7 +36,7 @@ class Plan:
         """Lines of a table for people; the layers of a model share a line."""
         groups: dict[tuple[str, int, int], list[Part]] = {}
         for part in self.tensors:
-            name = re.sub(r"\.\d+\.", ".*.", part.name)
+            name = any_layer(part.name)
             groups.setdefault((name, part.bits, part.block), []).append(part)
         lines = [f"{'trained weight':<44} {'bits':>4} {'block':>5} {'count':>5} {'bytes':>14}"]
         for (name, bits, block), members in groups.items():

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.onnx.model_file import read_model, resolve_links
+from exporters.onnx_genai.olive import unpack
 from exporters.onnx_genai.parts import Part
 from exporters.onnx_genai.planning import plan
 from lrqat.checkpoint import Checkpoint
@@ -67,10 +68,10 @@ def _compare(
         return {}  # another weight's: those of the checkpoint stay missing
     first = parts[names[0]]
     blocks, width = first.columns // first.block, first.columns
-    q = _unpack(codes.reshape(rows, -1), first.bits, width)
+    q = unpack(codes.reshape(rows, -1), first.bits, width)
     scale = _array(initializers, f"{node}.MatMulNBits.scales").reshape(rows, blocks)
     packed_zero = _array(initializers, f"{node}.MatMulNBits.qzeros").reshape(rows, -1)
-    zero = _unpack(packed_zero, first.bits, blocks)
+    zero = unpack(packed_zero, first.bits, blocks)
     found, start = {}, 0
     for name in names:
         expected = parts[name].read(checkpoint)
@@ -101,10 +102,3 @@ def _array(initializers: Mapping[str, ir.Value], name: str) -> NDArray[Any]:
     stored = initializers[name].const_value
     assert stored is not None
     return stored.numpy()
-
-
-def _unpack(codes: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.int16]:
-    """Integers (rows, count) from bytes (rows, n), lowest bits first, 2^(bits-1) taken off."""
-    shifts = np.arange(8 // bits, dtype=np.uint8) * bits
-    values = (codes[:, :, None] >> shifts) & ((1 << bits) - 1)
-    return values.reshape(len(codes), -1)[:, :count].astype(np.int16) - (1 << (bits - 1))

@@ -3,44 +3,23 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
 from exporters.onnx.loadable import refuse_unloadable
 from exporters.onnx.model_file import MODEL
+from exporters.onnx.writer import Report
 from exporters.onnx_genai.building import build
 from exporters.onnx_genai.olive import write_olive
 from exporters.onnx_genai.planning import Plan
 from exporters.onnx_genai.verify import verify
 from exporters.provenance import provenance
-from lrqat.errors import ExportRefusedError, OutputError
+from exporters.refusals import refuse_inexact
+from lrqat.errors import OutputError
 from lrqat.publish import refuse_existing, replaced_folder
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What was written.
-
-    Attributes:
-        path: the folder.
-        bytes: size of model.onnx and its data.
-        tensors: weights that were compared with the checkpoint.
-        quantized: how many of them are trained parts.
-    """
-
-    path: str
-    bytes: int
-    tensors: int
-    quantized: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for `--json`."""
-        return asdict(self)
 
 
 def write(
@@ -63,9 +42,7 @@ def write(
         ExportRefusedError: the plan has refusals, or the builder failed.
         OutputError: the folder exists, cannot be written, reads back differently, or does not load.
     """
-    if plan.refusals:
-        reasons = "\n".join(f"- {reason}" for reason in plan.refusals)
-        raise ExportRefusedError(f"the export would not be exact:\n{reasons}")
+    refuse_inexact(plan.refusals)
     target = Path(path)
     refuse_existing(target, overwrite)
     with replaced_folder(target, overwrite, MODEL) as staging:
