@@ -33,7 +33,7 @@ def gguf_dequantize(name, data):
     """What gguf-py makes of rows of bytes; for the type that it does not know, what we do."""
     if name in NOT_IN_GGUF_PY:
         block = integer_blocks()[name]
-        return block.values(block.unpack(data))
+        return block.factors(block.unpack(data)).weights()
     with np.errstate(all="ignore"):
         return dequantize(data, GGMLQuantizationType(ggml_type(name).number))
 
@@ -73,7 +73,7 @@ def test_pack_and_unpack_undo_each_other(name, block, seed):
 @given(seed=st.integers(0, 2**32 - 1))
 def test_random_bytes_mean_what_they_mean_in_c_and_in_gguf_py(name, block, seed):
     octets = random_rows(block.TYPE, seed)
-    values = block.values(block.unpack(octets))
+    values = block.factors(block.unpack(octets)).weights()
     assert values.dtype == np.float32
     assert_same_weights(values, c_dequantize(name, octets))
     assert_same_weights(values, gguf_dequantize(name, octets))
@@ -85,7 +85,7 @@ def test_random_bytes_mean_what_they_mean_in_c_and_in_gguf_py(name, block, seed)
 def test_bytes_of_hypothesis_never_crash(name, block, data):
     size = block.TYPE.nbytes * data.draw(st.integers(1, 3))
     octets = np.frombuffer(data.draw(st.binary(min_size=size, max_size=size)), np.uint8)
-    block.values(block.unpack(octets.reshape(1, -1)))
+    block.factors(block.unpack(octets.reshape(1, -1))).weights()
 
 
 @ALL

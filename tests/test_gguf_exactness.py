@@ -32,7 +32,7 @@ def assert_exact(block, tensor):
     assert packed.shape == (len(tensor.q), row_bytes(block, tensor.q.shape[1]))
     assert_equal_fields(block.unpack(packed), fields)
     expected = tensor.dequantize()
-    assert_same_weights(block.values(fields), expected)
+    assert_same_weights(block.factors(fields).weights(), expected)
     assert_same_weights(c_dequantize(block.NAME, packed), expected)
     assert_same_weights(gguf_dequantize(block.NAME, packed), expected)
 

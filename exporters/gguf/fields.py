@@ -58,20 +58,40 @@ def compose(top: NDArray[Any], sub: NDArray[Any]) -> Floats:
     return products.reshape(rows, -1)
 
 
-def weights(
-    levels: NDArray[Any], scale: NDArray[Any], minimum: NDArray[Any] | None = None
-) -> Floats:
-    """`scale * levels - minimum` as float32 (out, in).
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """What multiplies to the weights of some rows: `scale * levels - minimum`.
 
-    Args:
+    Attributes:
         levels: integers (out, in).
         scale: (out, n), float16 or float32; one for in / n weights.
         minimum: the same, or None.
     """
-    rows, columns = levels.shape
-    grouped = levels.reshape(rows, scale.shape[1], -1).astype(np.float32)
-    with np.errstate(invalid="ignore", over="ignore"):  # bytes that nobody vouches for
-        grouped *= scale.astype(np.float32)[:, :, None]
-        if minimum is not None:
-            grouped -= minimum.astype(np.float32)[:, :, None]
-    return grouped.reshape(rows, columns)
+
+    levels: NDArray[Any]
+    scale: NDArray[Any]
+    minimum: NDArray[Any] | None = None
+
+    def weights(self) -> Floats:
+        """float32 (out, in)."""
+        rows, columns = self.levels.shape
+        grouped = self.levels.reshape(rows, self.scale.shape[1], -1).astype(np.float32)
+        with np.errstate(invalid="ignore", over="ignore"):  # bytes that nobody vouches for
+            grouped *= self.scale.astype(np.float32)[:, :, None]
+            if self.minimum is not None:
+                grouped -= self.minimum.astype(np.float32)[:, :, None]
+        return grouped.reshape(rows, columns)
+
+    def are(self, levels: NDArray[Any], scale: Floats, minimum: Floats | None) -> bool:
+        """Whether they are these very numbers, which may serve more weights each.
+
+        Then the weights are equal; if not, they may be so all the same.
+        """
+        if (minimum is None) != (self.minimum is None):
+            return False
+        pairs = [(self.scale, scale)]
+        if minimum is not None and self.minimum is not None:
+            pairs.append((self.minimum, minimum))
+        return np.array_equal(self.levels, levels) and all(
+            bool((own.reshape(*other.shape, -1) == other[:, :, None]).all()) for own, other in pairs
+        )

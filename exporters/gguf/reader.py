@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from exporters.gguf.architectures import find_architecture
 from exporters.gguf.blocks import float_blocks, integer_blocks
+from exporters.gguf.fields import Factors
 from exporters.gguf.header import Header
 from exporters.gguf.metadata import differing
 from exporters.gguf.provenance import CONVERTER
@@ -24,7 +25,7 @@ from exporters.gguf.shards import read_model
 from exporters.gguf.sources import Source, find_sources
 from exporters.gguf.upstream import mismatching_rows
 from exporters.parallel import in_order
-from lrqat.checkpoint import Checkpoint
+from lrqat.checkpoint import Checkpoint, QuantizedTensor
 from lrqat.errors import ExportRefusedError
 
 
@@ -187,9 +188,16 @@ def _check_integers(
             return TensorCheck(source.name, problem=str(error))
         differences = found.differences(expected)
         integers, scales = integers + differences[0], scales + differences[1]
-        # Zeros are equal whatever their sign; NaN differs from all numbers.
-        values += int(np.count_nonzero(block.values(found) != tensor.dequantize()))
+        values += _unlike_weights(block.factors(found), tensor)
     return TensorCheck(source.name, integers, scales, values)
+
+
+def _unlike_weights(found: Factors, tensor: QuantizedTensor) -> int:
+    """How many weights differ. They are multiplied only where the factors differ."""
+    if found.are(tensor.q, tensor.scale, tensor.ranges.offset):
+        return 0
+    # Zeros are equal whatever their sign; NaN differs from all numbers.
+    return int(np.count_nonzero(found.weights() != tensor.dequantize()))
 
 
 def _check_values(header: Header, source: Source, checkpoint: Checkpoint, kind: str) -> TensorCheck:

@@ -67,7 +67,7 @@ class RoundedType:
 
     def unpack(self, data: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The float32 (rows, columns) that the bytes stand for, exactly."""
-        return self.block.values(self.block.unpack(data))
+        return self.block.factors(self.block.unpack(data)).weights()
 
 
 def quantize_q6_k(values: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -166,4 +166,4 @@ def unpack_values(type_name: str, data: NDArray[np.uint8]) -> NDArray[np.float32
     integer = integer_blocks().get(type_name)
     if integer is None:
         return float_blocks()[type_name].unpack(data)
-    return integer.values(integer.unpack(data))
+    return integer.factors(integer.unpack(data)).weights()

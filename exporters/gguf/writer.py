@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import gguf
@@ -109,8 +110,9 @@ def _write_files(plan: Plan, paths: list[Path], progress: Progress, workers: int
     for no, (path, tensors) in enumerate(zip(paths, plan.shards, strict=True)):
         _begin(plan, path, no, tensors)
     places = read_model(paths[0]).tensors
+    turn = Lock()  # a file system lets one thread write to a file at a time; others would spin
     for name in in_order(
-        lambda tensor: _write_tensor(plan, tensor, places[tensor.source.name]),
+        lambda tensor: _write_tensor(plan, tensor, places[tensor.source.name], turn),
         plan.tensors,
         lambda tensor: tensor.source.working_bytes,
         workers,
@@ -147,12 +149,13 @@ def _begin(plan: Plan, path: Path, no: int, tensors: list[PlannedTensor]) -> Non
     os.truncate(path, padded(size))
 
 
-def _write_tensor(plan: Plan, tensor: PlannedTensor, place: TensorInfo) -> str:
+def _write_tensor(plan: Plan, tensor: PlannedTensor, place: TensorInfo, turn: Lock) -> str:
     """Pack `tensor` into its place in a file; gives its name."""
     with place.path.open("r+b") as stream:
         stream.seek(place.start)
         for packed in packed_pieces(plan.checkpoint, tensor.source, tensor.block.NAME):
-            stream.write(packed.data)
+            with turn:
+                stream.write(packed.data)
     return tensor.source.name
 
 

@@ -8,7 +8,7 @@ An integer type is a module with
     encode(q, ranges, grid)   -> Fields: the type's own numbers for those of a checkpoint
     pack(Fields)              -> bytes of rows
     unpack(bytes of rows)     -> Fields
-    values(Fields)            -> weights
+    factors(Fields)           -> the integers and scales that multiply to the weights
 
 and a floating type one with NAME, TYPE, FILE_TYPE, `exact(values)`, `pack(values)` and
 `unpack(bytes of rows)`.
@@ -24,7 +24,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.gguf.fields import Fields
+from exporters.gguf.fields import Factors, Fields
 from exporters.gguf.ggml_types import GgmlType
 from lrqat.grid import Grid
 from lrqat.stored_ranges import StoredRanges
@@ -59,8 +59,8 @@ class IntegerBlock(Block, Protocol):
     def unpack(self, data: NDArray[np.uint8]) -> Fields:
         """The numbers of rows of bytes (out, row bytes)."""
 
-    def values(self, fields: Fields) -> NDArray[np.float32]:
-        """The weights float32 (out, in), as llama.cpp computes them."""
+    def factors(self, fields: Fields) -> Factors:
+        """What multiplies to the weights, as llama.cpp computes them."""
 
 
 class ValueBlock(Block, Protocol):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from exporters.gguf import encoding
 from exporters.gguf.exactness import refuses_codebook
-from exporters.gguf.fields import Fields, weights
+from exporters.gguf.fields import Factors, Fields
 from exporters.gguf.ggml_types import ggml_type
 from exporters.gguf.rows import halves, in_blocks, join, split, stack, unstack
 from lrqat.grid import GRIDS, FloatScale, Grid
@@ -51,6 +51,6 @@ def unpack(data: NDArray[np.uint8]) -> Fields:
     return Fields(unstack(octets, 4).reshape(len(data), -1), {"d": halves(d)})
 
 
-def values(fields: Fields) -> NDArray[np.float32]:
-    """The weights float32 (out, in)."""
-    return weights(_LEVELS.take(fields.codes), fields.numbers["d"])
+def factors(fields: Fields) -> Factors:
+    """What multiplies to the weights."""
+    return Factors(_LEVELS.take(fields.codes), fields.numbers["d"])

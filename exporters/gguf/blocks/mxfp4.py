@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from exporters.gguf import encoding
 from exporters.gguf.exactness import refuses_codebook
-from exporters.gguf.fields import Fields, weights
+from exporters.gguf.fields import Factors, Fields
 from exporters.gguf.ggml_types import ggml_type
 from exporters.gguf.rows import in_blocks, join, split, stack, unstack
 from lrqat.grid import GRIDS, Grid, PowerOfTwoScale
@@ -55,7 +55,7 @@ def unpack(data: NDArray[np.uint8]) -> Fields:
     return Fields(unstack(octets, 4).reshape(len(data), -1), {"e": e[:, :, 0]})
 
 
-def values(fields: Fields) -> NDArray[np.float32]:
-    """The weights float32 (out, in)."""
+def factors(fields: Fields) -> Factors:
+    """What multiplies to the weights."""
     power = np.ldexp(np.float32(1), fields.numbers["e"].astype(np.int32) - 128)
-    return weights(_LEVELS.take(fields.codes), power)
+    return Factors(_LEVELS.take(fields.codes), power)

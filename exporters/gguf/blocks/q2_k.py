@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from exporters.gguf import encoding
 from exporters.gguf.exactness import refuses_two_level_offset
-from exporters.gguf.fields import Fields, compose, weights
+from exporters.gguf.fields import Factors, Fields, compose
 from exporters.gguf.ggml_types import ggml_type
 from exporters.gguf.rows import halves, in_blocks, join, split, stack, unstack
 from lrqat.grid import Grid, TwoLevelScale
@@ -62,8 +62,8 @@ def unpack(data: NDArray[np.uint8]) -> Fields:
     return Fields(codes, {"d": halves(d), "dmin": halves(dmin), "scales": scales, "mins": mins})
 
 
-def values(fields: Fields) -> NDArray[np.float32]:
-    """The weights float32 (out, in)."""
+def factors(fields: Fields) -> Factors:
+    """What multiplies to the weights."""
     numbers = fields.numbers
     scales, mins = numbers["scales"], numbers["mins"]
-    return weights(fields.codes, compose(numbers["d"], scales), compose(numbers["dmin"], mins))
+    return Factors(fields.codes, compose(numbers["d"], scales), compose(numbers["dmin"], mins))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from exporters.gguf import encoding
 from exporters.gguf.exactness import refuses_two_level
-from exporters.gguf.fields import Fields, compose, weights
+from exporters.gguf.fields import Factors, Fields, compose
 from exporters.gguf.ggml_types import ggml_type
 from exporters.gguf.rows import halves, in_blocks, join, split, stack, unstack
 from lrqat.grid import Grid, TwoLevelScale
@@ -63,7 +63,7 @@ def unpack(data: NDArray[np.uint8]) -> Fields:
     return Fields(codes, {"d": halves(d), "scales": scales.reshape(rows, -1).view(np.int8)})
 
 
-def values(fields: Fields) -> NDArray[np.float32]:
-    """The weights float32 (out, in)."""
+def factors(fields: Fields) -> Factors:
+    """What multiplies to the weights."""
     scales = compose(fields.numbers["d"], fields.numbers["scales"])
-    return weights(fields.codes.view(np.int8) + np.int8(_LOW), scales)
+    return Factors(fields.codes.view(np.int8) + np.int8(_LOW), scales)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from exporters.gguf import encoding
 from exporters.gguf.exactness import refuses_scaled
-from exporters.gguf.fields import Fields, weights
+from exporters.gguf.fields import Factors, Fields
 from exporters.gguf.ggml_types import ggml_type
 from exporters.gguf.rows import halves, in_blocks, join, split
 from lrqat.grid import Grid
@@ -53,6 +53,6 @@ def unpack(data: NDArray[np.uint8]) -> Fields:
     return Fields(octets.reshape(len(data), -1).view(np.int8), {"d": halves(d)})
 
 
-def values(fields: Fields) -> NDArray[np.float32]:
-    """The weights float32 (out, in)."""
-    return weights(fields.codes, fields.numbers["d"])
+def factors(fields: Fields) -> Factors:
+    """What multiplies to the weights."""
+    return Factors(fields.codes, fields.numbers["d"])
