@@ -25,12 +25,14 @@ class Times:
         cpu: of this process, all threads; other work on the machine disturbs it less.
         ratio: quartiles of wall over the baseline's wall.
         cpu_ratio: the same of cpu.
+        cpu_ratio_interval: where its median is with 95 % confidence, whatever its distribution.
     """
 
     wall: float
     cpu: float
     ratio: tuple[float, float, float]
     cpu_ratio: tuple[float, float, float]
+    cpu_ratio_interval: tuple[float, float]
 
     def to_json(self) -> dict[str, Any]:
         """Medians and quartiles for machines."""
@@ -39,6 +41,7 @@ class Times:
             "cpu_seconds": self.cpu,
             "ratio": dict(zip(_QUARTILES, self.ratio, strict=True)),
             "cpu_ratio": dict(zip(_QUARTILES, self.cpu_ratio, strict=True)),
+            "cpu_ratio_interval": list(self.cpu_ratio_interval),
         }
 
 
@@ -84,11 +87,19 @@ def summarise(times: Mapping[str, list[tuple[float, float]]], baseline: str) -> 
     for name, spent in times.items():
         wall, cpu = (statistics.median(column) for column in zip(*spent, strict=True))
         pairs = list(zip(spent, times[baseline], strict=True))
-        ratio, cpu_ratio = (_quartiles([a[i] / b[i] for a, b in pairs]) for i in (0, 1))
-        result[name] = Times(wall, cpu, ratio, cpu_ratio)
+        walls, cpus = ([a[i] / b[i] for a, b in pairs] for i in (0, 1))
+        interval = _median_interval(cpus)
+        result[name] = Times(wall, cpu, _quartiles(walls), _quartiles(cpus), interval)
     return result
 
 
 def _quartiles(values: list[float]) -> tuple[float, float, float]:
     lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
     return lower, median, upper
+
+
+def _median_interval(values: list[float]) -> tuple[float, float]:
+    """Order statistics that enclose the median in 95 of 100 samples; the ends of small ones."""
+    ordered, n = sorted(values), len(values)
+    lower = max(0, int(n / 2 - 0.98 * n**0.5 - 0.5))  # 1.96 standard deviations of a binomial
+    return ordered[lower], ordered[n - 1 - lower]

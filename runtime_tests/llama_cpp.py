@@ -138,6 +138,16 @@ class LlamaCpp:
             self._library.llama_sampler_free(sampler)
         return self._pieces(made).decode("utf-8", "replace")
 
+    def feed(self, tokens: Sequence[int], position: int) -> None:
+        """Run the model on `tokens` from `position` on, for the logits of the last one.
+
+        What the cache holds from there on is forgotten. Raises as `logits` does.
+        """
+        self._check(tokens, position)
+        memory = self._library.llama_get_memory(self._context)
+        self._library.llama_memory_seq_rm(memory, -1, position, -1)
+        self._decode(list(tokens), position, every_output=False)
+
     def close(self) -> None:
         """Free the model; calling it again does nothing."""
         if self._model:
@@ -161,17 +171,20 @@ class LlamaCpp:
     def _decode_afresh(
         self, tokens: Sequence[int] | NDArray[np.integer[Any]], every_output: bool
     ) -> int:
-        if self._context is None:
-            raise ModelError("only the vocabulary was opened; use LlamaCpp.open for logits")
         ids = [int(token) for token in tokens]
-        if not 0 < len(ids) <= self.n_ctx:
-            raise DataError(f"{len(ids)} tokens do not fit a context of {self.n_ctx}")
-        if not all(0 <= token < self.n_vocab for token in ids):
-            raise DataError(f"token ids must be in 0..{self.n_vocab - 1}")
+        self._check(ids, 0)
         memory = self._library.llama_get_memory(self._context)
         self._library.llama_memory_clear(memory, True)
         self._decode(ids, 0, every_output)
         return len(ids)
+
+    def _check(self, ids: Sequence[int], position: int) -> None:
+        if self._context is None:
+            raise ModelError("only the vocabulary was opened; use LlamaCpp.open for logits")
+        if not 0 < len(ids) <= self.n_ctx - position:
+            raise DataError(f"{len(ids)} tokens do not fit a context of {self.n_ctx}")
+        if not all(0 <= token < self.n_vocab for token in ids):
+            raise DataError(f"token ids must be in 0..{self.n_vocab - 1}")
 
     def _decode(self, tokens: list[int], start: int, every_output: bool) -> None:
         """Run the model on `tokens` at positions from `start`."""

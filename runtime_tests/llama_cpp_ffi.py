@@ -133,6 +133,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_n_ctx": (c_uint32, (pointer,)),
     "llama_get_memory": (pointer, (pointer,)),
     "llama_memory_clear": (None, (pointer, c_bool)),
+    "llama_memory_seq_rm": (c_bool, (pointer, c_int32, c_int32, c_int32)),
     "llama_batch_init": (Batch, (c_int32, c_int32, c_int32)),
     "llama_batch_free": (None, (Batch,)),
     "llama_decode": (c_int32, (pointer, Batch)),

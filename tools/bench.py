@@ -3,8 +3,8 @@
 `step` and `memory` compare grids with full fine-tuning and plain LoRA, on a stack of decoder
 layers with random weights that is made on the spot. `model` loads a model folder weight by weight
 and takes real training steps; its options are those of tools/train.py. `export` times the export to
-GGUF of a random fused checkpoint, next to llama.cpp's own tools if they are given. `onnx` times an
-exported ONNX folder in ONNX Runtime.
+GGUF of a random fused checkpoint, next to llama.cpp's own tools if they are given. `gguf` times the
+exported file in llama.cpp, next to llama-quantize's, and `onnx` an exported folder in ONNX Runtime.
 """
 
 import argparse
@@ -190,6 +190,48 @@ def _export(args: argparse.Namespace, out: command.Output) -> dict[str, Any]:
     return {"weights": weights, "costs": found, "ratios": ratios}
 
 
+def _gguf_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--llama-quantize", type=Path, required=True, help="llama.cpp's program")
+    parser.add_argument("--width", type=int, default=2048, help="width of the model")
+    parser.add_argument("--layers", type=int, default=4, help="decoder layers")
+    parser.add_argument("--prompt", type=int, default=64, help="tokens of a prompt")
+    parser.add_argument("--rounds", type=int, default=40, help="times that both files are loaded")
+    parser.add_argument("--grid", default="q4_0", help="grid of the weights")
+
+
+def _gguf(args: argparse.Namespace, out: command.Output) -> dict[str, Any]:
+    from lrqat.random_fused import write_random_fused
+    from runtime_tests.llama_cpp_speed import measure, write_forms
+
+    with tempfile.TemporaryDirectory(prefix="lrqat-bench-") as name:
+        write_random_fused(_small_llama(args), Path(name, "fused"), grid=args.grid)
+        files = write_forms(Path(name, "fused"), Path(name), args.llama_quantize)
+        sizes = {form: path.stat().st_size for form, path in files.items()}
+        speeds = measure(
+            files, prompt=args.prompt, rounds=args.rounds, progress=_bar("loading and running")
+        )
+    for what, times in speeds.items():
+        rows = [
+            (form, f"{sizes[form]:,}", f"{t.wall * 1000:.2f}", _spread(t.ratio),
+             _spread(t.cpu_ratio), "{:.3f} to {:.3f}".format(*t.cpu_ratio_interval))
+            for form, t in times.items()
+        ]  # fmt: skip
+        columns = ("file", "bytes", "ms", "ratio", "CPU ratio", "95 % of its median")
+        out.table(f"{what} in llama.cpp; medians (quartiles)", columns, rows)
+    found = {what: {n: t.to_json() for n, t in times.items()} for what, times in speeds.items()}
+    return {"bytes": sizes, **found}
+
+
+def _small_llama(args: argparse.Namespace) -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=4096, hidden_size=args.width, intermediate_size=args.width * 11 // 4,
+        num_hidden_layers=args.layers, num_attention_heads=args.width // 64,
+        num_key_value_heads=args.width // 128, max_position_embeddings=4096,
+    )  # fmt: skip
+
+
 def _onnx_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, default=1024, help="width of the model")
     parser.add_argument("--layers", type=int, default=4, help="decoder layers")
@@ -205,19 +247,12 @@ def _bar(what: str) -> Callable[[Any], Any]:
 
 
 def _onnx(args: argparse.Namespace, out: command.Output) -> dict[str, Any]:
-    from transformers import LlamaConfig
-
     from lrqat.random_fused import write_random_fused
     from runtime_tests.onnx_speed import measure, write_forms
 
-    config = LlamaConfig(
-        vocab_size=4096, hidden_size=args.width, intermediate_size=args.width * 11 // 4,
-        num_hidden_layers=args.layers, num_attention_heads=args.width // 64,
-        num_key_value_heads=args.width // 128, max_position_embeddings=4096,
-    )  # fmt: skip
     found = {}
     with tempfile.TemporaryDirectory(prefix="lrqat-bench-") as name:
-        write_random_fused(config, Path(name, "fused"), grid=args.grid)
+        write_random_fused(_small_llama(args), Path(name, "fused"), grid=args.grid)
         contenders = write_forms(Path(name, "fused"), Path(name))
         for what, tokens, past in (("decode", 1, args.prompt), ("prefill", args.prompt, 0)):
             speeds = measure(
@@ -240,6 +275,7 @@ BENCHES = {
     "memory": Bench("peak memory of a training step", _stack_options, _memory),
     "model": Bench("memory and time of a whole model", _model_options, _model),
     "export": Bench("time and memory of an export to GGUF", _export_options, _export),
+    "gguf": Bench("speed of a GGUF file beside llama-quantize's", _gguf_options, _gguf),
     "onnx": Bench("speed of an exported folder in ONNX Runtime", _onnx_options, _onnx),
 }
 
