@@ -1,8 +1,8 @@
 """What an export costs, beside what llama.cpp's own tools cost for the same model.
 
 Each contender is a process of its own, so that nobody pays for what another has loaded: seconds of
-wall and of CPU, and the largest resident set (the kernel's VmHWM, read every 20 ms until the
-process ends; Linux only).
+wall and of CPU, and the largest resident set, both of the process and of those that it starts. The
+resident set is looked at every 20 ms; pages that processes share count in each.
 """
 
 import os
@@ -10,9 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from lrqat.errors import OutputError, UserError
 
@@ -31,8 +34,8 @@ class Cost:
 
     Attributes:
         seconds: of wall time.
-        cpu_seconds: of its threads together.
-        peak_bytes: largest resident set; 0 where the system does not tell.
+        cpu_seconds: of its threads and processes together.
+        peak_bytes: largest resident set; 0 if it ended before it was looked at.
         bytes: size of the file it wrote.
     """
 
@@ -93,7 +96,7 @@ def _run(command: Sequence[str], made: Path) -> Cost:
             done, status, usage = os.wait4(process.pid, os.WNOHANG)
             if done:
                 break
-            peak = max(peak, _high_water(process.pid))
+            peak = max(peak, _resident(process.pid))
             time.sleep(_POLL_SECONDS)
         process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.monotonic() - start
@@ -107,9 +110,12 @@ def _run(command: Sequence[str], made: Path) -> Cost:
     return Cost(seconds, usage.ru_utime + usage.ru_stime, peak, made.stat().st_size)
 
 
-def _high_water(process: int) -> int:
-    try:
-        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
+def _resident(process: int) -> int:
+    """Bytes in memory of a process and its descendants; 0 of those that have ended."""
+    found = 0
+    with suppress(psutil.Error):
+        root = psutil.Process(process)
+        for member in (root, *root.children(recursive=True)):
+            with suppress(psutil.Error):
+                found += member.memory_info().rss
+    return found

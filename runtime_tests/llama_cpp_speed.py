@@ -1,10 +1,12 @@
 """Speed of an exported GGUF file in llama.cpp, next to llama-quantize's file of the same types.
 
-Where a file's tensors come to lie in memory differs from one load to the next and moves the time of
-a token by some 10 %, more than any difference between the files. So every round loads both anew, in
-turns and in changing order, and what counts is the median of many rounds.
+Where a file's tensors come to lie in memory moves the time of a token by some 10 %, more than any
+difference between the files, and pages that the system keeps of a file stay where they are. So every
+round copies and loads both anew, in turns and in changing order, and what counts is the median of
+many rounds.
 """
 
+import shutil
 import time
 from pathlib import Path
 
@@ -82,8 +84,10 @@ def measure(
 
 
 def _time_once(path: Path, prompt: int) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Seconds (wall, CPU) of a prompt and of one token, after loading `path`."""
-    with LlamaCpp.open(path, n_ctx=prompt + _DECODED) as llama:
+    """Seconds (wall, CPU) of a prompt and of one token, after copying and loading `path`."""
+    copy = path.with_suffix(".copy.gguf")
+    shutil.copyfile(path, copy)
+    with LlamaCpp.open(copy, n_ctx=prompt + _DECODED) as llama:
         tokens = [token % llama.n_vocab for token in range(prompt)]
         llama.feed(tokens[:1], 0)  # touches every weight, so that no page is missing later
         begin = time.perf_counter(), time.process_time()
@@ -92,6 +96,7 @@ def _time_once(path: Path, prompt: int) -> tuple[tuple[float, float], tuple[floa
         for position in range(prompt, prompt + _DECODED):
             llama.feed(tokens[:1], position)
         end = time.perf_counter(), time.process_time()
+    copy.unlink()
     return (
         (middle[0] - begin[0], middle[1] - begin[1]),
         ((end[0] - middle[0]) / _DECODED, (end[1] - middle[1]) / _DECODED),

@@ -57,7 +57,7 @@ def test_where_there_is_an_entry_both_ways_give_the_same_tensors(tmp_path):
     assert ours.tensors.keys() == theirs.tensors.keys()
     for name, info in ours.tensors.items():
         assert info.type == theirs.tensors[name].type
-        np.testing.assert_array_equal(ours.rows(name), theirs.rows(name))
+        np.testing.assert_array_equal(ours.tensors[name].read(), theirs.tensors[name].read())
     described = {k: v for k, v in ours.metadata.items() if k.startswith("lrqat.")}
     assert described.items() <= theirs.metadata.items()
     assert theirs.metadata["general.file_type"] == ours.metadata["general.file_type"]

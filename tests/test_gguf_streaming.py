@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporters import gguf
+from exporters import gguf, parallel
 from exporters.gguf import sources
 from exporters.gguf.architectures import find_architecture
 from lrqat.checkpoint import Checkpoint
@@ -30,7 +30,7 @@ checkpoint = Checkpoint.open(sys.argv[1])
 plan = gguf.plan(checkpoint)
 Path("/proc/self/clear_refs").write_text("5")
 base = memory("VmRSS")
-report = gguf.write(plan, sys.argv[2], workers=2)
+report = gguf.write(plan, sys.argv[2], workers=1)  # of several each takes as much
 largest = max(tensor.source.working_bytes for tensor in plan.tensors)
 assert "torch" not in sys.modules
 print(json.dumps({"added": memory("VmHWM") - base, "largest": largest, "bytes": report.bytes}))
@@ -71,14 +71,15 @@ def test_random_checkpoints_are_valid_and_export_exactly(many_layers, tmp_path):
     assert {t.block.NAME for t in plan.tensors} == {"q4_0", "f16", "f32"}
 
 
-def test_bytes_do_not_depend_on_threads(fused_checkpoint, tmp_path):
+def test_bytes_do_not_depend_on_processes(fused_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "_SMALL_BYTES", 0)
     plan = gguf.plan(Checkpoint.open(fused_checkpoint))
     hashes = {
         gguf.write(plan, tmp_path / str(workers), workers=workers).sha256
-        for workers in (1, 2, 9, None)
+        for workers in (1, 2, 3, None)
     }
     assert len(hashes) == 1
-    for workers in (1, 9):
+    for workers in (1, 3):
         checks = gguf.check_tensors(tmp_path / "1", plan.checkpoint, workers=workers)
         assert [check.ok for check in checks] == [True] * len(plan.tensors)
 

@@ -193,9 +193,9 @@ def _export(args: argparse.Namespace, out: command.Output) -> dict[str, Any]:
 def _gguf_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--llama-quantize", type=Path, required=True, help="llama.cpp's program")
     parser.add_argument("--width", type=int, default=2048, help="width of the model")
-    parser.add_argument("--layers", type=int, default=4, help="decoder layers")
+    parser.add_argument("--layers", type=int, default=2, help="decoder layers")
     parser.add_argument("--prompt", type=int, default=64, help="tokens of a prompt")
-    parser.add_argument("--rounds", type=int, default=40, help="times that both files are loaded")
+    parser.add_argument("--rounds", type=int, default=100, help="times that both files are loaded")
     parser.add_argument("--grid", default="q4_0", help="grid of the weights")
 
 

@@ -73,6 +73,21 @@ class TensorInfo:
         """Its type for people: Q4_0, or the number of an unknown one."""
         return self.type.name if isinstance(self.type, GgmlType) else f"type {self.type}"
 
+    def read(self, rows: slice = slice(None)) -> NDArray[np.uint8]:
+        """Its bytes, or those of consecutive rows of it, as (rows, row bytes).
+
+        Raises:
+            GgufFileError: the file has become shorter since.
+        """
+        count = math.prod(self.shape[:-1])
+        row_bytes = self.nbytes // count
+        first, last, _ = rows.indices(count)
+        size, start = (last - first) * row_bytes, self.start + first * row_bytes
+        data = np.fromfile(self.path, np.uint8, count=size, offset=start)
+        if len(data) != size:
+            raise GgufFileError(f"{self.path} ends inside {self.name!r}; export it again")
+        return data.reshape(-1, row_bytes)
+
 
 @dataclass(frozen=True)
 class Header:
@@ -85,22 +100,6 @@ class Header:
 
     metadata: dict[str, Any]
     tensors: dict[str, TensorInfo]
-
-    def rows(self, name: str, rows: slice = slice(None)) -> NDArray[np.uint8]:
-        """Bytes of a tensor, or of consecutive rows of it, as (rows, row bytes).
-
-        Raises:
-            GgufFileError: the file has become shorter since.
-        """
-        info = self.tensors[name]
-        count = math.prod(info.shape[:-1])
-        row_bytes = info.nbytes // count
-        first, last, _ = rows.indices(count)
-        size, start = (last - first) * row_bytes, info.start + first * row_bytes
-        data = np.fromfile(info.path, np.uint8, count=size, offset=start)
-        if len(data) != size:
-            raise GgufFileError(f"{info.path} ends inside {name!r}; export it again")
-        return data.reshape(-1, row_bytes)
 
 
 def read_header(path: Path, unknown_types: bool = False) -> Header:

@@ -9,6 +9,7 @@ they multiply to with the checkpoint's weights.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from exporters.gguf.architectures import find_architecture
 from exporters.gguf.blocks import float_blocks, integer_blocks
 from exporters.gguf.fields import Factors
-from exporters.gguf.header import Header
+from exporters.gguf.header import Header, TensorInfo
 from exporters.gguf.metadata import differing
 from exporters.gguf.provenance import CONVERTER
 from exporters.gguf.rounding import value_blocks
@@ -98,7 +99,7 @@ def check_tensors(
         path: as for `verify`.
         checkpoint: the same.
         progress: called with the name of every tensor that was compared.
-        workers: threads; None: one a core.
+        workers: processes; None: one a core.
     """
     return _checks(read_model(Path(path)), checkpoint, progress, workers)
 
@@ -146,9 +147,9 @@ def _checks(
     sources = _sources(checkpoint)
     checks = []
     for check in in_order(
-        lambda source: _check(header, source, checkpoint),
-        sources,
-        lambda source: source.working_bytes,
+        partial(_check, checkpoint),
+        [(source, header.tensors.get(source.name)) for source in sources],
+        lambda pair: pair[0].working_bytes,
         workers,
     ):
         progress(check.name)
@@ -161,27 +162,27 @@ def _sources(checkpoint: Checkpoint) -> list[Source]:
     return find_sources(checkpoint, find_architecture(checkpoint.config))
 
 
-def _check(header: Header, source: Source, checkpoint: Checkpoint) -> TensorCheck:
-    info = header.tensors.get(source.name)
+def _check(checkpoint: Checkpoint, pair: tuple[Source, TensorInfo | None]) -> TensorCheck:
+    source, info = pair
     if info is None:
         return TensorCheck(source.name, problem="missing")
     if info.shape != source.shape:
         return TensorCheck(source.name, problem=f"shape {info.shape}, not {source.shape}")
     kind = info.type_name.lower()
     if kind in integer_blocks() and source.quantized:
-        return _check_integers(header, source, checkpoint, kind)
+        return _check_integers(info, source, checkpoint, kind)
     if kind in float_blocks() or (kind in value_blocks() and not source.quantized):
-        return _check_values(header, source, checkpoint, kind)
+        return _check_values(info, source, checkpoint, kind)
     return TensorCheck(source.name, problem=f"type {info.type_name}")
 
 
 def _check_integers(
-    header: Header, source: Source, checkpoint: Checkpoint, kind: str
+    info: TensorInfo, source: Source, checkpoint: Checkpoint, kind: str
 ) -> TensorCheck:
     block = integer_blocks()[kind]
     integers = scales = values = 0
     for rows, tensor in source.quantized_pieces(checkpoint):
-        found = block.unpack(header.rows(source.name, rows))
+        found = block.unpack(info.read(rows))
         try:
             expected = block.encode(tensor.q, tensor.ranges, tensor.grid)
         except ExportRefusedError as error:
@@ -200,11 +201,13 @@ def _unlike_weights(found: Factors, tensor: QuantizedTensor) -> int:
     return int(np.count_nonzero(found.weights() != tensor.dequantize()))
 
 
-def _check_values(header: Header, source: Source, checkpoint: Checkpoint, kind: str) -> TensorCheck:
+def _check_values(
+    info: TensorInfo, source: Source, checkpoint: Checkpoint, kind: str
+) -> TensorCheck:
     block = value_blocks()[kind]
     wrong = rounded = 0
     for rows, exact in source.read_pieces(checkpoint):
-        found = block.unpack(header.rows(source.name, rows)).view(np.uint32)
+        found = block.unpack(info.read(rows)).view(np.uint32)
         expected = np.ascontiguousarray(exact).view(np.uint32)
         if not np.array_equal(found, expected):  # then it must be what its type rounds them to
             kept = block.unpack(block.pack(exact)).view(np.uint32)

@@ -26,7 +26,7 @@ _FLOAT32 = ("ffn_gate_inp.weight", "position_embd.weight")
 
 # What is worked on at a time: a core's cache holds it with all that is made of it. Floating values
 # are few enough for 128 KiB as float32, for which glibc does not ask the system, time and again.
-_PIECE_INTEGERS, _PIECE_VALUES = 1 << 17, 1 << 15
+_PIECE_INTEGERS, _PIECE_VALUES = 1 << 18, 1 << 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,7 @@ class Source:
             if self.row_order is not None:
                 packed = packed.take(self.row_order)
             rows = len(packed.words)
-            for piece in _pieces(rows, packed.columns, _PIECE_INTEGERS):
+            for piece in _pieces(slice(0, rows), packed.columns, _PIECE_INTEGERS):
                 yield slice(first + piece.start, first + piece.stop), packed.take(piece).unpack()
             first += rows
 
@@ -113,8 +113,15 @@ class Source:
             values = values.take(self.row_order, axis=_row_axis(values.shape))
         return self._shifted(values).reshape(self.rows, self.shape[-1])
 
-    def read_pieces(self, checkpoint: Checkpoint) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """The same values, some rows at a time, with which rows they are.
+    def spans(self, values: int) -> list[slice]:
+        """The rows in spans of some `values`, or all as one where they cannot be read apart."""
+        whole = [slice(0, self.rows)]
+        return list(_pieces(whole[0], self.shape[-1], values)) if self._is_read_partly else whole
+
+    def read_pieces(
+        self, checkpoint: Checkpoint, span: slice | None = None
+    ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """The same values, or those of a span, some rows at a time, with which rows they are.
 
         A floating matrix that is stored as it lies in the checkpoint, as embedding and head are, is
         never whole in memory.
@@ -124,7 +131,7 @@ class Source:
                 yield rows, tensor.dequantize()
             return
         whole = None if self._is_read_partly else self.read_values(checkpoint)
-        for rows in _pieces(self.rows, self.shape[-1], _PIECE_VALUES):
+        for rows in _pieces(span or slice(0, self.rows), self.shape[-1], _PIECE_VALUES):
             if whole is None:
                 yield rows, self._shifted(self._exact(checkpoint.floating(self.origin, rows)))
             else:
@@ -148,11 +155,11 @@ class Source:
         return values
 
 
-def _pieces(rows: int, columns: int, most: int) -> Iterator[slice]:
-    """Rows of a matrix, at most so many elements at a time, and at least one row."""
+def _pieces(rows: slice, columns: int, most: int) -> Iterator[slice]:
+    """Those rows of a matrix, at most so many elements at a time, and at least one row."""
     step = max(1, most // columns)
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
+    for start in range(rows.start, rows.stop, step):
+        yield slice(start, min(start + step, rows.stop))
 
 
 def find_sources(checkpoint: Checkpoint, architecture: Architecture) -> list[Source]:

@@ -13,7 +13,9 @@ Source: ggml-cpu.c `type_traits_cpu`, ggml-cpu/ops.cpp `ggml_compute_forward_get
 """
 
 import math
+from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,10 +24,12 @@ from exporters.gguf.blocks import Block, ValueBlock, float_blocks, row_bytes
 from exporters.gguf.options import Options
 from exporters.gguf.rounding import value_blocks
 from exporters.gguf.sources import Source
+from exporters.parallel import in_order
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import ExportRefusedError
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+_SPAN_VALUES = 1 << 22  # that one process looks at
 _FLAGS = {EMBEDDING: "--embedding-type", HEAD: "--head-type"}
 
 
@@ -128,11 +132,23 @@ def changed_values(checkpoint: Checkpoint, source: Source) -> dict[str, int]:
     Raises:
         CheckpointError: the tensor cannot be read or is not finite.
     """
-    kept = dict.fromkeys(float_blocks(), 0)
-    for _, values in source.read_pieces(checkpoint):
+    kept = Counter[str]()
+    bytes_of_row = np.dtype(np.float32).itemsize * source.shape[-1]
+    for counts in in_order(
+        partial(_kept_values, checkpoint, source),
+        source.spans(_SPAN_VALUES),
+        lambda span: bytes_of_row * (span.stop - span.start),
+    ):
+        kept += counts
+    return {name: math.prod(source.shape) - kept[name] for name in float_blocks()}
+
+
+def _kept_values(checkpoint: Checkpoint, source: Source, span: slice) -> Counter[str]:
+    kept = Counter[str]()
+    for _, values in source.read_pieces(checkpoint, span):
         for name, block in float_blocks().items():
             kept[name] += int(np.count_nonzero(block.exact(values)))
-    return {name: math.prod(source.shape) - count for name, count in kept.items()}
+    return kept
 
 
 def _bytes(block: ValueBlock, source: Source) -> int:

@@ -127,7 +127,7 @@ def _compare_rows(header: Header, checkpoint: Checkpoint) -> tuple[dict[str, int
         kind = info.type_name.lower()
         if len(info.shape) < 2 or kind not in {**integer_blocks(), **float_blocks()}:
             continue
-        keys = list(row_keys(unpack_values(kind, header.rows(name))))
+        keys = list(row_keys(unpack_values(kind, header.tensors[name].read())))
         if kind in integer_blocks():
             foreign[name] = sum(key not in trained for key in keys)
         left -= set(keys)

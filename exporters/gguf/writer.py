@@ -4,8 +4,8 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import gguf
@@ -20,6 +20,7 @@ from exporters.gguf.shards import read_model, shard_entries, shard_paths
 from exporters.gguf.upstream import run_converter
 from exporters.parallel import in_order
 from exporters.refusals import refuse_inexact
+from lrqat.checkpoint import Checkpoint
 from lrqat.errors import OutputError
 from lrqat.manifest import sha256_of
 from lrqat.publish import replaced_files
@@ -73,7 +74,7 @@ def write(
         overwrite: whether an existing file may be replaced.
         progress: called with the name of every tensor once it is written.
         verified: called with the name of every tensor once it has been compared.
-        workers: threads that pack and compare; None: one a core. The bytes do not depend on it.
+        workers: processes that pack and compare; None: one a core. The bytes do not depend on it.
 
     Raises:
         ExportRefusedError: the plan has refusals.
@@ -110,11 +111,10 @@ def _write_files(plan: Plan, paths: list[Path], progress: Progress, workers: int
     for no, (path, tensors) in enumerate(zip(paths, plan.shards, strict=True)):
         _begin(plan, path, no, tensors)
     places = read_model(paths[0]).tensors
-    turn = Lock()  # a file system lets one thread write to a file at a time; others would spin
     for name in in_order(
-        lambda tensor: _write_tensor(plan, tensor, places[tensor.source.name], turn),
-        plan.tensors,
-        lambda tensor: tensor.source.working_bytes,
+        partial(_write_tensor, plan.checkpoint),
+        [(tensor, places[tensor.source.name]) for tensor in plan.tensors],
+        lambda pair: pair[0].source.working_bytes,
         workers,
     ):
         progress(name)
@@ -149,13 +149,13 @@ def _begin(plan: Plan, path: Path, no: int, tensors: list[PlannedTensor]) -> Non
     os.truncate(path, padded(size))
 
 
-def _write_tensor(plan: Plan, tensor: PlannedTensor, place: TensorInfo, turn: Lock) -> str:
-    """Pack `tensor` into its place in a file; gives its name."""
+def _write_tensor(checkpoint: Checkpoint, pair: tuple[PlannedTensor, TensorInfo]) -> str:
+    """Pack a tensor into its place in a file; gives its name."""
+    tensor, place = pair
     with place.path.open("r+b") as stream:
         stream.seek(place.start)
-        for packed in packed_pieces(plan.checkpoint, tensor.source, tensor.block.NAME):
-            with turn:
-                stream.write(packed.data)
+        for packed in packed_pieces(checkpoint, tensor.source, tensor.block.NAME):
+            stream.write(packed.data)
     return tensor.source.name
 
 
