@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from made_architectures import IN_LLAMA_CPP, LINEAR_ROPE
+from made_architectures import IN_LLAMA_CPP, LINEAR_ROPE, YARN_ROPE
 from made_checkpoints import fused, fused_in_llama_cpp
 
 from exporters import gguf
@@ -38,7 +38,7 @@ def test_what_llama_cpp_computes_is_not_refused(name):
     assert refusals(find_architecture(config), config) == []
 
 
-YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
 SLIDING = {
     "sliding_window": 16,
     "use_sliding_window": True,
@@ -51,7 +51,7 @@ LOCAL = {"full_attention": LINEAR_ROPE, "sliding_attention": LINEAR_ROPE}
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
-        *((name, {"rope_parameters": YARN}, "yarn") for name in HF_NAMES if name != "gpt2"),
+        *((name, {"rope_parameters": DYNAMIC}, "dynamic") for name in HF_NAMES if name != "gpt2"),
         *(
             (name, {key: "relu"}, "relu")
             for name in HF_NAMES
@@ -83,7 +83,9 @@ LOCAL = {"full_attention": LINEAR_ROPE, "sliding_attention": LINEAR_ROPE}
         ("gemma3", {"attn_logit_softcapping": 50.0}, "no such cap"),
         ("gemma3", {"rope_parameters": LOCAL}, "in sliding layers"),
         ("smollm3", {"no_rope_layers": [1, 1, 0, 1]}, "every 4th"),
-        ("smollm3", {"rope_parameters": {**YARN, "rope_type": "llama3"}}, "llama3"),
+        ("smollm3", {"rope_parameters": {**DYNAMIC, "rope_type": "llama3"}}, "llama3"),
+        # Phi-3's own "yarn" is transformers' old name of LongRoPE.
+        ("phi3", {"rope_parameters": YARN_ROPE}, "yarn"),
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse"),
     ],

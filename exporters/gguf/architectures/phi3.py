@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 
 from exporters.gguf import key_values as kv
 from exporters.gguf.architectures import Architecture, Config, weights
-from exporters.gguf.config_values import positive_float, positive_int, read_heads, rope_parameters
+from exporters.gguf.config_values import (
+    original_context,
+    positive_float,
+    positive_int,
+    read_heads,
+    rope_parameters,
+    rotated_elements,
+)
 from exporters.gguf.key_values import KeyValue
 from lrqat.errors import CheckpointError
 
@@ -27,19 +34,11 @@ def _is_long(config: Config) -> bool:
 
 def _contexts(config: Config) -> tuple[int, int]:
     """The longest context, and the one of the original training."""
-    own = config.get("original_max_position_embeddings")
-    context = positive_int(config, "max_position_embeddings")
-    return context, positive_int(rope_parameters(config), "original_max_position_embeddings", own)
-
-
-def _rotated(config: Config) -> int:
-    """Elements of a head that are rotated."""
-    share = positive_float(rope_parameters(config), "partial_rotary_factor", 1.0)
-    return int(read_heads(config).size * share)
+    return positive_int(config, "max_position_embeddings"), original_context(config)
 
 
 def _refuses(config: Config) -> list[str]:
-    rotated, size = _rotated(config), read_heads(config).size
+    rotated, size = rotated_elements(config), read_heads(config).size
     if rotated % 2 or not 0 < rotated <= size:
         return [f"{rotated} of a head's {size} elements are rotated, which is no number of pairs"]
     return []
@@ -49,7 +48,7 @@ def _hyperparameters(config: Config) -> list[KeyValue]:
     # llama.cpp ignores the window; one shorter than the context is refused before it matters.
     window = positive_int(config, "sliding_window") if config.get("sliding_window") else 0
     entries = [
-        kv.count("rope.dimension_count", _rotated(config)),
+        kv.count("rope.dimension_count", rotated_elements(config)),
         kv.count("attention.sliding_window", window),
     ]
     context, original = _contexts(config)
@@ -71,7 +70,7 @@ def _attention_factor(config: Config) -> float:
 def _computed(config: Config) -> dict[str, NDArray[np.float32]]:
     if not _is_long(config):
         return {}
-    rope, pairs = rope_parameters(config), _rotated(config) // 2
+    rope, pairs = rope_parameters(config), rotated_elements(config) // 2
     found = {}
     for name, key in _FACTORS.items():
         values = rope.get(key)
