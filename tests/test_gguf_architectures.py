@@ -129,6 +129,19 @@ def test_configurations_that_make_no_sense(name, changes):
         hyperparameters(find_architecture(config), config)
 
 
+@pytest.mark.parametrize(
+    ("context", "original", "exact"),
+    [(512, 256, True), (4096, 512, True), (100, 300, True), (512, 64, False), (512, 300, False)],
+)
+def test_an_original_context_must_hold_one_of_llama_cpps(context, original, exact):
+    """Those are multiples of 256, and longer ones take the long frequencies."""
+    config = config_of("phi3, long rope", original_max_position_embeddings=original)
+    config["max_position_embeddings"] = context
+    reasons = refusals(find_architecture(config), config)
+    assert bool(reasons) != exact
+    assert exact or f"more than the original {original}" in reasons[0]
+
+
 def test_long_factors_must_be_one_for_each_pair():
     config = config_of("phi3, long rope")
     config["rope_parameters"]["long_factor"] = [1.0, "x"]

@@ -2,8 +2,10 @@
 
 LongRoPE has two sets of frequencies. transformers takes the long ones for a text longer than the
 original context, llama.cpp for a context allocated longer than that, whatever the text. The file's
-own context is the original one, so that a runtime that follows it computes what was trained.
-Source: conversion/phi.py, src/models/phi3.cpp, `get_rope_factors` in src/llama-model.cpp.
+own context is the original one, so that a runtime that follows it computes what was trained. Since
+llama.cpp makes every context a multiple of 256, the original one must leave room for that.
+Source: conversion/phi.py, src/models/phi3.cpp, `get_rope_factors` in src/llama-model.cpp,
+src/llama-context.cpp (GGML_PAD of n_ctx).
 """
 
 import math
@@ -25,6 +27,7 @@ from exporters.gguf.config_values import (
 from exporters.gguf.key_values import KeyValue
 from lrqat.errors import CheckpointError
 
+_CONTEXT_STEP = 256
 _FACTORS = {"rope_factors_long.weight": "long_factor", "rope_factors_short.weight": "short_factor"}
 
 
@@ -39,9 +42,18 @@ def _contexts(config: Config) -> tuple[int, int]:
 
 def _refuses(config: Config) -> list[str]:
     rotated, size = rotated_elements(config), read_heads(config).size
+    reasons = []
     if rotated % 2 or not 0 < rotated <= size:
-        return [f"{rotated} of a head's {size} elements are rotated, which is no number of pairs"]
-    return []
+        reasons.append(f"{rotated} of a head's {size} elements are rotated, which are no pairs")
+    context, original = _contexts(config)
+    stated = min(context, original)
+    made = -(-stated // _CONTEXT_STEP) * _CONTEXT_STEP
+    if _is_long(config) and made > original:
+        reasons.append(
+            f"llama.cpp makes a context of {made} positions where {stated} are asked for, which is "
+            f"more than the original {original}: it would take the long frequencies for every text"
+        )
+    return reasons
 
 
 def _hyperparameters(config: Config) -> list[KeyValue]:
@@ -63,7 +75,7 @@ def _attention_factor(config: Config) -> float:
     """By what sines and cosines are multiplied (transformers `_compute_longrope_parameters`)."""
     rope, (context, original) = rope_parameters(config), _contexts(config)
     factor = positive_float(rope, "factor", context / original)
-    usual = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    usual = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 < original else 1.0
     return positive_float(rope, "attention_factor", usual)
 
 
@@ -87,8 +99,9 @@ def _notes(config: Config) -> list[str]:
     if not _is_long(config) or context <= original:
         return []
     return [
-        f"exact in contexts of up to {original} tokens, which the file states; in one of up to "
-        f"{context} llama.cpp takes the long frequencies for short texts too"
+        f"exact for texts of up to {original} tokens in contexts of as many positions, which the "
+        "file states; and for longer texts, read at once, in longer contexts. There llama.cpp "
+        "takes the long frequencies for short texts too, unlike transformers"
     ]
 
 
