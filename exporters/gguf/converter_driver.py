@@ -63,7 +63,7 @@ class Packer:
         if not np.array_equal(tensor.dequantize().view(np.uint32), rows.view(np.uint32)):
             raise ExportRefusedError(f"{name} was not found again exactly; please report it")
         source = Source(name, name, True, values.shape)
-        block, _ = choose_for_grid(tensor.grid, source, self.options)
+        block, _ = choose_for_grid(tensor.grid, source, self.options, lambda: [tensor.ranges])
         data = pack_quantized(tensor, block.NAME)
         self._packed[name] = block, data.reshape(*values.shape[:-1], -1)
         self.file_types.append(int(block.FILE_TYPE))
