@@ -29,7 +29,7 @@ from lrqat.errors import CheckpointError
 
 # llama_hparams; transformers has the same defaults.
 _BETA = {"beta_fast": 32.0, "beta_slow": 1.0}
-# float32, in which llama.cpp computes the ends of the ramp, is this good there, times a hundred.
+# llama.cpp computes the ends of the ramp in float32, some 1e-6 off, before it rounds them.
 _NEAR = 1e-4
 
 
