@@ -193,8 +193,15 @@ class Checkpoint:
             )
         if packed.dtype != np.int32 or packed.ndim != 2 or packed.shape[0] != rows:
             raise CheckpointError(f"{name}: packed integers are {packed.dtype} {packed.shape}")
-        ranges = read_ranges(self.floating, name, grid, rows, columns)
-        return PackedTensor(name, packed, ranges, grid, columns)
+        return PackedTensor(name, packed, self.ranges(name), grid, columns)
+
+    def ranges(self, name: str) -> StoredRanges:
+        """Read the scales of one projection and what goes with them, but no integers.
+
+        Raises CheckpointError if they are not valid.
+        """
+        rows, columns = self.shape(name)
+        return read_ranges(self.floating, name, self.grid(name), rows, columns)
 
     def floating(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
         """Read one floating tensor, or consecutive rows of it, in the type it is stored in.

@@ -48,6 +48,17 @@ def round_q8_0(blocks: Tensor) -> Tensor:
     return steps.mul_(d)
 
 
+def sums_q8_1(blocks: Tensor) -> Tensor:
+    """What llama.cpp's Q8_1 stores for the sum of each block: (..., blocks, 32) to (..., blocks).
+
+    Its integers and scales are those of Q8_0; the sum is fp16(d * sum q), of the d that has not
+    been rounded (`quantize_row_q8_1`, AVX2 form).
+    """
+    amax, steps = _steps(blocks)
+    sums = amax.div(number(LEVELS, amax)).mul_(steps.sum(-1, keepdim=True))
+    return sums.to(torch.float16).to(amax.dtype).squeeze(-1)
+
+
 def round_q8_k(blocks: Tensor) -> Tensor:
     """Values of `blocks` (..., blocks, 256) after llama.cpp's Q8_K; same shape."""
     amax, steps = _steps(blocks)

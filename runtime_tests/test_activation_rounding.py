@@ -15,6 +15,7 @@ from lrqat.activations import ACTIVATION_GRIDS, find_activation_grid, quantize, 
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import RuntimeUnavailableError
 from lrqat.reference import load_reference, torch_logits
+from lrqat.runtime_rounding import sums_q8_1
 from runtime_tests import llama_cpp_ffi as ffi
 from runtime_tests.llama_cpp import LlamaCpp
 from runtime_tests.onnx_runtime import OnnxRuntime
@@ -82,6 +83,20 @@ def test_equal_to_the_c_code(grid, low, high, library):
     assert keep.mean() > 0.9
     assert_same_bits(by_us(grid, x)[keep], theirs[keep])
     assert not np.isfinite(by_us(grid, x)[~keep]).all(-1).any()
+
+
+@pytest.mark.parametrize(("low", "high"), [(-4, 4), (-9, 7), (-20, -8)])
+def test_q8_1_is_q8_0_with_the_sum_of_each_block(low, high, library):
+    x = rows(4000, 32, low, high)
+    x[0], x[1] = 0, 1
+    octets = np.zeros((len(x), 36), np.uint8)
+    call(library, "quantize_row_q8_1", x, octets, x.size)
+    d, s = octets[:, :2].copy().view(np.float16), octets[:, 2:4].copy().view(np.float16)
+    values = d.astype(np.float32) * octets[:, 4:].view(np.int8)
+    assert_same_bits(by_us("q8_0", x), values)
+    sums = sums_q8_1(torch.from_numpy(x)).numpy()
+    assert_same_bits(sums, s.astype(np.float32)[:, 0])
+    assert (sums != values.sum(-1)).mean() > 0.4, "which is another number than the exact sum"
 
 
 def test_ties_and_every_level(library):

@@ -77,11 +77,30 @@ def test_the_file_holds_the_checkpoint_and_the_graph_computes_it(name, make_chec
     assert np.abs(real - expected).mean() < 0.05 * expected.std()
 
 
-def test_long_frequencies_are_those_of_long_texts(make_checkpoint, tmp_path):
-    tokens = np.random.default_rng(1).integers(0, VOCABULARY, 300)
+@pytest.mark.parametrize(("length", "context"), [(200, 256), (256, 256), (257, 512), (300, 512)])
+def test_where_long_rope_is_exact(length, context, make_checkpoint, tmp_path):
+    """Short texts in the original context of 256 positions, longer ones in a longer context."""
+    tokens = np.random.default_rng(1).integers(0, VOCABULARY, length)
     checkpoint = make_checkpoint("phi3, long rope")
-    assert_same_graph(checkpoint, tmp_path / "twin.gguf", tokens, n_ctx=512)
-    assert any("up to 256 tokens" in note for note in gguf.plan(checkpoint).notes)
+    plan = gguf.plan(checkpoint)
+    assert {e.key: e.value for e in plan.metadata}["phi3.context_length"] == 256
+    assert any("up to 256 tokens" in note for note in plan.notes)
+    assert_same_graph(checkpoint, tmp_path / "twin.gguf", tokens, n_ctx=context)
+
+
+@pytest.mark.parametrize("context", [257, 512])
+def test_short_texts_in_a_long_context_get_the_long_frequencies(context, make_checkpoint, tmp_path):
+    """What the plan's note says is not exact: PyTorch with the long frequencies throughout."""
+    checkpoint, path = make_checkpoint("phi3, long rope"), tmp_path / "twin.gguf"
+    gguf.write(gguf.plan(checkpoint, TWIN), path)
+    model = load_reference(checkpoint)
+    own = torch_logits(model)(TOKENS)
+    model.config.rope_parameters["original_max_position_embeddings"] = 1
+    long = torch_logits(model)(TOKENS)
+    with LlamaCpp.open(path, n_ctx=context) as llama:
+        found = llama.logits(TOKENS)
+    assert np.abs(found - long).max() < L1_BOUND
+    assert np.abs(found - own).max() > 0.1
 
 
 def altered(entry):

@@ -4,12 +4,14 @@ Runs where LLAMA_CPP_TREE names a source tree of llama.cpp; what needs none alwa
 """
 
 import dataclasses
+import json
 import os
+from collections import Counter
 
 import numpy as np
 import pytest
 import transformers as hf
-from made_architectures import SIZES, VOCABULARY
+from made_architectures import IN_LLAMA_CPP, SIZES, VOCABULARY
 from made_checkpoints import fused, fused_in_llama_cpp
 
 from exporters import gguf
@@ -18,7 +20,9 @@ from exporters.gguf.header import read_header
 from exporters.gguf.provenance import CONVERTER
 from exporters.gguf.trained_rows import TrainedRows
 from exporters.gguf.upstream import verify_rows
+from lrqat.checkpoint import Checkpoint
 from lrqat.errors import ExportRefusedError, OutputError
+from lrqat.manifest import FILE_NAME
 from lrqat.reference import load_reference, torch_logits
 from runtime_tests.llama_cpp import LlamaCpp
 from runtime_tests.llama_cpp_gelu import GELU_BOUND
@@ -51,13 +55,18 @@ def options(**changes):
 def test_where_there_is_an_entry_both_ways_give_the_same_tensors(tmp_path):
     checkpoint = fused_in_llama_cpp("qwen3", tmp_path / "fused")
     gguf.write(gguf.plan(checkpoint, gguf.Options(float_type="f32")), tmp_path / "ours.gguf")
-    report = gguf.write(gguf.plan(checkpoint, options()), tmp_path / "theirs.gguf")
+    plan = gguf.plan(checkpoint, options())
+    report = gguf.write(plan, tmp_path / "theirs.gguf")
     ours, theirs = read_header(tmp_path / "ours.gguf"), read_header(tmp_path / "theirs.gguf")
     assert report.quantized == len(checkpoint.quantized_names)
     assert ours.tensors.keys() == theirs.tensors.keys()
     for name, info in ours.tensors.items():
         assert info.type == theirs.tensors[name].type
         np.testing.assert_array_equal(ours.tensors[name].read(), theirs.tensors[name].read())
+    listed = Counter((t.block.TYPE.name, t.source.shape, t.nbytes) for t in plan.tensors)
+    assert listed == Counter(
+        (info.type_name, info.shape, info.nbytes) for info in theirs.tensors.values()
+    )
     described = {k: v for k, v in ours.metadata.items() if k.startswith("lrqat.")}
     assert described.items() <= theirs.metadata.items()
     assert theirs.metadata["general.file_type"] == ours.metadata["general.file_type"]
@@ -92,6 +101,67 @@ def test_a_model_that_upstream_does_not_know_leaves_nothing(tmp_path):
     assert not list(tmp_path.glob("*.gguf"))
 
 
+def no_converter(folder):
+    """What is looked for in a source tree of llama.cpp, without anything in it."""
+    for name in ("conversion/base.py", "gguf-py/gguf/__init__.py"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).touch()
+    return str(folder)
+
+
+def test_a_dry_run_lists_what_the_converter_is_given(tmp_path, capsys):
+    """With their types, which are those without a converter; nothing is run."""
+    checkpoint = fused_in_llama_cpp("qwen3", tmp_path / "fused", grid="int4-channel")
+    tree = no_converter(tmp_path / "tree")
+    ours = gguf.plan(checkpoint, gguf.Options(float_type="f32"))
+    arguments = [str(checkpoint.path), "--format", "gguf", "--converter", tree, "--dry-run"]
+    assert export.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines if ".self_attn.k_proj" in line] == [
+        ["model.layers.*.self_attn.k_proj.weight", "q4_0", "64", "x", "64", "2", "4,608",
+         "model.layers.*.self_attn.k_proj"]
+    ]  # fmt: skip
+    assert f"{len(ours.tensors)} tensors, {ours.tensor_bytes:,} bytes" in lines
+    assert any("names, shapes and order are the checkpoint's" in line for line in lines)
+    assert export.main([*arguments, "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["tensors"]
+    kinds = {t.source.origin: (t.block.NAME, t.nbytes) for t in ours.tensors}
+    assert {t["source"]: (t["type"], t["bytes"]) for t in listed} == kinds
+
+
+def test_what_no_type_holds_is_refused_before_the_converter_runs(tmp_path):
+    checkpoint = fused_in_llama_cpp("qwen3", tmp_path / "fused", grid="int4-g16")
+    tree = no_converter(tmp_path / "tree")
+    refused = gguf.plan(checkpoint, gguf.Options(converter=tree)).refusals
+    assert "has no exact form" in refused[0]
+    assert len(refused) == len(gguf.plan(checkpoint).refusals)
+    for changes, flag in (
+        ({"float_type": "f16"}, "--float-type"),
+        ({"embedding_type": "q8_0"}, "--embedding-type"),
+        ({"head_type": "bf16"}, "--head-type"),
+        ({"split_max_size": "2G"}, "--split-max-size"),
+    ):
+        refused = gguf.plan(checkpoint, gguf.Options(converter=tree, **changes)).refusals
+        assert f"leave {flag} out" in refused[0]
+
+
+@needs_tree
+@pytest.mark.slow
+def test_types_round_activations_as_the_model_was_trained(tmp_path):
+    """Under q8_k those are K-types, where the smallest exact one would round to q8_0."""
+    sizes = SIZES | {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64}
+    config = hf.Qwen3Config(**sizes, tie_word_embeddings=True)
+    made = fused(config, tmp_path / "fused", grid="int4-channel", keep=(), grid_for={})
+    value = json.loads((made.path / FILE_NAME).read_text())
+    value["activations"] = {"modules": dict.fromkeys(made.quantized_names, "q8_k")}
+    (made.path / FILE_NAME).write_text(json.dumps(value))
+    plan = gguf.plan(Checkpoint.open(made.path, verify=False), options())
+    gguf.write(plan, tmp_path / "model.gguf")
+    found = read_header(tmp_path / "model.gguf").tensors.values()
+    assert {info.type_name for info in found} == {"Q4_K", "F32"}
+    assert {tensor.block.NAME for tensor in plan.tensors} == {"q4_k", "f32"}
+
+
 def test_a_folder_that_is_no_source_tree(tmp_path):
     checkpoint = fused_in_llama_cpp("qwen3", tmp_path / "fused")
     plan = gguf.plan(checkpoint, gguf.Options(converter=str(tmp_path)))
@@ -105,8 +175,9 @@ def test_trained_rows_are_found_in_any_order(tmp_path):
     names = [f"model.layers.0.self_attn.{part}_proj" for part in "qkv"]
     values = np.concatenate([checkpoint.quantized(name).dequantize() for name in names])
     shuffled = values[np.random.default_rng(0).permutation(len(values))]
-    found = trained.find("attn_qkv", shuffled)
+    found, modules = trained.find("attn_qkv", shuffled)
     np.testing.assert_array_equal(found.dequantize(), shuffled)
+    assert modules == sorted(names)
     assert trained.find("another", shuffled + np.float32(1)) is None
     with pytest.raises(ExportRefusedError, match="1 of 128 rows of attn_qkv are no trained rows"):
         trained.find("attn_qkv", np.concatenate([values[:-1], values[:1] * 2]))
@@ -127,6 +198,16 @@ def test_a_file_that_lacks_trained_rows_is_refused(tmp_path):
         OutputError, match=r"blk\.1\.attn_v\.weight holds rows that were not trained"
     ):
         verify_rows(path, checkpoint)
+
+
+def test_zeros_without_a_sign_are_found_again(tmp_path):
+    """A negative scale times 0 is one with a sign, and what a type with minima makes of it none."""
+    config = IN_LLAMA_CPP["qwen3"]()
+    checkpoint = fused(config, tmp_path / "fused", keep=(), grid_for={})
+    values = [checkpoint.quantized(name).dequantize() for name in checkpoint.quantized_names]
+    assert any((np.signbit(v) & (v == 0)).any() for v in values)
+    gguf.write(gguf.plan(checkpoint, gguf.Options(type="q4_1")), tmp_path / "model.gguf")
+    assert verify_rows(tmp_path / "model.gguf", checkpoint)[1] == len(values)
 
 
 def test_a_file_that_a_converter_laid_out_is_compared_row_by_row(tmp_path):

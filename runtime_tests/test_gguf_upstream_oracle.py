@@ -44,14 +44,28 @@ for folder, path in jobs:
             traceback.print_exc(file=stream)
 """
 
-# Keys that upstream leaves to llama.cpp, which takes the same from other keys or by default.
+# Keys that upstream leaves to llama.cpp, which takes the same from other keys or by default; and
+# the further end of text of generation_config.json, which upstream does not look for.
 LEFT_OUT = re.compile(
     r"\w+\.(vocab_size|attention\.(key|value)_length|rope\.dimension_count)"
+    r"|\w+\.rope\.scaling\.yarn_beta_(fast|slow)"
     r"|gemma2\.rope\.freq_base|gpt2\.attention\.head_count_kv|tokenizer\.ggml\.add_(bos|eos)_token|phi3.*add_space_prefix"
+    r"|tokenizer\.ggml\.eot_token_id"
 )
+UNREAD = "upstream writes yarn_attn_factor, if anything, which llama.cpp does not read here"
 # (model, key): why the values differ.
 DIFFERENT = {
-    ("gemma3", "gemma3.attention.sliding_window_pattern"): "upstream loses layer_types",
+    ("llama, yarn scales", "llama.rope.scaling.attn_factor"): UNREAD,
+    ("qwen2, yarn", "qwen2.rope.scaling.attn_factor"): UNREAD,
+    ("qwen2, yarn", "qwen2.rope.scaling.yarn_attn_factor"): UNREAD,
+    **{
+        (name, "gemma3.attention.sliding_window_pattern"): "upstream loses layer_types"
+        for name in ("gemma3", "gemma3, yarn")
+    },
+    **{
+        ("gemma2, yarn", f"gemma2.rope.scaling.{key}"): "upstream writes nothing of its rotation"
+        for key in ("type", "factor", "original_context_length")
+    },
     ("phi3, long rope", "phi3.context_length"): "the one in which llama.cpp's factors are exact",
     ("gpt2, n_inner", "gpt2.feed_forward_length"): "upstream takes it for 4 * n_embd",
     **{

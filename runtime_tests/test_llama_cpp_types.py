@@ -23,6 +23,7 @@ from lrqat.errors import RuntimeUnavailableError
 from lrqat.reference import load_reference, torch_logits
 from runtime_tests import llama_cpp_ffi as ffi
 from runtime_tests.llama_cpp import LlamaCpp
+from runtime_tests.llama_cpp_q8_1 import attach_q8_1
 
 TYPES_OF_OURS = sorted(integer_blocks())
 TOKENS = np.random.default_rng(0).integers(0, 500, 96)
@@ -88,12 +89,13 @@ def test_8_bit_activations_are_all_of_the_difference(
     boundary (see test_activation_rounding).
     """
     (name,) = {t.block.NAME for t in gguf.plan(checkpoint).tensors if t.source.quantized}
-    rounding = ACTIVATION_GRIDS.get(integer_blocks()[name].ACTIVATIONS)
-    if rounding is None:
-        pytest.skip("Q8_1 also rounds sums, which no grid of ours does")
+    rounding = integer_blocks()[name].ACTIVATIONS
     gguf.write(gguf.plan(checkpoint), tmp_path / "model.gguf")
     model = load_reference(checkpoint)
-    attach(model, rounding, checkpoint.quantized_names)
+    if rounding == "q8_1":
+        attach_q8_1(model, checkpoint)
+    else:
+        attach(model, ACTIVATION_GRIDS[rounding], checkpoint.quantized_names)
     ours = torch_logits(model)
     with LlamaCpp.open(tmp_path / "model.gguf") as llama:
         differences = [np.abs(ours(tokens) - llama.logits(tokens)).max() for tokens in PROMPTS]

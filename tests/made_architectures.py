@@ -75,6 +75,13 @@ LONG_ROPE = {
     "short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 2.0],
     "long_factor": [1.0, 1.5, 2.0, 4.0, 8.0, 16.0],
 }  # fmt: skip
+EXTENDED = {"max_position_embeddings": 256}
+YARN_ROPE = {
+    "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+YARN_SAID = YARN_ROPE | {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
+YARN_SCALES = YARN_ROPE | {"mscale": 0.7, "mscale_all_dim": 1.5}
 GRANITE = SIZES | {
     "embedding_multiplier": 3.0, "logits_scaling": 2.0, "attention_multiplier": 0.3,
     "residual_multiplier": 0.7,
@@ -82,12 +89,26 @@ GRANITE = SIZES | {
 IN_LLAMA_CPP = {
     "llama": lambda: hf.LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
     "llama, llama3 rope": lambda: hf.LlamaConfig(**SIZES, rope_parameters=LLAMA3_ROPE),
+    "llama, yarn": lambda: hf.LlamaConfig(**SIZES | EXTENDED, rope_parameters=YARN_ROPE),
+    "llama, yarn scales": lambda: hf.LlamaConfig(**SIZES | EXTENDED, rope_parameters=YARN_SCALES),
     "mistral": lambda: hf.MistralConfig(**SIZES | {"head_dim": 32}, sliding_window=None),
     "qwen2": lambda: hf.Qwen2Config(**SIZES),
+    "qwen2, yarn": lambda: hf.Qwen2Config(
+        **SIZES | EXTENDED, rope_parameters=YARN_ROPE | {"attention_factor": 0.8}
+    ),
     "qwen3": lambda: hf.Qwen3Config(**SIZES, head_dim=32, tie_word_embeddings=True),
     "qwen3, linear rope": lambda: hf.Qwen3Config(**HEAD_DIM, rope_parameters=LINEAR_ROPE),
+    "qwen3, yarn": lambda: hf.Qwen3Config(**HEAD_DIM | EXTENDED, rope_parameters=YARN_SAID),
+    "qwen3_moe, yarn": lambda: hf.Qwen3MoeConfig(
+        **MOE | EXTENDED, norm_topk_prob=True, rope_parameters=YARN_ROPE
+    ),
     "qwen3_moe": lambda: hf.Qwen3MoeConfig(**MOE, norm_topk_prob=True),
     "gemma2": lambda: hf.Gemma2Config(**GEMMA),
+    "gemma2, yarn": lambda: hf.Gemma2Config(**GEMMA | EXTENDED, rope_parameters=YARN_ROPE),
+    "gemma3, yarn": lambda: hf.Gemma3TextConfig(
+        **GEMMA | EXTENDED, layer_types=["sliding_attention", "full_attention"],
+        rope_parameters=GEMMA3_ROPE | {"full_attention": YARN_ROPE},
+    ),
     "gemma3": lambda: hf.Gemma3TextConfig(
         **GEMMA, layer_types=["sliding_attention", "full_attention"], rope_parameters=GEMMA3_ROPE
     ),
@@ -99,12 +120,17 @@ IN_LLAMA_CPP = {
         **SIZES | {"max_position_embeddings": 512}, rope_parameters=LONG_ROPE,
         original_max_position_embeddings=256,
     ),
+    "granite, yarn": lambda: hf.GraniteConfig(**GRANITE | EXTENDED, rope_parameters=YARN_ROPE),
     "granite": lambda: hf.GraniteConfig(**GRANITE, attention_bias=True, mlp_bias=True),
     "granite, llama3 rope": lambda: hf.GraniteConfig(
         **GRANITE, rope_parameters=LLAMA3_ROPE, tie_word_embeddings=True
     ),
     "smollm3": lambda: hf.SmolLM3Config(**SIZES | {"num_hidden_layers": 4}),
+    "smollm3, yarn": lambda: hf.SmolLM3Config(
+        **SIZES | EXTENDED | {"num_hidden_layers": 4}, rope_parameters=YARN_ROPE
+    ),
     "olmo2": lambda: hf.Olmo2Config(**SIZES),
+    "olmo2, yarn": lambda: hf.Olmo2Config(**SIZES | EXTENDED, rope_parameters=YARN_ROPE),
     "olmo2, tied": lambda: hf.Olmo2Config(**SIZES, tie_word_embeddings=True),
     "gpt2": lambda: hf.GPT2Config(**GPT2),
     "gpt2, n_inner": lambda: hf.GPT2Config(**GPT2, n_inner=96, tie_word_embeddings=False),

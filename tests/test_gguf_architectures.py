@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from made_architectures import IN_LLAMA_CPP, LINEAR_ROPE
+from made_architectures import IN_LLAMA_CPP, LINEAR_ROPE, YARN_ROPE
 from made_checkpoints import fused, fused_in_llama_cpp
 
 from exporters import gguf
@@ -38,7 +38,7 @@ def test_what_llama_cpp_computes_is_not_refused(name):
     assert refusals(find_architecture(config), config) == []
 
 
-YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
 SLIDING = {
     "sliding_window": 16,
     "use_sliding_window": True,
@@ -51,7 +51,7 @@ LOCAL = {"full_attention": LINEAR_ROPE, "sliding_attention": LINEAR_ROPE}
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
-        *((name, {"rope_parameters": YARN}, "yarn") for name in HF_NAMES if name != "gpt2"),
+        *((name, {"rope_parameters": DYNAMIC}, "dynamic") for name in HF_NAMES if name != "gpt2"),
         *(
             (name, {key: "relu"}, "relu")
             for name in HF_NAMES
@@ -83,7 +83,9 @@ LOCAL = {"full_attention": LINEAR_ROPE, "sliding_attention": LINEAR_ROPE}
         ("gemma3", {"attn_logit_softcapping": 50.0}, "no such cap"),
         ("gemma3", {"rope_parameters": LOCAL}, "in sliding layers"),
         ("smollm3", {"no_rope_layers": [1, 1, 0, 1]}, "every 4th"),
-        ("smollm3", {"rope_parameters": {**YARN, "rope_type": "llama3"}}, "llama3"),
+        ("smollm3", {"rope_parameters": {**DYNAMIC, "rope_type": "llama3"}}, "llama3"),
+        # Phi-3's own "yarn" is transformers' old name of LongRoPE.
+        ("phi3", {"rope_parameters": YARN_ROPE}, "yarn"),
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse"),
     ],
@@ -125,6 +127,19 @@ def test_configurations_that_make_no_sense(name, changes):
     config = config_of(name, **changes)
     with pytest.raises(CheckpointError, match=r"config\.json"):
         hyperparameters(find_architecture(config), config)
+
+
+@pytest.mark.parametrize(
+    ("context", "original", "exact"),
+    [(512, 256, True), (4096, 512, True), (100, 300, True), (512, 64, False), (512, 300, False)],
+)
+def test_an_original_context_must_hold_one_of_llama_cpps(context, original, exact):
+    """Those are multiples of 256, and longer ones take the long frequencies."""
+    config = config_of("phi3, long rope", original_max_position_embeddings=original)
+    config["max_position_embeddings"] = context
+    reasons = refusals(find_architecture(config), config)
+    assert bool(reasons) != exact
+    assert exact or f"more than the original {original}" in reasons[0]
 
 
 def test_long_factors_must_be_one_for_each_pair():

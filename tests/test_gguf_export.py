@@ -215,7 +215,10 @@ def test_a_type_too_narrow_names_the_one_that_fits(make_fused):
         ({"architectures": ["FooForCausalLM"]}, "LlamaForCausalLM"),
         ({"architectures": None}, "LlamaForCausalLM"),
         ({"hidden_act": "gelu"}, "silu"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "yarn"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+            "dynamic",
+        ),
         ({"sliding_window": 16}, "slides"),
         ({"num_hidden_layers": 3}, "lacks"),
         ({"num_hidden_layers": 1}, "no name"),

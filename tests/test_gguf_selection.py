@@ -5,10 +5,11 @@ import math
 import shutil
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from exporters import gguf
 from exporters.gguf.header import read_header
-from lrqat.checkpoint import Checkpoint
+from lrqat.checkpoint import ACTIVATION_FILE, Checkpoint
 from lrqat.manifest import FILE_NAME
 
 
@@ -152,3 +153,51 @@ def test_a_model_trained_under_one_rounding_gets_types_that_round_so(make_small,
     assert set(types_of(gguf.plan(trained)).values()) == {"q4_0", "f32"}
     trained = with_activations(checkpoint, tmp_path / "ort", "ort-level4-g128")
     assert "does not round them so" in gguf.plan(trained).refusals[0]
+
+
+def with_scale(checkpoint, folder, value):
+    """A copy whose first scale of the down projection is `value`."""
+    shutil.copytree(checkpoint.path, folder)
+    (file,) = (f for f in folder.glob("*.safetensors") if f.name != ACTIVATION_FILE)
+    tensors = load_file(file)
+    tensors["model.layers.0.mlp.down_proj.weight_scale"][0, 0] = value
+    save_file(tensors, file)
+    return Checkpoint.open(folder, verify=False)
+
+
+@pytest.mark.parametrize(
+    ("grid", "kind", "most", "beyond", "others"),
+    [
+        ("int4-g64", "q4_1", 8188, 8192, "q4_0 (q5_0, q8_0 would be exact too)"),
+        ("int5-g32", "q5_1", 4094, 4096, "q5_0 (q8_0 would be exact too)"),
+    ],
+)
+def test_a_scale_whose_minimum_is_no_float16_is_refused_by_the_plan(
+    grid, kind, most, beyond, others, make_small, tmp_path
+):
+    checkpoint, options = make_small(grid), gguf.Options(type=kind)
+    largest = with_scale(checkpoint, tmp_path / "largest", -most)
+    exported(largest, tmp_path / "largest.gguf", options)
+    above = with_scale(checkpoint, tmp_path / "above", beyond)
+    (refusal,) = gguf.plan(above, options).refusals
+    q_min = {"q4_1": -8, "q5_1": -16}[kind]
+    assert refusal.startswith(
+        f"model.layers.0.mlp.down_proj (256 x 512, grid {grid}) has no exact form: {grid}'s scale "
+        f"{beyond} times {q_min} leaves {kind.upper()}'s float16 minima. Instead, ask for --type "
+        f"auto, which takes {others}; or train"
+    )
+    assert set(types_of(gguf.plan(above)).values()) == {others[:4], "f32"}
+    exported(above, tmp_path / "above.gguf")
+
+
+def test_scales_are_read_for_the_types_that_need_them_alone(make_small, monkeypatch):
+    """And not with the integers: what a plan reads is bounded by the scales of a layer."""
+    checkpoint, read = make_small("int4-g64"), []
+    ranges = Checkpoint.ranges
+    monkeypatch.setattr(Checkpoint, "ranges", lambda c, name: read.append(name) or ranges(c, name))
+    monkeypatch.setattr(Checkpoint, "packed", None)
+    for kind in ("auto", "q4_0", "q8_0"):
+        assert types_of(gguf.plan(checkpoint, gguf.Options(type=kind)))
+        assert not read
+    assert types_of(gguf.plan(checkpoint, gguf.Options(type="q4_1")))
+    assert read == sorted(checkpoint.quantized_names, key=read.index)

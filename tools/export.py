@@ -92,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if path.resolve() in (checkpoint.path.resolve(), *checkpoint.path.resolve().parents):
         raise UserError(f"--output {path} is or holds the checkpoint; name another file or folder")
     start = time.monotonic()
-    count = len(plan.tensors)
+    # A converter tells nothing of its progress.
+    count = None if vars(args).get("converter") else len(plan.tensors)
     with (
         tqdm(desc=f"writing {path.name}", unit="tensor", total=count) as written,
         tqdm(desc="verifying", unit="tensor", total=count) as verified,

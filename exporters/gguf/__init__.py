@@ -12,7 +12,8 @@ Needs numpy and the `gguf` package, and no torch.
 
 from exporters.gguf.header import GgufFileError
 from exporters.gguf.options import Options
-from exporters.gguf.planning import Plan, PlannedTensor, default_name, plan
+from exporters.gguf.planning import default_name, plan
+from exporters.gguf.plans import Plan, PlannedTensor
 from exporters.gguf.reader import TensorCheck, check_tensors, rounded_tensors, verify
 from exporters.gguf.shards import model_files
 from exporters.gguf.upstream import twin_options

@@ -43,6 +43,17 @@ def rope_parameters(config: dict[str, Any], layers: str = "full_attention") -> d
     return {**found, "rope_type": kind, "rope_theta": theta}
 
 
+def original_context(config: dict[str, Any]) -> int:
+    """Positions of the context that the model had before its frequencies were scaled.
+
+    Where transformers looks for it: beside the rope parameters, then in them, else all positions.
+    """
+    key = "original_max_position_embeddings"
+    beside, within = config.get(key), rope_parameters(config).get(key)
+    found = within if beside is None else beside
+    return positive_int({key: found}, key, positive_int(config, "max_position_embeddings"))
+
+
 class Heads(NamedTuple):
     """Query heads, key-value heads, and elements of a head."""
 
@@ -56,6 +67,12 @@ def read_heads(config: dict[str, Any]) -> Heads:
     heads = positive_int(config, "num_attention_heads")
     size = positive_int(config, "head_dim", positive_int(config, "hidden_size") // heads)
     return Heads(heads, positive_int(config, "num_key_value_heads", heads), size)
+
+
+def rotated_elements(config: dict[str, Any]) -> int:
+    """How many elements of a head are rotated."""
+    share = positive_float(rope_parameters(config), "partial_rotary_factor", 1.0)
+    return int(read_heads(config).size * share)
 
 
 def sliding_layers(config: dict[str, Any]) -> list[bool]:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from exporters.activations import activation_grid
 from exporters.gguf import key_values as kv
 from exporters.gguf.blocks import Block
 from exporters.gguf.options import Options
@@ -56,14 +57,20 @@ class Packer:
         """Pack the tensor `name`, if its rows are trained ones."""
         if values.ndim < 2 or self.options.type == "f32":
             return
-        tensor = self.trained.find(name, values)
-        if tensor is None:
+        found = self.trained.find(name, values)
+        if found is None:
             return
+        tensor, modules = found
         rows = values.reshape(tensor.q.shape)
-        if not np.array_equal(tensor.dequantize().view(np.uint32), rows.view(np.uint32)):
+        if not np.array_equal(tensor.dequantize(), rows):
             raise ExportRefusedError(f"{name} was not found again exactly; please report it")
         source = Source(name, name, True, values.shape)
-        block, _ = choose_for_grid(tensor.grid, source, self.options)
+        roundings = {activation_grid(self.checkpoint, module) for module in modules}
+        if len(roundings) > 1:
+            raise ExportRefusedError(f"{name} is made of weights with other activations: {modules}")
+        block, _ = choose_for_grid(
+            tensor.grid, source, self.options, lambda: [tensor.ranges], roundings.pop()
+        )
         data = pack_quantized(tensor, block.NAME)
         self._packed[name] = block, data.reshape(*values.shape[:-1], -1)
         self.file_types.append(int(block.FILE_TYPE))

@@ -1,5 +1,7 @@
 """Whether a block type holds every weight that a grid can make, told from the grid alone.
 
+(But for one thing: `refuses_minima` looks at the scales.)
+
 One function for each form that a type's weights have; each returns a reason, or None if it holds:
 
     scaled             d * q                     Q4_0 Q5_0 Q8_0 Q2_0 TQ1_0 TQ2_0
@@ -13,8 +15,11 @@ One function for each form that a type's weights have; each returns a reason, or
 
 from collections.abc import Collection
 
+import numpy as np
+
 from exporters.gguf.ggml_types import GgmlType
 from lrqat.grid import FloatScale, Grid, PowerOfTwoScale, ScaleCodec, TwoLevelScale
+from lrqat.stored_ranges import StoredRanges
 
 _HALF = FloatScale("float16")
 
@@ -53,6 +58,18 @@ def refuses_offset(kind: GgmlType, most: int, grid: Grid, in_features: int) -> s
         or (grid.minimum and _codec(kind, "minima", grid.minimum, _HALF, grid))
         or _blocks(kind, grid, in_features)
     )
+
+
+def refuses_minima(kind: GgmlType, ranges: StoredRanges, grid: Grid) -> str | None:
+    """For grids without minima in a type that has float16 ones: the scales that `ranges` has.
+
+    What moves q_min to code 0 is scale * q_min, a power of two times the scale: only its size can
+    keep it from being a float16.
+    """
+    largest = np.abs(ranges.scale).max(initial=0)
+    if grid.minimum or largest * -grid.q_min <= np.finfo(np.float16).max:
+        return None
+    return f"{grid.name}'s scale {largest:g} times {grid.q_min} leaves {kind}'s float16 minima"
 
 
 def refuses_two_level(

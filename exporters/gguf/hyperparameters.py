@@ -16,6 +16,7 @@ from exporters.gguf.config_values import (
     sliding_layers,
 )
 from exporters.gguf.key_values import KeyValue
+from exporters.gguf.yarn import refuses_yarn, yarn_entries
 
 
 def hyperparameters(architecture: Architecture, config: Config) -> list[KeyValue]:
@@ -67,7 +68,7 @@ def _rope(architecture: Architecture, config: Config, head_dim: int) -> list[Key
     if rope["rope_type"] == "linear":
         entries.append(kv.text("rope.scaling.type", "linear"))
         entries.append(kv.single("rope.scaling.factor", positive_float(rope, "factor")))
-    return entries
+    return entries + (yarn_entries(config) if rope["rope_type"] == "yarn" else [])
 
 
 def _activation(architecture: Architecture, config: Config) -> list[str]:
@@ -86,6 +87,8 @@ def _rotation(architecture: Architecture, config: Config) -> list[str]:
             f"rope type {rope['rope_type']!r} has no exact form yet; known are "
             f"{architecture.rope_types}"
         )
+    elif rope["rope_type"] == "yarn":
+        reasons += refuses_yarn(config)
     share = rope.get("partial_rotary_factor", config.get("partial_rotary_factor"))
     if share not in (None, 1) and not architecture.partial_rotation:
         reasons.append(f"{share} of a head is rotated; llama.cpp's graph rotates all of it")

@@ -10,10 +10,12 @@ from exporters.activations import activation_grid
 from exporters.gguf.blocks import (
     Block,
     IntegerBlock,
+    Ranges,
     ValueBlock,
     bits_per_weight,
     float_blocks,
     integer_blocks,
+    refuses_ranges,
 )
 from exporters.gguf.options import Options
 from exporters.gguf.rounding import ROUNDED, value_blocks
@@ -53,25 +55,45 @@ def choose_integer_block(
     Raises:
         ExportRefusedError: no type is exact, or the one that was asked for is not.
     """
-    activations = activation_grid(checkpoint, source.origin)
-    return choose_for_grid(source.grid(checkpoint), source, options, activations)
+    return choose_for_grid(
+        source.grid(checkpoint),
+        source,
+        options,
+        lambda: source.ranges(checkpoint),
+        activation_grid(checkpoint, source.origin),
+    )
 
 
 def choose_for_grid(
-    grid: Grid, source: Source, options: Options, activations: str | None = None
+    grid: Grid, source: Source, options: Options, ranges: Ranges, activations: str | None = None
 ) -> tuple[Block, str]:
-    """As `choose_integer_block`, of a weight on `grid`; `activations` as in `exact_types`."""
+    """As `choose_integer_block`, of a weight on `grid`.
+
+    Args:
+        grid: of the weight.
+        source: its name and shape.
+        options: the user's.
+        ranges: gives its scales; called for the few types that the grid alone does not decide on.
+        activations: as in `exact_types`.
+    """
     if options.type == "f32":
         return float_blocks()["f32"], ""
-    columns = source.shape[-1]
-    blocks, exact = integer_blocks(), exact_types(grid, columns, activations)
-    if options.type in exact:
-        return blocks[options.type], ""
-    if options.type == "auto" and exact:
-        chosen = blocks[exact[0]]
-        return chosen, _note(chosen, grid, columns, activations)
-    tried = _nearest(grid, columns) if options.type == "auto" else [blocks[options.type]]
-    reasons = [str(_refuses(block, grid, columns, activations)) for block in tried]
+    columns, blocks, is_auto = source.shape[-1], integer_blocks(), options.type == "auto"
+
+    def holds(name: str) -> bool:
+        return not refuses_ranges(blocks[name], ranges, grid)
+
+    exact = exact_types(grid, columns, activations)
+    chosen = next((n for n in exact if (is_auto or n == options.type) and holds(n)), None)
+    if chosen:
+        note = _note(blocks[chosen], grid, columns, activations) if is_auto else ""
+        return blocks[chosen], note
+    exact = tuple(filter(holds, exact))
+    tried = _nearest(grid, columns) if is_auto else [blocks[options.type]]
+    reasons = [
+        str(_refuses(block, grid, columns, activations) or refuses_ranges(block, ranges, grid))
+        for block in tried
+    ]
     raise ExportRefusedError(
         f"{source.origin} ({source.rows} x {columns}, grid {grid.name}) has no exact form: "
         f"{'; '.join(dict.fromkeys(reasons))}. Instead, {_instead(exact)}train with this module in "

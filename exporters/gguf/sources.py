@@ -19,6 +19,7 @@ from exporters.gguf.stored import Stored, stored_tensors
 from lrqat.checkpoint import Checkpoint, QuantizedTensor
 from lrqat.errors import CheckpointError, ExportRefusedError
 from lrqat.grid import Grid
+from lrqat.stored_ranges import StoredRanges
 
 _HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
 # Matrices whose products upstream keeps in float32: F16 would round what decides on experts.
@@ -84,6 +85,10 @@ class Source:
         if any(other != first for other in others):
             raise CheckpointError(f"the experts of {self.origin} are on several grids; train again")
         return first
+
+    def ranges(self, checkpoint: Checkpoint) -> Iterator[StoredRanges]:
+        """The scales of a quantised weight, and what goes with them; of one expert at a time."""
+        return (checkpoint.ranges(module) for module in self.stack or (self.origin,))
 
     def quantized_pieces(self, checkpoint: Checkpoint) -> Iterator[tuple[slice, QuantizedTensor]]:
         """Integers and scales in the file's row order, some rows at a time; with which they are."""

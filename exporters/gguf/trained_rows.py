@@ -20,8 +20,11 @@ Row = tuple[str, int]
 
 
 def row_keys(values: NDArray[np.float32]) -> Iterator[bytes]:
-    """A digest of each row of `values` (..., columns), in order."""
-    rows = np.ascontiguousarray(values, np.float32).reshape(-1, values.shape[-1])
+    """A digest of each row of `values` (..., columns), in order.
+
+    Zeros have no sign: scale * 0 may be negative, and scale * q less an equal minimum never is.
+    """
+    rows = np.ascontiguousarray(values, np.float32).reshape(-1, values.shape[-1]) + np.float32(0)
     return (hashlib.blake2b(row.data, digest_size=16).digest() for row in rows)
 
 
@@ -38,8 +41,12 @@ class TrainedRows:
             values = checkpoint.quantized(module).dequantize()
             self.rows |= {key: (module, i) for i, key in enumerate(row_keys(values))}
 
-    def find(self, name: str, values: NDArray[np.float32]) -> QuantizedTensor | None:
-        """Integers and scales of `values` (..., columns) as a matrix; None if no row is trained.
+    def find(
+        self, name: str, values: NDArray[np.float32]
+    ) -> tuple[QuantizedTensor, list[str]] | None:
+        """Integers and scales of `values` (..., columns) as a matrix, and the modules they are of.
+
+        None if no row is trained.
 
         Args:
             name: of the result, and in errors.
@@ -64,4 +71,4 @@ class TrainedRows:
             raise ExportRefusedError(f"{name} is made of weights on several grids: {modules}")
         runs = groupby(trained, key=lambda row: row[0])
         parts = [tensors[m].take(np.array([i for _, i in run], np.intp)) for m, run in runs]
-        return QuantizedTensor.join(name, parts)
+        return QuantizedTensor.join(name, parts), modules

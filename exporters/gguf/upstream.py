@@ -39,8 +39,12 @@ def refuses_converter(options: Options) -> str | None:
             "github.com/ggml-org/llama.cpp, or unpack the source distribution of llama-cpp-python "
             "and name its vendor/llama.cpp"
         )
-    if options.float_type not in ("auto", "f32"):
-        return "a converter's floating tensors are float32 here; leave --float-type out"
+    for name in ("float_type", "embedding_type", "head_type"):
+        if getattr(options, name) not in ("auto", "f32"):
+            flag = f"--{name.replace('_', '-')}"
+            return f"a converter's floating tensors are float32 here; leave {flag} out"
+    if options.split_max_size is not None:
+        return "a converter's file is not split here; leave --split-max-size out"
     return None
 
 

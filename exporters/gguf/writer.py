@@ -13,7 +13,7 @@ import numpy as np
 
 from exporters.gguf.header import TensorInfo
 from exporters.gguf.metadata import holds
-from exporters.gguf.planning import Plan, PlannedTensor, padded
+from exporters.gguf.plans import Plan, PlannedTensor, padded
 from exporters.gguf.reader import check_tensors
 from exporters.gguf.selection import packed_pieces
 from exporters.gguf.shards import read_model, shard_entries, shard_paths

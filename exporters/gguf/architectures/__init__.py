@@ -81,7 +81,7 @@ class Architecture:
     once: tuple[str, ...] = weights("token_embd", "output_norm")
     head: Literal["either", "tied", "stored"] = "either"
     activation: tuple[str, ...] = ("silu",)
-    rope_types: tuple[str, ...] = ("default", "linear")
+    rope_types: tuple[str, ...] = ("default", "linear", "yarn")
     partial_rotation: bool = False
     whole_heads: bool = False
     windows: bool = False

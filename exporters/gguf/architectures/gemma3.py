@@ -11,6 +11,7 @@ from exporters.gguf.architectures import Architecture, Config, biases, weights
 from exporters.gguf.config_values import positive_float, positive_int, rope_parameters
 from exporters.gguf.gemma import BLOCK, GELU, read, refuses_scale, sliding
 from exporters.gguf.key_values import KeyValue
+from exporters.gguf.yarn import attention_beyond_usual
 
 _BLOCKS_27B = 62
 
@@ -22,6 +23,8 @@ def _refuses(config: Config) -> list[str]:
     local = rope_parameters(config, "sliding_attention")["rope_type"]
     if local != "default":
         reasons.append(f"rope type {local!r} in sliding layers; llama.cpp's graph has 'default'")
+    if rope_parameters(config)["rope_type"] == "yarn" and attention_beyond_usual(config) != 1:
+        reasons.append("an attention factor is set, which llama.cpp's sliding layers would get too")
     return reasons + refuses_scale(config, _BLOCKS_27B)
 
 

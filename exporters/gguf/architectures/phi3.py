@@ -2,8 +2,10 @@
 
 LongRoPE has two sets of frequencies. transformers takes the long ones for a text longer than the
 original context, llama.cpp for a context allocated longer than that, whatever the text. The file's
-own context is the original one, so that a runtime that follows it computes what was trained.
-Source: conversion/phi.py, src/models/phi3.cpp, `get_rope_factors` in src/llama-model.cpp.
+own context is the original one, so that a runtime that follows it computes what was trained. Since
+llama.cpp makes every context a multiple of 256, the original one must leave room for that.
+Source: conversion/phi.py, src/models/phi3.cpp, `get_rope_factors` in src/llama-model.cpp,
+src/llama-context.cpp (GGML_PAD of n_ctx).
 """
 
 import math
@@ -14,10 +16,18 @@ from numpy.typing import NDArray
 
 from exporters.gguf import key_values as kv
 from exporters.gguf.architectures import Architecture, Config, weights
-from exporters.gguf.config_values import positive_float, positive_int, read_heads, rope_parameters
+from exporters.gguf.config_values import (
+    original_context,
+    positive_float,
+    positive_int,
+    read_heads,
+    rope_parameters,
+    rotated_elements,
+)
 from exporters.gguf.key_values import KeyValue
 from lrqat.errors import CheckpointError
 
+_CONTEXT_STEP = 256
 _FACTORS = {"rope_factors_long.weight": "long_factor", "rope_factors_short.weight": "short_factor"}
 
 
@@ -27,29 +37,30 @@ def _is_long(config: Config) -> bool:
 
 def _contexts(config: Config) -> tuple[int, int]:
     """The longest context, and the one of the original training."""
-    own = config.get("original_max_position_embeddings")
-    context = positive_int(config, "max_position_embeddings")
-    return context, positive_int(rope_parameters(config), "original_max_position_embeddings", own)
-
-
-def _rotated(config: Config) -> int:
-    """Elements of a head that are rotated."""
-    share = positive_float(rope_parameters(config), "partial_rotary_factor", 1.0)
-    return int(read_heads(config).size * share)
+    return positive_int(config, "max_position_embeddings"), original_context(config)
 
 
 def _refuses(config: Config) -> list[str]:
-    rotated, size = _rotated(config), read_heads(config).size
+    rotated, size = rotated_elements(config), read_heads(config).size
+    reasons = []
     if rotated % 2 or not 0 < rotated <= size:
-        return [f"{rotated} of a head's {size} elements are rotated, which is no number of pairs"]
-    return []
+        reasons.append(f"{rotated} of a head's {size} elements are rotated, which are no pairs")
+    context, original = _contexts(config)
+    stated = min(context, original)
+    made = -(-stated // _CONTEXT_STEP) * _CONTEXT_STEP
+    if _is_long(config) and made > original:
+        reasons.append(
+            f"llama.cpp makes a context of {made} positions where {stated} are asked for, which is "
+            f"more than the original {original}: it would take the long frequencies for every text"
+        )
+    return reasons
 
 
 def _hyperparameters(config: Config) -> list[KeyValue]:
     # llama.cpp ignores the window; one shorter than the context is refused before it matters.
     window = positive_int(config, "sliding_window") if config.get("sliding_window") else 0
     entries = [
-        kv.count("rope.dimension_count", _rotated(config)),
+        kv.count("rope.dimension_count", rotated_elements(config)),
         kv.count("attention.sliding_window", window),
     ]
     context, original = _contexts(config)
@@ -64,14 +75,14 @@ def _attention_factor(config: Config) -> float:
     """By what sines and cosines are multiplied (transformers `_compute_longrope_parameters`)."""
     rope, (context, original) = rope_parameters(config), _contexts(config)
     factor = positive_float(rope, "factor", context / original)
-    usual = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    usual = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 < original else 1.0
     return positive_float(rope, "attention_factor", usual)
 
 
 def _computed(config: Config) -> dict[str, NDArray[np.float32]]:
     if not _is_long(config):
         return {}
-    rope, pairs = rope_parameters(config), _rotated(config) // 2
+    rope, pairs = rope_parameters(config), rotated_elements(config) // 2
     found = {}
     for name, key in _FACTORS.items():
         values = rope.get(key)
@@ -88,8 +99,9 @@ def _notes(config: Config) -> list[str]:
     if not _is_long(config) or context <= original:
         return []
     return [
-        f"exact in contexts of up to {original} tokens, which the file states; in one of up to "
-        f"{context} llama.cpp takes the long frequencies for short texts too"
+        f"exact for texts of up to {original} tokens in contexts of as many positions, which the "
+        "file states; and for longer texts, read at once, in longer contexts. There llama.cpp "
+        "takes the long frequencies for short texts too, unlike transformers"
     ]
 
 

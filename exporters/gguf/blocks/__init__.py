@@ -5,6 +5,7 @@ An integer type is a module with
     NAME, TYPE, FILE_TYPE     its name, its ggml type, the number that `general.file_type` takes
     ACTIVATIONS               what llama.cpp rounds activations to when it multiplies with the type
     refuses(grid, in_features) -> str | None
+    refuses_ranges(ranges, grid) -> str | None      where the grid alone does not tell
     encode(q, ranges, grid)   -> Fields: the type's own numbers for those of a checkpoint
     pack(Fields)              -> bytes of rows
     unpack(bytes of rows)     -> Fields
@@ -18,6 +19,7 @@ What types have in common is in `exporters.gguf`: `exactness` (refusing), `encod
 
 import importlib
 import pkgutil
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, Protocol, cast
 
@@ -28,6 +30,8 @@ from exporters.gguf.fields import Factors, Fields
 from exporters.gguf.ggml_types import GgmlType
 from lrqat.grid import Grid
 from lrqat.stored_ranges import StoredRanges
+
+Ranges = Callable[[], Iterable[StoredRanges]]  # the scales of a weight, some rows at a time
 
 
 class Block(Protocol):
@@ -95,6 +99,16 @@ def integer_blocks() -> dict[str, IntegerBlock]:
 def float_blocks() -> dict[str, FloatBlock]:
     """Floating types by name."""
     return {m.NAME: cast(FloatBlock, m) for m in _modules() if not hasattr(m, "refuses")}
+
+
+def refuses_ranges(block: IntegerBlock, ranges: Ranges, grid: Grid) -> str | None:
+    """Why weights with these scales are not exact in a type that holds `grid`, or None.
+
+    `ranges` is called only if the type has something against scales.
+    """
+    asked: Callable[[StoredRanges, Grid], str | None] | None
+    asked = getattr(block, "refuses_ranges", None)
+    return next(filter(None, (asked(each, grid) for each in ranges())), None) if asked else None
 
 
 def bits_per_weight(block: Block) -> float:

@@ -17,7 +17,7 @@ from gguf import LlamaFileType
 from numpy.typing import NDArray
 
 from exporters.gguf import encoding
-from exporters.gguf.exactness import refuses_offset
+from exporters.gguf.exactness import refuses_minima, refuses_offset
 from exporters.gguf.fields import Factors, Fields
 from exporters.gguf.ggml_types import ggml_type
 from exporters.gguf.rows import halves, in_blocks, join, split, stack, unstack
@@ -34,6 +34,11 @@ _MOST = 15
 def refuses(grid: Grid, in_features: int) -> str | None:
     """Why rows of `in_features` weights on `grid` are not exact in Q4_1, or None."""
     return refuses_offset(TYPE, _MOST, grid, in_features)
+
+
+def refuses_ranges(ranges: StoredRanges, grid: Grid) -> str | None:
+    """Why weights on `grid` with these scales are not exact in Q4_1, or None."""
+    return refuses_minima(TYPE, ranges, grid)
 
 
 def encode(q: NDArray[np.int8], ranges: StoredRanges, grid: Grid) -> Fields:

@@ -1,0 +1,162 @@
+"""What a plan of a GGUF file holds, and how it is shown: every tensor, its type and its bytes."""
+
+import itertools
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import gguf
+
+from exporters.gguf.blocks import Block, row_bytes
+from exporters.gguf.key_values import KeyValue
+from exporters.gguf.options import Options
+from exporters.gguf.shards import parse_size, split_sizes
+from exporters.gguf.sources import Source
+from exporters.gguf.tables import TableChoice
+from exporters.layers import any_layer
+from lrqat.checkpoint import Checkpoint
+
+_ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
+
+
+def padded(size: int) -> int:
+    """Bytes up to where the next tensor may begin."""
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedTensor:
+    """One tensor of the file to be.
+
+    Attributes:
+        source: where it comes from.
+        block: the ggml type it is stored in.
+        note: what a user should know of it (empty: nothing).
+    """
+
+    source: Source
+    block: Block
+    note: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its data, without padding."""
+        return self.source.rows * row_bytes(self.block, self.source.shape[-1])
+
+    @property
+    def padded_bytes(self) -> int:
+        """Bytes that it takes in the file."""
+        return padded(self.nbytes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        source = self.source
+        return {
+            "name": source.name,
+            "type": self.block.NAME,
+            "shape": list(source.shape),
+            "bytes": self.nbytes,
+            "source": source.origin,
+            "quantized": source.quantized,
+            "rows_reordered": source.row_order is not None,
+            **({"note": self.note} if self.note else {}),
+        }
+
+
+@dataclass(eq=False)
+class Plan:
+    """What `write` will do.
+
+    Attributes:
+        checkpoint: the opened checkpoint.
+        options: the choices it was made with.
+        architecture: llama.cpp's name of the architecture.
+        tensors: in file order.
+        metadata: in file order, without general.architecture, which the writer puts first.
+        refusals: reasons not to write; a plan with any cannot be written.
+        notes: what a user should know.
+        choices: what an embedding and a head that stay floating would cost in other types.
+    """
+
+    checkpoint: Checkpoint
+    options: Options
+    architecture: str = ""
+    tensors: list[PlannedTensor] = field(default_factory=list)
+    metadata: list[KeyValue] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    choices: list[TableChoice] = field(default_factory=list)
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all tensors, padding included; the metadata comes on top."""
+        return sum(tensor.padded_bytes for tensor in self.tensors)
+
+    @property
+    def shards(self) -> list[list[PlannedTensor]]:
+        """The tensors of each file to be; one file unless the options ask for more."""
+        size = self.options.split_max_size
+        counts = split_sizes(
+            (tensor.padded_bytes for tensor in self.tensors), parse_size(size) if size else None
+        )
+        remaining = iter(self.tensors)
+        return [list(itertools.islice(remaining, count)) for count in counts]
+
+    @property
+    def file_type(self) -> int:
+        """What `general.file_type` says: the type of most quantised weights."""
+        weights: Counter[int] = Counter()
+        for tensor in self.tensors:
+            if tensor.source.quantized:
+                weights[tensor.block.FILE_TYPE] += math.prod(tensor.source.shape)
+        return weights.most_common(1)[0][0] if weights else gguf.LlamaFileType.ALL_F32
+
+    def summary(self) -> list[str]:
+        """Lines of a table for people; tensors that differ by their block alone share a line."""
+        groups: dict[tuple[str, ...], list[PlannedTensor]] = {}
+        for tensor in self.tensors:
+            groups.setdefault(_alike(tensor), []).append(tensor)
+        width = max(26, *(len(name) for name, *_ in groups)) if groups else 26
+        lines = [
+            f"{'tensor':<{width}} {'type':<6} {'shape':>14} {'count':>5} {'bytes':>14}  source"
+        ]
+        for (name, kind, shape, origin, note), members in groups.items():
+            total = sum(tensor.nbytes for tensor in members)
+            said = ", rows reordered" if members[0].source.row_order is not None else ""
+            said += f"; {note}" if note else ""
+            columns = f"{name:<{width}} {kind:<6} {shape:>14} {len(members):>5} {total:>14,}"
+            lines.append(f"{columns}  {origin}{said}")
+        files = f" in {len(self.shards)} files" if len(self.shards) > 1 else ""
+        lines.append(f"{len(self.tensors)} tensors, {self.tensor_bytes:,} bytes{files}")
+        lines += [f"choice: {choice.line()}" for choice in self.choices]
+        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"refused: {reason}" for reason in self.refusals]
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `--json`; long metadata arrays are given by their length."""
+        return {
+            "format": "gguf",
+            "checkpoint": str(self.checkpoint.path),
+            "options": asdict(self.options),
+            "architecture": self.architecture,
+            "tensor_bytes": self.tensor_bytes,
+            "files": len(self.shards),
+            "tensors": [tensor.to_json() for tensor in self.tensors],
+            "metadata": {
+                entry.key: len(entry.value) if isinstance(entry.value, list) else entry.value
+                for entry in self.metadata
+            },
+            "choices": [choice.to_json() for choice in self.choices],
+            "notes": self.notes,
+            "refusals": self.refusals,
+        }
+
+
+def _alike(tensor: PlannedTensor) -> tuple[str, str, str, str, str]:
+    """Columns of the summary, the number of the block taken out of the names."""
+    source = tensor.source
+    name = any_layer(source.name)
+    origin = any_layer(source.origin)
+    return name, tensor.block.NAME, " x ".join(map(str, source.shape)), origin, tensor.note
