@@ -3,7 +3,7 @@
 Every format is a package with the same four names:
 
     Options                            a frozen dataclass; each field carries its help text
-    default_name(checkpoint)           file or folder name inside the checkpoint's folder
+    default_name(checkpoint, options)  file or folder name inside the checkpoint's folder
     plan(checkpoint, options)          pure: every tensor, its type, its bytes, every refusal
     write(plan, path, overwrite=...)   writes, reads back, verifies, renames; returns a report
 

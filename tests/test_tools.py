@@ -122,6 +122,12 @@ def test_a_corrupted_file_fails_with_status_1(trained, text_file, tmp_path, name
     assert proof["files"][0]["l0"]["mismatches"] > 0
 
 
+def test_the_file_is_named_after_the_type_asked_for(make_small, tmp_path, capfd):
+    checkpoint = shutil.copytree(make_small("q4_0").path, tmp_path / "fused")
+    assert export.main([str(checkpoint), "--format", "gguf", "--type", "q8_0"]) == 0
+    assert [path.name for path in checkpoint.glob("*.gguf")] == ["model-q8_0.gguf"]
+
+
 @pytest.mark.parametrize("name", ["gguf", "onnx"])
 def test_a_dry_run_lists_every_tensor_and_writes_nothing(fused_checkpoint, name, capfd):
     before = sorted(fused_checkpoint.rglob("*"))

@@ -83,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = exporter.Options(**{n: getattr(args, n) for n in names})  # before anything is read
     checkpoint = Checkpoint.open(args.checkpoint)
     plan = exporter.plan(checkpoint, options)
-    path = Path(args.output) if args.output else checkpoint.path / exporter.default_name(checkpoint)
+    name = args.output or checkpoint.path / exporter.default_name(checkpoint, options)
+    path = Path(name)
     if args.dry_run:
         for line in plan.summary():
             out.say(line)

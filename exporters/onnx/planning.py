@@ -194,7 +194,7 @@ def _plan_roundings(made: Plan) -> None:
             ]
 
 
-def default_name(checkpoint: Checkpoint) -> str:
+def default_name(checkpoint: Checkpoint, options: Options | None = None) -> str:
     """The folder inside the checkpoint's, as Optimum and transformers.js look for it."""
     return "onnx"
 

@@ -83,7 +83,7 @@ def plan(checkpoint: Checkpoint, options: Options | None = None) -> Plan:
     return made
 
 
-def default_name(checkpoint: Checkpoint) -> str:
+def default_name(checkpoint: Checkpoint, options: Options | None = None) -> str:
     """The folder inside the checkpoint's."""
     return "onnx-genai"
 
