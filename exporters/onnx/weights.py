@@ -139,7 +139,7 @@ def pieces(
     """
     for values in KINDS[kind].read(checkpoint, source):
         with np.errstate(over="ignore"):
-            found = values.astype(dtype.numpy(), order="C")
+            found = values.astype(dtype.numpy(), order="C", copy=False)
         if dtype == ir.DataType.FLOAT16 and np.isinf(found).any() and not np.isinf(values).any():
             raise ExportRefusedError(
                 f"{source} has values beyond float16's largest, 65504; leave out --float-type "

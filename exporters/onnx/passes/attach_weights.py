@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from exporters.onnx.planning import Plan, PlannedTensor
@@ -66,4 +67,4 @@ class WeightOnDisk(ir.LazyTensor):
             return super().tofile(file)
         self._progress(str(self.name))
         for piece in pieces(*self._source):
-            file.write(piece.tobytes())
+            file.write(piece.reshape(-1).view(np.uint8))
