@@ -6,6 +6,7 @@ to 8 bits inside quantised products; it is faster, and not what was trained, unl
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -36,6 +37,7 @@ class OnnxRuntime:
         twin: bool = False,
         threads: int | None = None,
         optimized_path: str | Path | None = None,
+        entries: Mapping[str, str] | None = None,
     ) -> "OnnxRuntime":
         """Load `folder`/model.onnx on the CPU.
 
@@ -47,6 +49,7 @@ class OnnxRuntime:
                 float32 (the F32 twin of the L1 check).
             threads: None: every core.
             optimized_path: also save the optimised graph there, to look at.
+            entries: more configuration entries of the session.
 
         Raises:
             RuntimeUnavailableError: onnxruntime is not installed.
@@ -65,6 +68,8 @@ class OnnxRuntime:
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(level))
         if twin:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
+        for key, value in (entries or {}).items():
+            options.add_session_config_entry(key, value)
         if optimized_path is not None:
             options.optimized_model_filepath = str(optimized_path)
         path = Path(folder) / "model.onnx"

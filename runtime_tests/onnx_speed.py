@@ -1,13 +1,15 @@
 """Speed of an exported folder in ONNX Runtime, next to the same weights in other forms.
 
-    qdq        the folder of the ONNX exporter, whose products ONNX Runtime fuses
-    builder    the compact form: the same integers in the graph of onnxruntime-genai's own builder
-    float32    the folder with its weights dequantised once, when it is loaded, and multiplied so
+    qdq               the folder of the ONNX exporter, whose products ONNX Runtime fuses
+    builder           the compact form: the same integers in the graph of GenAI's own builder
+    builder in place  the same, its cache written where it is read: no standard operator can
+    float32           the folder with its weights dequantised once, when it is loaded
 
 All run as plain sessions in one process and take turns (`lrqat.turns`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,49 @@ from lrqat.turns import Progress, Times, time_in_turns
 from runtime_tests.onnx_runtime import OnnxRuntime
 
 BASELINE = "qdq"
+# Idle threads of a session would otherwise spin into the turn of the next one.
+_ENTRIES = {"session.force_spinning_stop": "1"}
 
 
-def write_forms(checkpoint: Path, folder: Path) -> dict[str, OnnxRuntime]:
+@dataclass(frozen=True)
+class Contender:
+    """A session to time.
+
+    Attributes:
+        opened: the session.
+        in_place: whether the cache is written where it is read.
+    """
+
+    opened: OnnxRuntime
+    in_place: bool = False
+
+    def call(self, tokens: int, past: int) -> Callable[[], Any]:
+        """A call with `tokens` new tokens after `past` others, whose cache is zeros."""
+        session = self.opened.session
+        total = past + tokens
+        feeds: dict[str, Any] = {
+            "input_ids": np.arange(tokens, dtype=np.int64)[None] % 256,
+            "attention_mask": np.ones((1, total), np.int64),
+            "position_ids": np.arange(past, total, dtype=np.int64)[None],
+        }
+        for entry in session.get_inputs():
+            if entry.name.startswith("past_key_values."):
+                length = total if self.in_place else past
+                shape = 1, entry.shape[1], length, entry.shape[3]
+                feeds[entry.name] = np.zeros(shape, np.float32)
+        taken = {entry.name: feeds[entry.name] for entry in session.get_inputs()}
+        if self.in_place:
+            return _bound(session, taken)
+        return lambda: session.run(None, taken)
+
+
+def write_forms(checkpoint: Path, folder: Path, level: int = 1) -> dict[str, Contender]:
     """Export `checkpoint` in both forms into `folder`, and open every contender.
+
+    Args:
+        checkpoint: a fused checkpoint.
+        folder: where to.
+        level: accuracy level of quantised products.
 
     Raises:
         ExportRefusedError: a form cannot hold it exactly.
@@ -30,17 +71,25 @@ def write_forms(checkpoint: Path, folder: Path) -> dict[str, OnnxRuntime]:
     from exporters import onnx, onnx_genai
 
     opened = Checkpoint.open(checkpoint)
-    onnx.write(onnx.plan(opened), folder / "qdq")
-    onnx_genai.write(onnx_genai.plan(opened), folder / "builder")
+    onnx.write(onnx.plan(opened, onnx.Options(accuracy_level=level)), folder / "qdq")
+    options = onnx_genai.Options(matmul_accuracy_level=level)
+    onnx_genai.write(onnx_genai.plan(opened, options), folder / "builder")
+    return open_forms(folder)
+
+
+def open_forms(folder: Path) -> dict[str, Contender]:
+    """Every contender, of a folder that `write_forms` filled."""
+    builder = OnnxRuntime.open(folder / "builder", entries=_ENTRIES)
     return {
-        BASELINE: OnnxRuntime.open(folder / "qdq"),
-        "builder": OnnxRuntime.open(folder / "builder"),
-        "float32": OnnxRuntime.open(folder / "qdq", twin=True),
+        BASELINE: Contender(OnnxRuntime.open(folder / "qdq", entries=_ENTRIES)),
+        "builder": Contender(builder),
+        "builder in place": Contender(builder, in_place=True),
+        "float32": Contender(OnnxRuntime.open(folder / "qdq", twin=True, entries=_ENTRIES)),
     }
 
 
 def measure(
-    contenders: dict[str, OnnxRuntime],
+    contenders: Mapping[str, Contender],
     *,
     tokens: int,
     past: int,
@@ -52,27 +101,26 @@ def measure(
     Args:
         contenders: from `write_forms`.
         tokens: of a call: 1 is decoding, many are a prompt.
-        past: tokens already in the cache, of zeros.
+        past: tokens already in the cache.
         rounds: counted rounds; one more goes before them.
         progress: wraps the iterable of rounds.
 
     Raises:
         UserError: fewer than two rounds.
     """
-    calls = {name: _call(opened, tokens, past) for name, opened in contenders.items()}
+    calls = {name: contender.call(tokens, past) for name, contender in contenders.items()}
     return time_in_turns(calls, BASELINE, rounds=rounds, progress=progress)
 
 
-def _call(opened: OnnxRuntime, tokens: int, past: int) -> Callable[[], Any]:
-    total = past + tokens
-    feeds: dict[str, Any] = {
-        "input_ids": np.arange(tokens, dtype=np.int64)[None] % 256,
-        "attention_mask": np.ones((1, total), np.int64),
-        "position_ids": np.arange(past, total, dtype=np.int64)[None],
-    }
-    for entry in opened.session.get_inputs():
-        if entry.name.startswith("past_key_values."):
-            shape = 1, entry.shape[1], past, entry.shape[3]
-            feeds[entry.name] = np.zeros(shape, np.float32)
-    taken = {entry.name: feeds[entry.name] for entry in opened.session.get_inputs()}
-    return lambda: opened.session.run(None, taken)
+def _bound(session: Any, feeds: dict[str, Any]) -> Callable[[], Any]:
+    """A call whose outputs `present.X` are the memory of its inputs `past_key_values.X`."""
+    from onnxruntime import OrtValue
+
+    binding = session.io_binding()
+    for name, array in feeds.items():
+        value = OrtValue.ortvalue_from_numpy(array)
+        binding.bind_ortvalue_input(name, value)
+        if name.startswith("past_key_values."):
+            binding.bind_ortvalue_output(name.replace("past_key_values", "present"), value)
+    binding.bind_output("logits")
+    return lambda: session.run_with_iobinding(binding)

@@ -118,7 +118,8 @@ def spread(part, rows):
 
 
 def test_what_float16_does_not_reach_is_refused():
-    checkpoint = SimpleNamespace(floating=lambda name: np.array([1.0, 70000.0], ml_dtypes.bfloat16))
+    values = np.array([1.0, 70000.0], ml_dtypes.bfloat16)
+    checkpoint = SimpleNamespace(floating=lambda name, rows: values, shape=lambda name: (2,))
     with pytest.raises(ExportRefusedError, match=r"x has .* beyond float16"):
         stored("float", checkpoint, "x", FLOAT16)
     assert stored("float", checkpoint, "x", FLOAT)[1] == np.float32(ml_dtypes.bfloat16(70000.0))

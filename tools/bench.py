@@ -236,6 +236,10 @@ def _onnx_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, default=1024, help="width of the model")
     parser.add_argument("--layers", type=int, default=4, help="decoder layers")
     parser.add_argument(
+        "--accuracy-level", type=int, default=1, choices=(1, 4),
+        help="ONNX Runtime's: 1 computes in float32, 4 rounds activations to 8 bits",
+    )  # fmt: skip
+    parser.add_argument(
         "--prompt", type=int, default=128, help="tokens of a prompt, and of a cache"
     )
     parser.add_argument("--rounds", type=int, default=15, help="calls of each that are timed")
@@ -253,7 +257,7 @@ def _onnx(args: argparse.Namespace, out: command.Output) -> dict[str, Any]:
     found = {}
     with tempfile.TemporaryDirectory(prefix="lrqat-bench-") as name:
         write_random_fused(_small_llama(args), Path(name, "fused"), grid=args.grid)
-        contenders = write_forms(Path(name, "fused"), Path(name))
+        contenders = write_forms(Path(name, "fused"), Path(name), args.accuracy_level)
         for what, tokens, past in (("decode", 1, args.prompt), ("prefill", args.prompt, 0)):
             speeds = measure(
                 contenders, tokens=tokens, past=past, rounds=args.rounds,

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from exporters.onnx.activations import QDQ
 from exporters.onnx.model_file import OnnxFileError, first_line, read_model, resolve_links
 from exporters.onnx.options import OPTIONS_KEY, Options
 from exporters.onnx.planning import Plan, PlannedTensor, plan
-from exporters.onnx.weights import stored
+from exporters.onnx.weights import pieces
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import UserError
 
@@ -69,19 +70,34 @@ def _mismatches(value: ir.Value | None, tensor: PlannedTensor, planned: Plan) ->
     used = _USES.get(tensor.kind)
     if used and not used(value, tensor, planned):
         return elements
-    try:
-        found = held.numpy()
-    except Exception as error:  # short, missing or outside its folder
-        raise OnnxFileError(
-            f"the data of {tensor.name} cannot be read: {first_line(error)}"
-        ) from None
-    expected = stored(tensor.kind, planned.checkpoint, tensor.source, tensor.dtype)
-    differing = int((_bits(found) != _bits(expected)).sum())
+    differing, start = 0, 0
+    for expected in pieces(tensor.kind, planned.checkpoint, tensor.source, tensor.dtype):
+        try:
+            found = _numbers(held, start, expected.size)
+        except Exception as error:  # short, missing or outside its folder
+            raise OnnxFileError(
+                f"the data of {tensor.name} cannot be read: {first_line(error)}"
+            ) from None
+        differing += int((_bits(found) != _bits(expected.reshape(-1))).sum())
+        start += expected.size
     # onnx_ir would keep every tensor, unpacked, until the model goes; the view must go before it.
     del found
     if isinstance(held, ir.ExternalTensor):
         held.release()
     return differing
+
+
+def _numbers(held: ir.TensorProtocol, start: int, count: int) -> NDArray[Any]:
+    """`count` numbers of a tensor of the file from number `start` on, flat."""
+    if not isinstance(held, ir.ExternalTensor) or held.dtype.bitwidth < 8:
+        return held.numpy().reshape(-1)[start : start + count]
+    # Not through numpy(), which maps the file: every page that was looked at counts as memory.
+    dtype = held.dtype.numpy()
+    offset = (held.offset or 0) + start * dtype.itemsize
+    found = np.fromfile(held.path, dtype, count, offset=offset)
+    if len(found) != count:
+        raise ValueError("it is cut off; export it again")
+    return found
 
 
 def _multiplied(value: ir.Value, tensor: PlannedTensor, planned: Plan) -> bool:

@@ -26,7 +26,7 @@ verifying read it.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,8 @@ from lrqat.errors import CheckpointError, ExportRefusedError
 from lrqat.grid import FloatScale, Grid
 
 Shape = tuple[int, ...]
+# Numbers that are read and converted at once: 16 MiB of float32.
+_PIECE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -113,48 +115,72 @@ class Kind:
 
     Attributes:
         shape: shape in the file from the shape in the checkpoint and the grid.
-        read: (checkpoint, name) -> its numbers as they lie in the file, in a type that holds them.
+        read: (checkpoint, name) -> its numbers as they lie in the file, some rows at a time, in a
+            type that holds them.
     """
 
     shape: Callable[[Shape, Grid | None], Shape]
-    read: Callable[[Checkpoint, str], NDArray[Any]]
+    read: Callable[[Checkpoint, str], Iterator[NDArray[Any]]]
 
 
-def stored(kind: str, checkpoint: Checkpoint, source: str, dtype: ir.DataType) -> NDArray[Any]:
-    """The array of a planned tensor, in the element type `dtype`.
+def pieces(
+    kind: str, checkpoint: Checkpoint, source: str, dtype: ir.DataType
+) -> Iterator[NDArray[Any]]:
+    """The numbers of a planned tensor in the order of the file, consecutive rows at a time.
+
+    A table of a gigabyte is never whole in memory.
+
+    Yields:
+        C-contiguous arrays of the element type `dtype`.
 
     Raises:
         ExportRefusedError: a floating value that is too large for `dtype`.
         CheckpointError: the checkpoint's numbers are not valid.
     """
-    values = KINDS[kind].read(checkpoint, source)
-    with np.errstate(over="ignore"):
-        found = values.astype(dtype.numpy())
-    if dtype == ir.DataType.FLOAT16 and np.isinf(found).any() and not np.isinf(values).any():
-        raise ExportRefusedError(
-            f"{source} has values beyond float16's largest, 65504; leave out --float-type float16"
-        )
-    return found
+    for values in KINDS[kind].read(checkpoint, source):
+        with np.errstate(over="ignore"):
+            found = values.astype(dtype.numpy(), order="C", copy=False)
+        if dtype == ir.DataType.FLOAT16 and np.isinf(found).any() and not np.isinf(values).any():
+            raise ExportRefusedError(
+                f"{source} has values beyond float16's largest, 65504; leave out --float-type "
+                "float16"
+            )
+        yield found
 
 
-def _read_integers(checkpoint: Checkpoint, name: str) -> NDArray[Any]:
-    return np.ascontiguousarray(checkpoint.quantized(name).q.T)
+def stored(kind: str, checkpoint: Checkpoint, source: str, dtype: ir.DataType) -> NDArray[Any]:
+    """The same as one array; raises as `pieces` does."""
+    found = list(pieces(kind, checkpoint, source, dtype))
+    return found[0] if len(found) == 1 else np.concatenate(found)
 
 
-def _read_scales(checkpoint: Checkpoint, name: str) -> NDArray[Any]:
+def _slices(shape: Shape) -> list[slice]:
+    """Rows of about `_PIECE` numbers, that make up the whole shape."""
+    if len(shape) < 2:
+        return [slice(None)]
+    step = max(1, _PIECE // max(1, math.prod(shape[1:])))
+    return [slice(start, start + step) for start in range(0, max(1, shape[0]), step)]
+
+
+def _read_integers(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
+    q = checkpoint.quantized(name).q.T
+    return (q[rows] for rows in _slices(q.shape))
+
+
+def _read_scales(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
     tensor = checkpoint.quantized(name)
-    return _by_group(tensor.scale, tensor.grid)
+    yield _by_group(tensor.scale, tensor.grid)
 
 
-def _read_zero_points(checkpoint: Checkpoint, name: str) -> NDArray[Any]:
+def _read_zero_points(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
     tensor = checkpoint.quantized(name)
     assert tensor.ranges.zero_point is not None
-    return _by_group(tensor.ranges.zero_point, tensor.grid)
+    yield _by_group(tensor.ranges.zero_point, tensor.grid)
 
 
 def _by_group(part: NDArray[Any], grid: Grid) -> NDArray[Any]:
     """(out, groups) as [groups, out], or [out] where there is one a row."""
-    return np.ascontiguousarray(part[:, 0] if grid.group_size is None else part.T)
+    return part[:, 0] if grid.group_size is None else part.T
 
 
 def _group_shape(shape: Shape, grid: Grid | None) -> Shape:
@@ -167,18 +193,21 @@ def _transposed_shape(shape: Shape, grid: Grid | None) -> Shape:
     return shape[::-1]
 
 
-def _read_float(checkpoint: Checkpoint, name: str) -> NDArray[Any]:
-    return checkpoint.floating(name).astype(np.float32)
+def _read_float(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
+    for rows in _slices(checkpoint.shape(name)):
+        yield checkpoint.floating(name, rows).astype(np.float32)
 
 
-def _read_linear(checkpoint: Checkpoint, name: str) -> NDArray[Any]:
-    return np.ascontiguousarray(_read_float(checkpoint, name).T)
+def _read_linear(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
+    values = checkpoint.floating(name).T  # rows in the file are columns here
+    for rows in _slices(values.shape):
+        yield values[rows].astype(np.float32)
 
 
-def _read_input(part: str) -> Callable[[Checkpoint, str], NDArray[Any]]:
+def _read_input(part: str) -> Callable[[Checkpoint, str], Iterator[NDArray[Any]]]:
     """Reader of one number of the range that the input of a layer is rounded with."""
 
-    def read(checkpoint: Checkpoint, name: str) -> NDArray[Any]:
+    def read(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
         value = checkpoint.floating(f"{name}.input_{part}")
         grid = find_activation_grid(str(activation_grid(checkpoint, name)))
         number = float(value.item()) if value.size == 1 else math.nan
@@ -188,7 +217,7 @@ def _read_input(part: str) -> Callable[[Checkpoint, str], NDArray[Any]]:
                 f"{name}: the {part} of its input is {value}, which {grid.name} does not have; "
                 "train again"
             )
-        return np.array(number, np.float32)
+        yield np.array(number, np.float32)
 
     return read
 

@@ -13,6 +13,7 @@ from exporters.onnx.graph import PREFIX, trace
 from exporters.onnx.loadable import refuse_invalid, refuse_unloadable
 from exporters.onnx.model_file import MODEL
 from exporters.onnx.passes.attach_weights import attach_weights
+from exporters.onnx.passes.compact_attention import compact_attention
 from exporters.onnx.passes.describe import describe
 from exporters.onnx.passes.name_initializers import name_initializers
 from exporters.onnx.passes.raise_opset import TRACED, raise_opset
@@ -81,6 +82,7 @@ def write(
     model = trace(skeleton, min(opset, TRACED), form)
     name_initializers(model, PREFIX)
     simplify(model, (tensor.name for tensor in plan.tensors))
+    compact_attention(model)
     raise_opset(model, opset)
     attach_weights(model, plan, progress)
     describe(model, plan)

@@ -1,11 +1,13 @@
 """Replace every stand-in by the checkpoint's tensor, read and laid out only when it is written."""
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from exporters.onnx.planning import Plan, PlannedTensor
-from exporters.onnx.weights import stored
+from exporters.onnx.weights import pieces, stored
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import ExportRefusedError
 
@@ -35,17 +37,34 @@ def attach_weights(model: ir.Model, plan: Plan, progress: Callable[[str], None])
                 f"{tensor.name} has shape {shape} in the graph and {tensor.shape} in the plan"
             )
         value.dtype = tensor.dtype
-        value.const_value = _lazy(tensor, plan.checkpoint, progress)
+        value.const_value = WeightOnDisk(tensor, plan.checkpoint, progress)
 
 
-def _lazy(
-    tensor: PlannedTensor, checkpoint: Checkpoint, progress: Callable[[str], None]
-) -> ir.LazyTensor:
-    def read() -> ir.TensorProtocol:
-        progress(tensor.name)
-        array = stored(tensor.kind, checkpoint, tensor.source, tensor.dtype)
-        return ir.Tensor(array, dtype=tensor.dtype, name=tensor.name)
+class WeightOnDisk(ir.LazyTensor):
+    """A planned tensor that stays in the checkpoint until it is written, some rows at a time.
 
-    return ir.LazyTensor(
-        read, dtype=tensor.dtype, shape=ir.Shape(tensor.shape), name=tensor.name, cache=False
-    )
+    Args:
+        tensor: what it is in the file.
+        checkpoint: where its numbers are.
+        progress: called with its name when it is read for writing.
+    """
+
+    def __init__(
+        self, tensor: PlannedTensor, checkpoint: Checkpoint, progress: Callable[[str], None]
+    ) -> None:
+        shape = ir.Shape(tensor.shape)
+        super().__init__(self._whole, dtype=tensor.dtype, shape=shape, name=tensor.name)
+        self._source = tensor.kind, checkpoint, tensor.source, tensor.dtype
+        self._progress = progress
+
+    def _whole(self) -> ir.TensorProtocol:
+        self._progress(str(self.name))
+        return ir.Tensor(stored(*self._source), dtype=self.dtype, name=self.name)
+
+    def tofile(self, file: Any) -> None:
+        """Write its bytes to a binary file."""
+        if self.dtype.bitwidth < 8:  # the last number of a piece may share its byte with the next
+            return super().tofile(file)
+        self._progress(str(self.name))
+        for piece in pieces(*self._source):
+            file.write(piece.reshape(-1).view(np.uint8))
