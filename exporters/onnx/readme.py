@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from exporters.onnx.planning import Plan
+from exporters.onnx.planned import Plan
 from exporters.provenance import provenance
 
 _TEMPLATE = Path(__file__).with_name("readme_template.md")

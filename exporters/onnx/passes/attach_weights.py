@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from exporters.onnx.planning import Plan, PlannedTensor
+from exporters.onnx.planned import Plan, PlannedTensor
 from exporters.onnx.weights import stored
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import ExportRefusedError
