@@ -15,6 +15,7 @@ from made_checkpoints import fused
 
 from exporters import onnx as exporter
 from exporters.onnx.options import OPTIONS_KEY, Options
+from exporters.onnx.readme import rounded_tables
 from exporters.onnx.rounded_rows import ROWS, round_rows
 from exporters.onnx.rows import code_bits, code_shape, code_type, pack_rows
 from lrqat.checkpoint import Checkpoint
@@ -80,6 +81,9 @@ def test_rounding_is_asked_for_and_says_what_it_costs(bfloat16):
     entries = [t for t in listed["tensors"] if t["name"].startswith((EMBEDDING, HEAD))]
     assert sum(t["bytes"] for t in entries) == sum(sizes.values()) == 2 * 288 * (64 + 4)
     assert not any(t["quantized"] for t in entries)
+    assert any("slow with a head of 8 bits" in note for note in plan.notes)
+    assert f"{choice.changed:,} of its values changed" in rounded_tables(plan)
+    assert rounded_tables(exporter.plan(bfloat16)) == ""
 
 
 @pytest.mark.parametrize(
@@ -148,7 +152,7 @@ def test_odd_rows_are_bytes():
     assert code_bits(GRIDS["int2-channel"], 34) == 4
 
 
-def test_rows_of_zeros_of_tiny_and_of_huge_numbers_are_rounded():
+def test_rows_of_zeros_of_tiny_and_of_huge_numbers_arerounded_tables():
     values = np.zeros((4, 8), np.float32)
     values[1], values[2, 3], values[3] = 1e-44, 3e38, np.linspace(-1, 1, 8)
     rounded = round_rows("x", values)

@@ -178,6 +178,13 @@ def _notes(made: Plan) -> list[str]:
             f"keys and values are passed on as {cache_bits(made.checkpoint)}-bit integers with "
             "their scales, which ONNX Runtime GenAI cannot do; --kv-cache float is for it"
         )
+    head = made.tables.head or made.tables.embedding
+    rounded = any(c.module == head and c.type == INT8_ROWS for c in made.choices)
+    if rounded and made.options.preset == "cpu" and made.options.accuracy_level != 4:
+        notes.append(
+            "ONNX Runtime's CPU is slow with a head of 8 bits below --accuracy-level 4: slower "
+            "than with one in float32"
+        )
     if made.options.float_dtype == ir.DataType.FLOAT16:
         notes.append("float16: what stays floating is rounded, and products are in half precision")
     return notes
