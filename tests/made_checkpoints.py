@@ -13,15 +13,18 @@ KEPT = r"\.1\.(mlp|attn)\.(down_proj|c_attn|experts\.gate_up_proj)"
 TRAINED = {"embed_tokens|wte|embed_in": "q8_0", "lm_head|embed_out": "q8_0"}
 
 
-def fused(config, folder, *, grid="q4_0", keep=(KEPT,), grid_for=None, tokenizer=None):
-    """The checkpoint of a random model of `config`, its A moved at random."""
+def fused(
+    config, folder, *, grid="q4_0", keep=(KEPT,), grid_for=None, tokenizer=None, dtype="float32"
+):
+    """The checkpoint of a random model of `config` in `dtype`, its A moved at random."""
     model = make_from(config)
+    model = model.to(getattr(torch, dtype)).float()
     plan = surgery.plan_surgery(model, grid, keep, TRAINED if grid_for is None else grid_for)
     prepare.prepare(model, plan, prepare.Settings(rank=4, range_init="minmax"))
     for _, layer in prepare.quantized_layers(model):
         torch.nn.init.normal_(layer.lora_a, std=layer.grid.q_max / 64)
     tokenizer = tokenizer or make_tokenizer([TEXT], vocabulary=VOCABULARY)
-    base = {"name": "tiny", "revision": None, "dtype": "float32"}
+    base = {"name": "tiny", "revision": None, "dtype": dtype}
     fuse.fuse(model, tokenizer, folder, plan=plan, base_model=base)
     return Checkpoint.open(folder)
 

@@ -23,7 +23,7 @@ FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 def holder(tensor):
     """Something that gives out one made tensor as a checkpoint does."""
-    return SimpleNamespace(quantized=lambda name: tensor)
+    return SimpleNamespace(quantized=lambda name: tensor, quantized_names=["made"])
 
 
 def arrays(tensor, two_bits=True):
@@ -120,6 +120,6 @@ def spread(part, rows):
 def test_what_float16_does_not_reach_is_refused():
     values = np.array([1.0, 70000.0], ml_dtypes.bfloat16)
     checkpoint = SimpleNamespace(floating=lambda name, rows: values, shape=lambda name: (2,))
-    with pytest.raises(ExportRefusedError, match=r"x has .* beyond float16"):
+    with pytest.raises(ExportRefusedError, match=r"x has .* beyond the largest of float16"):
         stored("float", checkpoint, "x", FLOAT16)
     assert stored("float", checkpoint, "x", FLOAT)[1] == np.float32(ml_dtypes.bfloat16(70000.0))

@@ -15,7 +15,8 @@ from lrqat.activations import ACTIVATION_GRIDS
 from lrqat.errors import ExportRefusedError
 from tools import export
 
-FIELDS = ("opset", "float_type", "accuracy_level", "two_bit_type", "activation_form")
+SHOWN = ("opset", "float_type", "accuracy_level", "two_bit_type", "activation_form")
+FIELDS = (*SHOWN, "embedding_type", "head_type")
 OFFERED = {
     name: sorted({value for row in PRESETS.values() for value in getattr(row, name)})
     for name in FIELDS
@@ -136,5 +137,5 @@ def test_rounding_twice_is_refused(rounded):
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_page_has_the_row_of_a_preset(name):
     row = PRESETS[name]
-    cells = [f"`{name}`", *(f"`{getattr(row, field)[0]}`" for field in FIELDS), row.runtime]
+    cells = [f"`{name}`", *(f"`{getattr(row, field)[0]}`" for field in SHOWN), row.runtime]
     assert f"| {' | '.join(cells)} |" in PAGE.read_text(encoding="utf-8").splitlines()

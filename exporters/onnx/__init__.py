@@ -12,7 +12,8 @@ the names that ONNX Runtime GenAI, Optimum and transformers.js expect.
 """
 
 from exporters.onnx.options import Options
-from exporters.onnx.planning import Plan, PlannedTensor, default_name, plan
+from exporters.onnx.planned import Plan, PlannedTensor
+from exporters.onnx.planning import default_name, plan
 from exporters.onnx.verify import verify
 from exporters.onnx.writer import Report, write
 

@@ -9,7 +9,7 @@ from exporters.onnx.architectures import find_architecture
 from exporters.onnx.external_data import data_paths
 from exporters.onnx.graph import cache_name, cache_shape
 from exporters.onnx.model_file import MODEL
-from exporters.onnx.planning import Plan
+from exporters.onnx.planned import Plan
 from exporters.onnx.readme import readme
 from lrqat.write_json import write_json
 

@@ -50,6 +50,14 @@ class Options:
         "static activation ranges as qdq (QuantizeLinear, DequantizeLinear), as arithmetic (the "
         "same in floats), or fast: whichever ONNX Runtime's CPU kernels are fast with"
     )
+    embedding_type: str | None = _choice(
+        "type of an embedding that was not trained on a grid: auto (as the checkpoint stores it, "
+        "where the runtime takes that), float32, float16, bfloat16, or rounded to int8 rows"
+    )
+    head_type: str | None = _choice(
+        "type of an output head that was not trained on a grid: as --embedding-type, which also "
+        "decides for a head that is the embedding"
+    )
     kv_cache: str = field(
         default="integers",
         metadata={

@@ -1,16 +1,13 @@
-"""The plan of an ONNX folder: every initializer, its type and bytes, and every reason to refuse."""
+"""Planning an ONNX folder: every initializer, its type and bytes, and every reason to refuse."""
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace
 
 import onnx_ir as ir
 
-from exporters.layers import any_layer
 from exporters.onnx.activations import (
     QDQ,
-    Rounding,
     cache_bits,
     refuses_roundings,
     roundings,
@@ -18,6 +15,16 @@ from exporters.onnx.activations import (
 )
 from exporters.onnx.architectures import find_architecture, refuses_architecture
 from exporters.onnx.options import Options
+from exporters.onnx.planned import Plan, PlannedTensor
+from exporters.onnx.rounded_rows import grid_of
+from exporters.onnx.rows import code_bits, code_type
+from exporters.onnx.tables import (
+    FLOATS,
+    INT8_ROWS,
+    find_tables,
+    refuses_tables,
+    table_choice,
+)
 from exporters.onnx.weights import KINDS, refuses_grid, storage_of
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import CheckpointError, UserError
@@ -25,117 +32,24 @@ from lrqat.grid import Grid
 
 # What holds a weight that a product takes: y = x @ weight.
 _PRODUCTS = ("linear", "conv1d")
-
-
-@dataclass(frozen=True)
-class PlannedTensor:
-    """One initializer of the file.
-
-    Attributes:
-        name: in the ONNX file.
-        kind: its form, a name in `exporters.onnx.weights.KINDS`.
-        source: module name of a projection, or name of a floating tensor, in the checkpoint.
-        dtype: ONNX element type.
-        shape: in the ONNX file.
-    """
-
-    name: str
-    kind: str
-    source: str
-    dtype: ir.DataType
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its data."""
-        return math.ceil(math.prod(self.shape) * self.dtype.bitwidth / 8)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for `--json`."""
-        return {
-            "name": self.name,
-            "type": self.dtype.name,
-            "shape": list(self.shape),
-            "bytes": self.nbytes,
-            "source": self.source,
-            "quantized": self.kind == "integers",
-        }
-
-
-@dataclass(eq=False)
-class Plan:
-    """What `write` will do.
-
-    Attributes:
-        checkpoint: the opened checkpoint.
-        options: the choices it was made with, none left open.
-        tensors: every initializer that holds weights.
-        roundings: how inputs of layers are rounded, by module name.
-        refusals: reasons not to write; a plan with any cannot be written.
-        notes: what a user should know.
-    """
-
-    checkpoint: Checkpoint
-    options: Options
-    tensors: list[PlannedTensor] = field(default_factory=list)
-    roundings: dict[str, Rounding] = field(default_factory=dict)
-    refusals: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def tensor_bytes(self) -> int:
-        """Bytes of all weights."""
-        return sum(tensor.nbytes for tensor in self.tensors)
-
-    @property
-    def genai(self) -> bool:
-        """Whether ONNX Runtime GenAI can run it: its caches have two tensors a layer."""
-        return cache_bits(self.checkpoint) is None or self.options.kv_cache == "float"
-
-    def summary(self) -> list[str]:
-        """Lines of a table for people; the layers of a model share a line."""
-        groups: dict[tuple[str, str, str], list[PlannedTensor]] = {}
-        for tensor in self.tensors:
-            shape = " x ".join(map(str, tensor.shape))
-            name = any_layer(tensor.name)
-            groups.setdefault((name, tensor.dtype.name, shape), []).append(tensor)
-        lines = [f"{'initializer':<52} {'type':<5} {'shape':>14} {'count':>5} {'bytes':>14}"]
-        for (name, dtype, shape), members in groups.items():
-            total = sum(tensor.nbytes for tensor in members)
-            lines.append(f"{name:<52} {dtype:<5} {shape:>14} {len(members):>5} {total:>14,}")
-        lines.append(f"{len(self.tensors)} initializers, {self.tensor_bytes:,} bytes")
-        lines += [f"note: {note}" for note in self.notes]
-        lines += [f"refused: {reason}" for reason in self.refusals]
-        return lines
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for `--json`."""
-        return {
-            "format": "onnx",
-            "checkpoint": str(self.checkpoint.path),
-            "options": self.options.to_json(),
-            "tensor_bytes": self.tensor_bytes,
-            "tensors": [tensor.to_json() for tensor in self.tensors],
-            "notes": self.notes,
-            "refusals": self.refusals,
-        }
+_EMBEDDING = "embedding"
 
 
 def plan(checkpoint: Checkpoint, options: Options | None = None) -> Plan:
-    """Plan the export of `checkpoint`; no weights are read and nothing is written.
+    """Plan the export of `checkpoint`; nothing is written.
+
+    No weights are read, but for a table that is to be rounded, to say what that costs.
 
     Raises:
         CheckpointError: the checkpoint itself is not valid.
     """
-    made = Plan(checkpoint, with_level(checkpoint, options or Options()).resolved())
+    chosen = with_level(checkpoint, options or Options()).resolved()
+    made = Plan(checkpoint, chosen, find_tables(checkpoint))
+    made.refusals += refuses_tables(checkpoint, made.tables, chosen)
     for name in checkpoint.quantized_names:
         _plan_trained(made, name)
-    architecture = find_architecture(checkpoint.config)
-    kept = {f"{name}.weight" for name in checkpoint.manifest["kept"]}
     for name in checkpoint.floating_names:
-        is_linear = name in kept and not architecture.is_transposed(name)
-        kind = "linear" if is_linear else "float"
-        made.tensors.append(_planned(made, name, kind, name, checkpoint.shape(name)))
+        _plan_floating(made, name)
     reason = refuses_architecture(checkpoint.config)
     made.refusals += [reason] if reason else []
     _plan_roundings(made)
@@ -157,20 +71,64 @@ def _plan_trained(made: Plan, name: str) -> None:
         return
     kind = made.checkpoint.kind(name)
     reason = refuses_grid(grid, made.options.float_dtype)
-    if kind not in _PRODUCTS:
-        reason = f"a trained {kind} has no form in ONNX here; train it with --keep"
+    if kind not in (*_PRODUCTS, _EMBEDDING):
+        reason = f"trained {kind} have no form in ONNX here; train them with --keep"
     if reason:
         made.refusals.append(f"{name}: {reason}")
-        return
-    two_bits = made.options.two_bit_type == "int2"
-    storage = storage_of(grid, shape[0], two_bits=two_bits)
+    elif kind == _EMBEDDING:
+        _add_rows(made, name, shape)
+    else:
+        _add_product(made, name, shape)
+
+
+def _plan_floating(made: Plan, name: str) -> None:
+    """Add the initializers of one floating tensor; tables may be of another type."""
+    checkpoint, module = made.checkpoint, name.removesuffix(".weight")
+    dtype = None
+    if module in made.tables.flags and name != module and not made.refusals:
+        choice = table_choice(checkpoint, made.tables, module, made.options)
+        if math.isinf(choice.error):
+            made.refusals.append(
+                f"{choice.flag} {choice.type}: {module} has values beyond its largest; choose "
+                "another"
+            )
+            return
+        made.choices.append(choice)
+        if choice.type == INT8_ROWS:
+            add = _add_rows if module == made.tables.embedding else _add_product
+            return add(made, module, checkpoint.shape(name))
+        dtype = FLOATS[choice.type]
+    transposed = find_architecture(checkpoint.config).is_transposed(name)
+    projects = module in checkpoint.manifest["kept"] and module != made.tables.embedding
+    kind = "linear" if projects and not transposed else "float"
+    made.tensors.append(_planned(made, name, kind, name, checkpoint.shape(name), None, dtype))
+
+
+def _add_product(made: Plan, name: str, shape: tuple[int, ...]) -> None:
+    """Add the integers and scales of a weight that is multiplied with."""
+    grid = grid_of(made.checkpoint, name)
+    storage = storage_of(grid, shape[0], two_bits=made.options.two_bit_type == "int2")
     assert storage is not None  # refuses_grid
-    parts = {"weight": "integers", "weight_scale": "scales"}
-    if grid.zero_point:
-        parts["weight_zero_point"] = "zero_points"
-    for suffix, part in parts.items():
-        dtype = None if part == "scales" else storage.dtype
-        made.tensors.append(_planned(made, f"{name}.{suffix}", part, name, shape, grid, dtype))
+    dtypes = {"integers": storage.dtype, "scales": None, "zero_points": storage.dtype}
+    _add_parts(made, name, shape, dtypes)
+
+
+def _add_rows(made: Plan, name: str, shape: tuple[int, ...]) -> None:
+    """Add the integers and scales of a table whose rows are looked up."""
+    codes = code_type(grid_of(made.checkpoint, name), shape[1])
+    dtypes = {"codes": codes, "row_scales": None, "row_zero_points": ir.DataType.INT8}
+    _add_parts(made, name, shape, dtypes)
+
+
+def _add_parts(
+    made: Plan, name: str, shape: tuple[int, ...], dtypes: dict[str, ir.DataType | None]
+) -> None:
+    """Add the initializers of one weight, given as types by kind: integers, scales, zero-points."""
+    grid, rounded = grid_of(made.checkpoint, name), name not in made.checkpoint.quantized_names
+    suffixes = ["weight", "weight_scale"] + ["weight_zero_point"] * grid.zero_point
+    for suffix, (kind, dtype) in zip(suffixes, dtypes.items(), strict=False):
+        planned = _planned(made, f"{name}.{suffix}", kind, name, shape, grid, dtype)
+        made.tensors.append(replace(planned, rounded=rounded))
 
 
 def _plan_roundings(made: Plan) -> None:
@@ -220,6 +178,13 @@ def _notes(made: Plan) -> list[str]:
             f"keys and values are passed on as {cache_bits(made.checkpoint)}-bit integers with "
             "their scales, which ONNX Runtime GenAI cannot do; --kv-cache float is for it"
         )
+    head = made.tables.head or made.tables.embedding
+    rounded = any(c.module == head and c.type == INT8_ROWS for c in made.choices)
+    if rounded and made.options.preset == "cpu" and made.options.accuracy_level != 4:
+        notes.append(
+            "ONNX Runtime's CPU is slow with a head of 8 bits below --accuracy-level 4: slower "
+            "than with one in float32"
+        )
     if made.options.float_dtype == ir.DataType.FLOAT16:
         notes.append("float16: what stays floating is rounded, and products are in half precision")
     return notes
@@ -229,9 +194,12 @@ def _wider(made: Plan) -> list[str]:
     """Which integers are in a wider type than they need."""
     found: Counter[tuple[Grid, str]] = Counter()
     for tensor in made.tensors:
-        if tensor.kind == "integers":
+        if tensor.trained:
             grid = made.checkpoint.grid(tensor.source)
-            found[grid, tensor.dtype.name] += tensor.dtype.bitwidth > grid.bits
+            columns = made.checkpoint.shape(tensor.source)[1]
+            codes = tensor.kind == "codes"
+            width = code_bits(grid, columns) if codes else tensor.dtype.bitwidth
+            found[grid, f"INT{width}"] += width > grid.bits
     return [
         f"{grid.name}: the {f'{len(grid.levels)} levels' if grid.levels else f'{grid.bits} bits'} "
         f"of {count} weights are stored as {dtype}, exactly"

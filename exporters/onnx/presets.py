@@ -8,6 +8,7 @@ user says nothing, and any other value is refused, with the reason. Options are 
 from dataclasses import dataclass, field
 
 ALL_OPSETS = (21, 22, 23, 25)
+_TABLES = ("auto", "float32", "float16", "int8")
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Preset:
         accuracy_level: ONNX Runtime's, see `Options`.
         two_bit_type: type of 2-bit integers.
         activation_form: how static ranges are written.
+        embedding_type: of an embedding that was not trained on a grid, see `exporters.onnx.tables`.
+        head_type: the same of an output head.
         reasons: why an option has not all values, by its name.
     """
 
@@ -30,17 +33,24 @@ class Preset:
     accuracy_level: tuple[int, ...] = (1, 0, 4)
     two_bit_type: tuple[str, ...] = ("int4", "int2")
     activation_form: tuple[str, ...] = ("qdq", "arithmetic", "fast")
+    embedding_type: tuple[str, ...] = _TABLES
+    head_type: tuple[str, ...] = _TABLES
     reasons: dict[str, str] = field(default_factory=dict)
 
 
 _NO_FAST = "there is no CPU kernel of ONNX Runtime's to be fast in"
 _NO_LEVEL = "only ONNX Runtime's own kernels have an accuracy level"
+_NO_BFLOAT16 = "tables in bfloat16 were not tried there"
+_NO_BFLOAT16_TABLES = {"embedding_type": _NO_BFLOAT16, "head_type": _NO_BFLOAT16}
+_WITH_BFLOAT16 = (*_TABLES, "bfloat16")
 
 PRESETS: dict[str, Preset] = {
     "cpu": Preset(
         runtime="ONNX Runtime 1.26 on a CPU",
         two_bit_type=("int2", "int4"),
         activation_form=("fast", "qdq", "arithmetic"),
+        embedding_type=_WITH_BFLOAT16,
+        head_type=_WITH_BFLOAT16,
         reasons={"float_type": "its quantised kernels compute in float32"},
     ),
     "gpu": Preset(
@@ -48,7 +58,7 @@ PRESETS: dict[str, Preset] = {
         opset=(21, 22, 23, 25),
         float_type=("float16", "float32"),
         activation_form=("arithmetic", "qdq"),
-        reasons={"activation_form": _NO_FAST},
+        reasons={"activation_form": _NO_FAST, **_NO_BFLOAT16_TABLES},
     ),
     "qnn": Preset(
         runtime="ONNX Runtime 1.26 with QNN 2.4 (NPU)",
@@ -62,6 +72,7 @@ PRESETS: dict[str, Preset] = {
             "accuracy_level": _NO_LEVEL,
             "two_bit_type": "2-bit weights were not tried there",
             "activation_form": "the NPU recognises quantised layers by QuantizeLinear",
+            **_NO_BFLOAT16_TABLES,
         },
     ),
     "openvino": Preset(
@@ -70,6 +81,8 @@ PRESETS: dict[str, Preset] = {
         accuracy_level=(1,),
         two_bit_type=("int4",),
         activation_form=("arithmetic", "qdq"),
+        embedding_type=_WITH_BFLOAT16,
+        head_type=_WITH_BFLOAT16,
         reasons={
             "opset": "OpenVINO reads up to 23",
             "float_type": "OpenVINO chooses the type itself (INFERENCE_PRECISION_HINT)",
@@ -88,6 +101,7 @@ PRESETS: dict[str, Preset] = {
             "opset": "2-bit types, the only use of 25, were not tried in a browser",
             "two_bit_type": "2-bit types were not tried in a browser",
             "activation_form": _NO_FAST,
+            **_NO_BFLOAT16_TABLES,
         },
     ),
 }

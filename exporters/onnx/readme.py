@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from exporters.onnx.planning import Plan
+from exporters.onnx.planned import Plan
 from exporters.provenance import provenance
 
 _TEMPLATE = Path(__file__).with_name("readme_template.md")
@@ -41,6 +41,7 @@ def readme(plan: Plan, folder: Path, genai: dict[str, Any]) -> str:
         grids=str(facts["lrqat.grid"]).replace(",", ", "),
         graph=plan.checkpoint.config.get("model_type", "causal language model"),
         opset=plan.options.opset,
+        rounded=rounded_tables(plan),
         reference=_reference(facts),
         version=facts["lrqat.exporter_version"],
         sha256=facts["lrqat.checkpoint_sha256"],
@@ -52,6 +53,17 @@ def readme(plan: Plan, folder: Path, genai: dict[str, Any]) -> str:
 def _genai(prefix: list[int]) -> str:
     """The section about ONNX Runtime GenAI, for a tokenizer that begins with `prefix`."""
     return Template(_GENAI.read_text(encoding="utf-8")).substitute(prefix=prefix)
+
+
+def rounded_tables(plan: Plan) -> str:
+    """What was rounded and not trained so, a line each."""
+    return "".join(
+        f"Not trained so, but rounded: `{choice.module}`, to {choice.type} "
+        f"({choice.bytes[choice.type]:,} bytes); {choice.changed:,} of its values changed, their "
+        f"relative error is {choice.error:.2g}.\n"
+        for choice in plan.choices
+        if choice.changed
+    )
 
 
 def _reference(facts: dict[str, Any]) -> str:

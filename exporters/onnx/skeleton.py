@@ -8,6 +8,7 @@ equal (`passes.simplify` keeps it from folding them). No stand-in survives into 
 `passes.attach_weights` replaces every one, and fails if one is missing.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from exporters.onnx.activations import KERNEL
-from exporters.onnx.planning import Plan, PlannedTensor
+from exporters.onnx.planned import Plan, PlannedTensor
+from exporters.onnx.rounded_rows import grid_of
 from exporters.onnx.rounding import RoundedInput
-from exporters.onnx.twins import LinearTwin, QuantizedTwin, TiedHeadTwin
+from exporters.onnx.rows import code_bits
+from exporters.onnx.table_twins import FloatTable, IntegerTable, TiedHeadTwin, factor_of
+from exporters.onnx.twins import LinearTwin, QuantizedTwin
 from lrqat.errors import ExportRefusedError
 
 # Below this many elements torch's optimiser may look at the values of an initializer.
@@ -29,10 +33,12 @@ _SMALL = 1 << 18
 # which there are too few in int8, float32; passes.attach_weights gives them their own type.
 _TORCH = {
     ir.DataType.FLOAT16: torch.float16,
+    ir.DataType.BFLOAT16: torch.bfloat16,
     ir.DataType.INT2: torch.int8,
     ir.DataType.INT4: torch.int8,
     ir.DataType.INT8: torch.int8,
 }
+_Planned = dict[str, PlannedTensor]
 
 
 def build_skeleton(plan: Plan) -> Any:
@@ -51,21 +57,18 @@ def build_skeleton(plan: Plan) -> Any:
         raise ExportRefusedError(
             f"transformers cannot build the model of {plan.checkpoint.path}: {error}"
         ) from None
+    planned = {tensor.name: tensor for tensor in plan.tensors}
+    for tensor in plan.tensors:
+        name = tensor.name.removesuffix(".weight")
+        if tensor.kind in _TWINS:
+            twin = _TWINS[tensor.kind](plan, tensor, planned, model.get_submodule(name))
+            model.set_submodule(name, twin)
+        elif name == plan.tables.embedding and tensor.dtype != plan.options.float_dtype:
+            embedding = model.get_submodule(name)
+            twin = FloatTable(_stand_in(tensor), model.dtype, factor_of(embedding))
+            model.set_submodule(name, twin)
     if config.get_text_config().tie_word_embeddings:
         model.set_output_embeddings(TiedHeadTwin(model.get_input_embeddings()))
-    planned = {tensor.name: tensor for tensor in plan.tensors}
-    for name in plan.checkpoint.quantized_names:
-        bias = getattr(model.get_submodule(name), "bias", None)
-        q, scale = (_stand_in(planned[f"{name}.{part}"]) for part in ("weight", "weight_scale"))
-        zero = planned.get(f"{name}.weight_zero_point")
-        zero_point = None if zero is None else _stand_in(zero)
-        block = plan.checkpoint.grid(name).group_size or 0
-        model.set_submodule(name, QuantizedTwin(q, scale, zero_point, block, bias))
-    for tensor in plan.tensors:
-        if tensor.kind == "linear":
-            name = tensor.source.removesuffix(".weight")
-            twin = LinearTwin(_stand_in(tensor), model.get_submodule(name).bias)
-            model.set_submodule(name, twin)
     for name, rounding in plan.roundings.items():
         if rounding.form != KERNEL:
             ranges = [planned.get(f"{name}.input.{part}") for part in ("scale", "zero_point")]
@@ -75,7 +78,37 @@ def build_skeleton(plan: Plan) -> Any:
     return model.eval()
 
 
-def _fill_parameters(model: nn.Module, planned: dict[str, PlannedTensor]) -> None:
+def _quantized_twin(plan: Plan, tensor: PlannedTensor, planned: _Planned, old: Any) -> nn.Module:
+    grid = grid_of(plan.checkpoint, tensor.source)
+    parts = _stand_ins(planned, tensor.source)
+    return QuantizedTwin(*parts, grid.group_size or 0, getattr(old, "bias", None))
+
+
+def _table_twin(plan: Plan, tensor: PlannedTensor, planned: _Planned, old: Any) -> nn.Module:
+    bits = code_bits(grid_of(plan.checkpoint, tensor.source), old.embedding_dim)
+    parts = _stand_ins(planned, tensor.source)
+    return IntegerTable(*parts, bits, old.weight.dtype, factor_of(old))
+
+
+def _linear_twin(plan: Plan, tensor: PlannedTensor, planned: _Planned, old: Any) -> nn.Module:
+    return LinearTwin(_stand_in(tensor), old.bias)
+
+
+_TWINS: dict[str, Callable[[Plan, PlannedTensor, _Planned, Any], nn.Module]] = {
+    "integers": _quantized_twin,
+    "codes": _table_twin,
+    "linear": _linear_twin,
+}
+
+
+def _stand_ins(planned: _Planned, name: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Those of integers, scales and, where there are any, zero-points."""
+    zero = planned.get(f"{name}.weight_zero_point")
+    q, scale = (_stand_in(planned[f"{name}.{part}"]) for part in ("weight", "weight_scale"))
+    return q, scale, None if zero is None else _stand_in(zero)
+
+
+def _fill_parameters(model: nn.Module, planned: _Planned) -> None:
     """Give every remaining parameter a stand-in; tied ones stay one tensor."""
     made: dict[int, nn.Parameter] = {}
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
@@ -89,12 +122,14 @@ def _fill_parameters(model: nn.Module, planned: dict[str, PlannedTensor]) -> Non
 
 
 def _stand_in(tensor: PlannedTensor) -> Tensor:
-    dtype = _TORCH.get(tensor.dtype, torch.float32)
+    # Codes of two or four integers are bytes while tracing, and other unsigned numbers are not.
+    packed = tensor.kind == "codes" and tensor.dtype == ir.DataType.UINT8
+    dtype = torch.uint8 if packed else _TORCH.get(tensor.dtype, torch.float32)
     elements = int(np.prod(tensor.shape))
     if elements > _SMALL:
         return torch.zeros((), dtype=dtype).expand(tensor.shape)
     seed = np.frombuffer(tensor.name.encode(), np.uint8)
     generator = np.random.default_rng(seed)
-    values = generator.integers(-8, 8, tensor.shape) if dtype == torch.int8 else None
+    values = generator.integers(-8, 8, tensor.shape) if not dtype.is_floating_point else None
     numbers = generator.normal(size=tensor.shape) if values is None else values
     return torch.from_numpy(np.asarray(numbers)).to(dtype)

@@ -35,7 +35,7 @@ class QuantizedTwin(nn.Module):
 
 
 class LinearTwin(nn.Module):
-    """y = x @ weight [K, N] + bias: a linear layer that stays in floating point.
+    """y = x @ weight [K, N] + bias: a linear layer that stays in floating point, of any type.
 
     Not F.linear: the exporter would fold its transposition into an unnamed copy of the weight.
     """
@@ -50,19 +50,5 @@ class LinearTwin(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Project x (..., K) to (..., N)."""
-        y = self.input(x) @ self.weight
+        y = self.input(x) @ self.weight.to(x.dtype)
         return y if self.bias is None else y + self.bias
-
-
-class TiedHeadTwin(nn.Module):
-    """y = x @ embedding^T: a head that shares the embedding's table [vocabulary, K]."""
-
-    def __init__(self, embedding: nn.Module) -> None:
-        super().__init__()
-        self._embedding = [embedding]  # in a list, so that the table is registered once
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Project x (..., K) to (..., vocabulary)."""
-        table = self._embedding[0].weight
-        assert isinstance(table, Tensor)
-        return x @ table.T

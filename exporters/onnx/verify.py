@@ -7,10 +7,11 @@ the right axis and block multiplies by the right scales.
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -18,7 +19,9 @@ from numpy.typing import NDArray
 from exporters.onnx.activations import QDQ
 from exporters.onnx.model_file import OnnxFileError, first_line, read_model, resolve_links
 from exporters.onnx.options import OPTIONS_KEY, Options
-from exporters.onnx.planning import Plan, PlannedTensor, plan
+from exporters.onnx.planned import Plan, PlannedTensor
+from exporters.onnx.planning import plan
+from exporters.onnx.rounded_rows import grid_of
 from exporters.onnx.weights import pieces
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import UserError
@@ -105,13 +108,40 @@ def _multiplied(value: ir.Value, tensor: PlannedTensor, planned: Plan) -> bool:
     consumers = value.consumers()
     if len(consumers) != 1 or consumers[0].op_type != "DequantizeLinear":
         return False
-    node, grid = consumers[0], planned.checkpoint.grid(tensor.source)
+    node, grid = consumers[0], grid_of(planned.checkpoint, tensor.source)
     parts = [tensor.name, f"{tensor.source}.weight_scale"]
     parts += [f"{tensor.source}.weight_zero_point"] if grid.zero_point else []
-    axis, size = node.attributes.get_int("axis", 1), node.attributes.get_int("block_size", 0)
-    return _inputs(node) == parts and (
-        (axis, size) == ((1, 0) if grid.group_size is None else (0, grid.group_size))
-    )
+    expected = (1, 0) if grid.group_size is None else (0, grid.group_size)
+    return _inputs(node) == parts and _blocks(node) == expected
+
+
+def _looked_up(value: ir.Value, tensor: PlannedTensor, planned: Plan) -> bool:
+    """Whether rows of a part are looked up, and a head that shares it has the right blocks."""
+    lookups = [node for node in value.consumers() if node.op_type == "Gather"]
+    if len(lookups) != 1 or lookups[0].attributes.get_int("axis", 0) != 0:
+        return False
+    products = _dequantizers(node for node in value.consumers() if node.op_type != "Gather")
+    if planned.tables.head is not None:
+        return not products
+    size = grid_of(planned.checkpoint, tensor.source).group_size
+    return len(products) == 1 and _blocks(products[0]) == ((1, 0) if size is None else (0, size))
+
+
+def _dequantizers(nodes: Iterable[ir.Node]) -> list[ir.Node]:
+    """Every DequantizeLinear that nodes lead to."""
+    found, open_ones = {}, list(nodes)
+    while open_ones:
+        node = open_ones.pop()
+        if node.op_type == "DequantizeLinear":
+            found[id(node)] = node
+        else:
+            open_ones += [use for output in node.outputs for use in output.consumers()]
+    return list(found.values())
+
+
+def _blocks(node: ir.Node) -> tuple[int, int]:
+    """Axis and size of the blocks of a DequantizeLinear."""
+    return node.attributes.get_int("axis", 1), node.attributes.get_int("block_size", 0)
 
 
 def _rounds(value: ir.Value, tensor: PlannedTensor, planned: Plan) -> bool:
@@ -132,6 +162,9 @@ def _inputs(node: ir.Node) -> list[str | None]:
 # How the graph must use a kind of tensor, where it could be used wrongly without a word.
 _USES: dict[str, Callable[[ir.Value, PlannedTensor, Plan], bool]] = {
     "integers": _multiplied,
+    "codes": _looked_up,
+    "row_scales": _looked_up,
+    "row_zero_points": _looked_up,
     "input_scale": _rounds,
     "input_zero_point": _rounds,
 }
@@ -143,14 +176,17 @@ def _options(model: ir.Model) -> Options:
     if text is None:
         return Options()
     try:
-        return Options(**json.loads(text))
-    except (ValueError, TypeError, RecursionError, UserError):
+        said = json.loads(text)
+        # Before there was a choice, embedding and head were of the type of everything floating.
+        tables = dict.fromkeys(("embedding_type", "head_type"), said.get("float_type"))
+        return Options(**(tables | said))
+    except (ValueError, TypeError, AttributeError, RecursionError, UserError):
         raise OnnxFileError(f"{OPTIONS_KEY} of the file is damaged; export it again") from None
 
 
 def _bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Floats as bits, so that NaN equals itself and -0 differs from 0; integers in numpy types."""
-    if array.dtype in (np.float32, np.float16):
+    if array.dtype in (np.float32, np.float16, ml_dtypes.bfloat16):
         return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
     # numpy compares its own types ten times as fast as those of two and four bits.
-    return array.astype(np.int32 if array.dtype == np.uint16 else np.int8)
+    return array.astype(np.int32 if array.dtype in (np.uint8, np.uint16) else np.int8)

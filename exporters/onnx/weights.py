@@ -21,7 +21,8 @@ The range of a layer's input, if it was trained with a fixed one, is two scalars
     NAME.input.zero_point    UINT4, UINT8 or UINT16 for QuantizeLinear, else FLOAT
 
 A linear layer that stays floating is FLOAT [K, N]; everything else keeps its shape. FLOAT holds
-every bfloat16 and float16 value. `KINDS` is the table of these forms: planning, writing and
+every bfloat16 and float16 value. An embedding may be of a narrower type (`exporters.onnx.tables`),
+or integers (`exporters.onnx.rows`). `KINDS` is the table of these forms: planning, writing and
 verifying read it.
 """
 
@@ -35,6 +36,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.activations import activation_grid
+from exporters.onnx.rounded_rows import integers_of
+from exporters.onnx.rows import code_shape, pack_rows
 from lrqat.activations import find_activation_grid
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import CheckpointError, ExportRefusedError
@@ -140,12 +143,15 @@ def pieces(
     for values in KINDS[kind].read(checkpoint, source):
         with np.errstate(over="ignore"):
             found = values.astype(dtype.numpy(), order="C", copy=False)
-        if dtype == ir.DataType.FLOAT16 and np.isinf(found).any() and not np.isinf(values).any():
+        if dtype in _LARGEST and np.isinf(found).any() and not np.isinf(values).any():
             raise ExportRefusedError(
-                f"{source} has values beyond float16's largest, 65504; leave out --float-type "
-                "float16"
+                f"{source} has values beyond the largest of {dtype.name.lower()}, "
+                f"{_LARGEST[dtype]}; choose float32 for it"
             )
         yield found
+
+
+_LARGEST = {ir.DataType.FLOAT16: "65504", ir.DataType.BFLOAT16: "3.39e38"}
 
 
 def stored(kind: str, checkpoint: Checkpoint, source: str, dtype: ir.DataType) -> NDArray[Any]:
@@ -163,12 +169,12 @@ def _slices(shape: Shape) -> list[slice]:
 
 
 def _read_integers(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
-    q = checkpoint.quantized(name).q.T
+    q = integers_of(checkpoint, name).q.T
     return (q[rows] for rows in _slices(q.shape))
 
 
 def _read_scales(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
-    tensor = checkpoint.quantized(name)
+    tensor = integers_of(checkpoint, name)
     yield _by_group(tensor.scale, tensor.grid)
 
 
@@ -176,6 +182,21 @@ def _read_zero_points(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any
     tensor = checkpoint.quantized(name)
     assert tensor.ranges.zero_point is not None
     yield _by_group(tensor.ranges.zero_point, tensor.grid)
+
+
+def _read_codes(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
+    tensor = integers_of(checkpoint, name)
+    return (pack_rows(tensor.q[rows], tensor.grid) for rows in _slices(tensor.q.shape))
+
+
+def _read_row_scales(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
+    yield integers_of(checkpoint, name).scale
+
+
+def _read_row_zero_points(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
+    zero_point = checkpoint.quantized(name).ranges.zero_point
+    assert zero_point is not None
+    yield zero_point
 
 
 def _by_group(part: NDArray[Any], grid: Grid) -> NDArray[Any]:
@@ -187,6 +208,16 @@ def _group_shape(shape: Shape, grid: Grid | None) -> Shape:
     assert grid is not None
     rows, columns = shape
     return (rows,) if grid.group_size is None else (grid.groups(columns), rows)
+
+
+def _code_shape(shape: Shape, grid: Grid | None) -> Shape:
+    assert grid is not None
+    return code_shape(shape, grid)
+
+
+def _row_shape(shape: Shape, grid: Grid | None) -> Shape:
+    assert grid is not None
+    return shape[0], grid.groups(shape[1])
 
 
 def _transposed_shape(shape: Shape, grid: Grid | None) -> Shape:
@@ -230,6 +261,9 @@ KINDS: dict[str, Kind] = {
     "integers": Kind(_transposed_shape, _read_integers),
     "scales": Kind(_group_shape, _read_scales),
     "zero_points": Kind(_group_shape, _read_zero_points),
+    "codes": Kind(_code_shape, _read_codes),
+    "row_scales": Kind(_row_shape, _read_row_scales),
+    "row_zero_points": Kind(_row_shape, _read_row_zero_points),
     "input_scale": Kind(_scalar_shape, _read_input("scale")),
     "input_zero_point": Kind(_scalar_shape, _read_input("zero_point")),
     "linear": Kind(_transposed_shape, _read_linear),

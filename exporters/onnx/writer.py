@@ -18,7 +18,7 @@ from exporters.onnx.passes.describe import describe
 from exporters.onnx.passes.name_initializers import name_initializers
 from exporters.onnx.passes.raise_opset import TRACED, raise_opset
 from exporters.onnx.passes.simplify import simplify
-from exporters.onnx.planning import Plan
+from exporters.onnx.planned import Plan
 from exporters.onnx.skeleton import build_skeleton
 from exporters.onnx.verify import verify
 from exporters.refusals import refuse_inexact
@@ -37,12 +37,14 @@ class Report:
         bytes: size of model.onnx and its data.
         tensors: weights that were compared with the checkpoint.
         quantized: how many of them are trained integers.
+        rounded: values of embedding and head that were rounded because the options asked for it.
     """
 
     path: str
     bytes: int
     tensors: int
     quantized: int
+    rounded: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `--json`."""
@@ -93,8 +95,9 @@ def write(
         refuse_invalid(staging, target)
         refuse_unloadable(staging, target)
         size = sum(path.stat().st_size for path in (staging / MODEL, *data_paths(staging)))
-    quantized = sum(tensor.kind == "integers" for tensor in plan.tensors)
-    return Report(str(target), size, len(plan.tensors), quantized)
+    quantized = sum(tensor.trained for tensor in plan.tensors)
+    rounded = sum(choice.changed for choice in plan.choices)
+    return Report(str(target), size, len(plan.tensors), quantized, rounded)
 
 
 def _refuse_mismatches(mismatches: dict[str, int], target: Path) -> None:

@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from exporters.onnx_genai.parts import EMBEDDING
 from exporters.onnx_genai.planning import Plan
 from lrqat.errors import ExportRefusedError, RuntimeUnavailableError
 
 _BUILDER = "onnxruntime_genai.models.builder"
+# Left alone, the builder rounds a floating head to 4 bits, and the embedding of a tied model too.
+_FLOATING = ("/lm_head/MatMul", "/model/embed_tokens/Gather")
 
 
 def build(plan: Plan, source: Path, target: Path, cache: Path) -> None:
@@ -29,10 +32,9 @@ def build(plan: Plan, source: Path, target: Path, cache: Path) -> None:
         raise RuntimeUnavailableError(
             "onnxruntime-genai is not installed: pip install 'lrqat[onnx]'"
         )
-    options = [
-        f"accuracy_level={plan.options.matmul_accuracy_level}",
-        "nodes_to_exclude=/lm_head/MatMul",  # or it would round a floating head to 4 bits
-    ]
+    options = [f"accuracy_level={plan.options.matmul_accuracy_level}"]
+    if not any(part.name == EMBEDDING for part in plan.tensors):
+        options.append(f"nodes_to_exclude={','.join(_FLOATING)}")
     folders = ["-i", str(source), "-o", str(target), "-c", str(cache)]
     command = [sys.executable, "-m", _BUILDER, *folders, "-p", "int4", "-e", "cpu"]
     command += ["--extra_options", *options]

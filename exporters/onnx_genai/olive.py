@@ -50,16 +50,16 @@ def _config(parts: list[Part]) -> dict[str, Any]:
         "bits": parts[0].bits,
         "group_size": parts[0].block,
         "symmetric": True,
-        "overrides": {p.name: {"bits": p.bits, "group_size": p.block} for p in parts},
+        "overrides": {p.module: {"bits": p.bits, "group_size": p.block} for p in parts},
     }
 
 
 def _packed(plan: Plan, part: Part) -> dict[str, NDArray[Any]]:
     q, scale, zero = part.read(plan.checkpoint)
     return {
-        f"{part.name}.qweight": pack(q, part.bits),
-        f"{part.name}.scales": scale,
-        f"{part.name}.qzeros": pack(zero, part.bits),
+        f"{part.module}.qweight": pack(q, part.bits),
+        f"{part.module}.scales": scale,
+        f"{part.module}.qzeros": pack(zero, part.bits),
     }
 
 

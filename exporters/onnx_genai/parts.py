@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lrqat.checkpoint import Checkpoint
 from lrqat.grid import Grid
 
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 _WIDTHS = (2, 4, 8)
 _BLOCKS = (256, 128, 64, 32, 16)
 _PROJECTION = re.compile(
@@ -25,11 +26,12 @@ class Part:
     """A trained weight.
 
     Attributes:
-        name: module name, in the checkpoint and for the builder.
+        name: module name in the checkpoint.
         rows: outputs.
         columns: inputs.
         bits: width of a stored integer.
         block: inputs that share a stored scale.
+        module: what the builder calls it; an embedding that is the head too is its head.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Part:
     columns: int
     bits: int
     block: int
+    module: str
 
     @property
     def nbytes(self) -> int:
@@ -66,13 +69,21 @@ def part_of(checkpoint: Checkpoint, name: str) -> Part:
     bits, block = _bits(grid), _block(grid, columns)
     assert bits is not None
     assert block is not None
-    return Part(name, rows, columns, bits, block)
+    module = HEAD if checkpoint.kind(name) == "embedding" else name
+    return Part(name, rows, columns, bits, block, module)
 
 
 def refuses(checkpoint: Checkpoint, name: str) -> str | None:
     """Why the trained weight `name` has no exact form here, or None."""
     grid, kind = checkpoint.grid(name), checkpoint.kind(name)
-    if kind != "linear" or not _PROJECTION.fullmatch(name):
+    tied = checkpoint.config.get("tie_word_embeddings")
+    is_head = name == EMBEDDING and tied
+    if kind == "embedding" and not is_head:
+        return (
+            "onnxruntime-genai's builder takes an embedding of integers only where it is the head "
+            "too; use --format onnx"
+        )
+    if kind != "embedding" and (kind != "linear" or not _PROJECTION.fullmatch(name)):
         return (
             f"onnxruntime-genai's builder takes projections of the layers and the head from a "
             f"quantised checkpoint, and this is a {kind} of another name; use --format onnx"

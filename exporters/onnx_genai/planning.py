@@ -11,7 +11,7 @@ from lrqat.checkpoint import Checkpoint
 from lrqat.errors import UserError
 
 # Architectures whose graphs gave PyTorch's logits; the builder knows more.
-KNOWN = ("granite", "llama", "qwen2")
+KNOWN = ("granite", "llama", "qwen2", "qwen3")
 
 
 @dataclass(eq=False)
@@ -95,8 +95,6 @@ def _refusals(checkpoint: Checkpoint, parts: list[Part]) -> list[str]:
         found.append(
             f"the compact form was proved for {', '.join(KNOWN)}, not for {kind}; use --format onnx"
         )
-    if checkpoint.config.get("tie_word_embeddings"):
-        found.append("a head that is the embedding was not proved in this form; use --format onnx")
     kept = [name for name in checkpoint.manifest["kept"] if name != "lm_head"]
     if kept:
         found.append(

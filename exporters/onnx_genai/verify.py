@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from exporters.onnx.model_file import read_model, resolve_links
 from exporters.onnx_genai.olive import unpack
-from exporters.onnx_genai.parts import Part
+from exporters.onnx_genai.parts import EMBEDDING, HEAD, Part
 from exporters.onnx_genai.planning import plan
 from lrqat.checkpoint import Checkpoint
 
 # What the builder joins, by the last part of the name of its product.
 _JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj")}
-_EMBEDDING = "model.embed_tokens.weight"
+_HEAD = f"{HEAD}.MatMul.weight"  # floating, [K, N]
 _NODE = re.compile(r"(.*)\.MatMulNBits\.qweight")
 
 
@@ -42,9 +42,11 @@ def verify(
     """
     model = read_model(Path(folder))
     resolve_links(model, Path(folder))
-    initializers = model.graph.initializers
-    parts = {part.name: part for part in plan(checkpoint).tensors}
-    mismatches = {name: part.rows * part.columns for name, part in parts.items()}
+    initializers, looked_up = model.graph.initializers, _looked_up(model)
+    planned = plan(checkpoint).tensors
+    mismatches = {part.name: part.rows * part.columns for part in planned}
+    shared = looked_up == f"{HEAD}.MatMulNBits.qweight"
+    parts = {part.module: part for part in planned if part.name != EMBEDDING or shared}
     for initializer in list(initializers):
         match = _NODE.fullmatch(initializer)
         if match:
@@ -53,7 +55,7 @@ def verify(
             for name in found:
                 if progress:
                     progress(name)
-    return mismatches | _tables(initializers, checkpoint)
+    return mismatches | _tables(initializers, looked_up, checkpoint)
 
 
 def _compare(
@@ -79,23 +81,45 @@ def _compare(
         wrong = q[part] != expected[0]
         for theirs, ours in ((scale[part], expected[1]), (zero[part], expected[2])):
             wrong |= np.repeat(theirs != ours, first.block, axis=1)
-        found[name] = int(wrong.sum())
+        found[parts[name].name] = int(wrong.sum())
         start = part.stop
     return found
 
 
-def _tables(initializers: Mapping[str, ir.Value], checkpoint: Checkpoint) -> dict[str, int]:
-    """Mismatches of the embedding and of a floating head, which the builder transposes."""
-    head = "lm_head.MatMul.weight"
+def _looked_up(model: ir.Model) -> str:
+    """Name of the initializer that tokens are looked up in, be it transposed or reshaped first."""
+    for node in model.graph:
+        indices = node.inputs[1] if len(node.inputs) > 1 else None
+        if "Gather" in node.op_type and indices is not None and indices.name == "input_ids":
+            value = node.inputs[0]
+            while value is not None and (maker := value.producer()) is not None:
+                value = maker.inputs[0]
+            return str(value and value.name)
+    return ""
+
+
+def _tables(
+    initializers: Mapping[str, ir.Value], looked_up: str, checkpoint: Checkpoint
+) -> dict[str, int]:
+    """Mismatches of a floating embedding and of a floating head, which the builder transposes."""
+    embedding, head = f"{EMBEDDING}.weight", f"{HEAD}.weight"
+    places = {embedding: {looked_up}, head: {_HEAD}}
+    if checkpoint.config.get("tie_word_embeddings"):
+        places[embedding].add(_HEAD)
     found = {}
-    for name, theirs in {_EMBEDDING: _EMBEDDING, "lm_head.weight": head}.items():
-        if name in checkpoint.floating_names:
-            expected = checkpoint.floating(name).astype(np.float32)
-            value = _array(initializers, theirs) if theirs in initializers else np.empty((0, 0))
-            value = value.T if theirs == head else value
-            same = value.shape == expected.shape
-            found[name] = int((value != expected).sum()) if same else expected.size
+    for name in places.keys() & set(checkpoint.floating_names):
+        expected = checkpoint.floating(name).astype(np.float32)
+        found[name] = sum(_differing(initializers, p, expected) for p in places[name])
     return found
+
+
+def _differing(
+    initializers: Mapping[str, ir.Value], place: str, expected: NDArray[np.float32]
+) -> int:
+    value = _array(initializers, place) if place in initializers else np.empty((0, 0))
+    value = value.T if place == _HEAD else value
+    same = value.shape == expected.shape
+    return int((value != expected).sum()) if same else expected.size
 
 
 def _array(initializers: Mapping[str, ir.Value], name: str) -> NDArray[Any]:

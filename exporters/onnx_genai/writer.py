@@ -12,6 +12,7 @@ from exporters.onnx.model_file import MODEL
 from exporters.onnx.writer import Report
 from exporters.onnx_genai.building import build
 from exporters.onnx_genai.olive import write_olive
+from exporters.onnx_genai.parts import EMBEDDING
 from exporters.onnx_genai.planning import Plan
 from exporters.onnx_genai.verify import verify
 from exporters.provenance import provenance
@@ -79,4 +80,27 @@ def _describe(plan: Plan, folder: Path) -> None:
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.shape is not None and len(value.shape) == 4:
             value.shape = ir.Shape([*value.shape[:3], head_size])
+    _give_rows(model, plan)
     ir.save(model, folder / MODEL)
+
+
+def _give_rows(model: ir.Model, plan: Plan) -> None:
+    """Make scales and zero-points of a looked-up table two-dimensional, [vocabulary, ...].
+
+    The builder flattens all it loads in Olive's format, which MatMulNBits takes, and
+    GatherBlockQuantized, which shares them with a head that is the embedding, does not.
+    """
+    if EMBEDDING not in plan.checkpoint.quantized_names:
+        return
+    rows = plan.checkpoint.shape(EMBEDDING)[0]
+    lookups = [node for node in model.graph if node.op_type == "GatherBlockQuantized"]
+    for value in (value for node in lookups for value in node.inputs[2:]):
+        assert value is not None
+        flat = value.const_value
+        assert isinstance(flat, ir.ExternalTensor)
+        shape = ir.Shape([rows, flat.size // rows])
+        value.shape = shape
+        value.const_value = ir.ExternalTensor(
+            flat.location, flat.offset, flat.length, flat.dtype,
+            shape=shape, name=str(flat.name), base_dir=flat.base_dir,
+        )  # fmt: skip

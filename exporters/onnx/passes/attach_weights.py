@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from exporters.onnx.planning import Plan, PlannedTensor
+from exporters.onnx.planned import Plan, PlannedTensor
 from exporters.onnx.weights import pieces, stored
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import ExportRefusedError

@@ -1,0 +1,139 @@
+"""Embeddings and heads of every form, in ONNX Runtime and OpenVINO: lookups, products, fusion."""
+
+import collections
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from made_architectures import IN_ONNX, SIZES
+from made_checkpoints import fused
+
+from exporters import onnx as exporter
+from exporters.onnx.rounded_rows import round_rows
+from exporters.onnx.tables import find_tables
+from lrqat.checkpoint import Checkpoint
+from lrqat.reference import load_reference, torch_logits
+from runtime_tests.genai import continue_tokens
+from runtime_tests.onnx_runtime import OnnxRuntime
+from runtime_tests.openvino_runtime import OpenVino
+
+TOKENS = np.random.default_rng(0).integers(1, SIZES["vocab_size"], 40)
+INT8 = {"embedding_type": "int8"}
+# name -> architecture, grids of the tables, type of what stays floating, options
+CASES = {
+    "2 bits, and a head": (
+        "llama",
+        {"embed_tokens": "int2-asym-channel", "lm_head": "int4-g64"},
+        "float32",
+        {},
+    ),
+    "tied, 4 bits": ("qwen3", {"embed_tokens": "int4-asym-g32"}, "float32", {}),
+    "tied, 2 bits, scaled": (
+        "gemma3",
+        {"embed_tokens": "int2-asym-channel"},
+        "float32",
+        {"opset": 21},
+    ),
+    "tied, 8 bits": ("gpt2", {"wte": "int8-channel"}, "float32", {}),
+    "bfloat16": ("llama", {}, "bfloat16", {"preset": "openvino"}),
+    "bfloat16, tied, scaled": ("gemma2", {}, "bfloat16", {}),
+    "rounded": ("llama", {}, "bfloat16", INT8 | {"head_type": "int8"}),
+    "rounded, tied, scaled": ("gemma3", {}, "float32", INT8),
+}
+FAST = ("tied, 4 bits", "bfloat16")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Function name -> checkpoint, the reference in PyTorch, the ONNX folder."""
+    found = {}
+
+    def make(name):
+        if name not in found:
+            folder = tmp_path_factory.mktemp("tables")
+            kind, grids, dtype, options = CASES[name]
+            checkpoint = fused(IN_ONNX[kind](), folder / "f", grid_for=grids, keep=(), dtype=dtype)
+            plan = exporter.plan(checkpoint, exporter.Options(**options))
+            exporter.write(plan, folder / "onnx")
+            model = load_reference(checkpoint)
+            for choice in plan.choices:
+                if choice.type == "int8":
+                    values = round_rows("x", checkpoint.floating(f"{choice.module}.weight"))
+                    weight = model.get_submodule(choice.module).weight
+                    weight.data = torch.from_numpy(values.dequantize())
+            if not plan.tables.head:
+                model.tie_weights()
+            found[name] = checkpoint, model, folder / "onnx"
+        return found[name]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
+)
+def test_tables_compute_what_the_reference_does_and_heads_are_fused(name, made, tmp_path):
+    checkpoint, model, folder = made(name)
+    assert not any(exporter.verify(folder, checkpoint).values())
+    expected = torch_logits(model)(TOKENS)
+    bound = 1e-5 * np.abs(expected).max()
+    with OnnxRuntime.open(folder, optimized_path=tmp_path / "optimised.onnx") as session:
+        assert np.abs(session.logits(TOKENS) - expected).max() < bound
+    assert np.abs(OpenVino.open(folder).logits(TOKENS) - expected).max() < bound
+    graph = onnx.load(tmp_path / "optimised.onnx", load_external_data=False).graph
+    found = collections.Counter(node.op_type for node in graph.node)
+    # Every projection is one product, and so is a head of integers; nothing is dequantised apart.
+    names, tables = checkpoint.quantized_names, find_tables(checkpoint)
+    head = tables.head or tables.embedding
+    layers = sum(".layers." in name or ".h." in name for name in names)
+    integers = head in names or CASES[name][3].get("embedding_type") == "int8"
+    assert [found["MatMulNBits"], found["DequantizeLinear"]] == [layers + integers, 0]
+    shared = [t for t in graph.initializer if t.name == f"{tables.embedding}.weight"]
+    assert shared, "rows are looked up in the table of the file"
+
+
+@pytest.mark.parametrize("name", ["2 bits, and a head", "tied, 4 bits"])
+def test_onnx_runtimes_own_arithmetic_gives_every_row_and_the_head_bit_for_bit(name, made):
+    """The same operators without any optimisation: what is looked up, and what is multiplied."""
+    checkpoint, _, folder = made(name)
+    tables = find_tables(checkpoint)
+    model = onnx.load(folder / "model.onnx")
+    norm = next(node for node in model.graph.node if node.op_type == "RMSNormalization")
+    last = [node for node in model.graph.node if node.op_type == "DequantizeLinear"][-1]
+    outputs = [norm.input[0], last.output[0]]
+    model.graph.output.extend(
+        onnx.helper.make_tensor_value_info(o, onnx.TensorProto.FLOAT, None) for o in outputs
+    )
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    ids = np.arange(SIZES["vocab_size"])[None]
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": ids % 128}
+    wrapped = OnnxRuntime(session)
+    rows, matrix = session.run(outputs, feeds | wrapped.empty_cache(1))
+    assert np.array_equal(rows[0], checkpoint.quantized(tables.embedding).dequantize())
+    head = checkpoint.quantized(tables.head or tables.embedding).dequantize()
+    assert np.array_equal(matrix.T, head)
+
+
+def test_genai_generates_the_tokens_that_pytorch_does_with_a_tied_table_of_integers(made):
+    _, model, folder = made("tied, 4 bits")
+    prompt = TOKENS[:20].tolist()
+    greedy = model.generate(torch.tensor([prompt]), max_new_tokens=16, do_sample=False)
+    greedy = [token for token in greedy[0, len(prompt) :].tolist() if token]
+    assert continue_tokens(folder, prompt, 16) == greedy
+
+
+@pytest.mark.slow
+def test_half_precision_has_the_same_tables(make_small, tmp_path):
+    checkpoint = make_small("q4_0", {"embed_tokens": "q4_0"}, tied=True)
+    exporter.write(exporter.plan(checkpoint, exporter.Options(preset="gpu")), tmp_path / "onnx")
+    assert not any(exporter.verify(tmp_path / "onnx", Checkpoint.open(checkpoint.path)).values())
+    expected = torch_logits(load_reference(checkpoint))(TOKENS)
+    with OnnxRuntime.open(tmp_path / "onnx") as session:
+        logits = session.logits(TOKENS).astype(np.float32)
+    assert np.abs(logits - expected).max() < 5e-3 * np.abs(expected).max()
