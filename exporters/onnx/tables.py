@@ -168,13 +168,17 @@ def table_choice(
 def _loss(checkpoint: Checkpoint, module: str, kind: str) -> tuple[int, float]:
     """How many values of a table change in `kind`, and the relative error."""
     values = checkpoint.floating(f"{module}.weight")
-    found: Any = integers_of(checkpoint, module).dequantize() if kind == INT8_ROWS else values
+    tensor = integers_of(checkpoint, module) if kind == INT8_ROWS else None
     changed, error, power = 0, 0.0, 0.0
     for start in range(0, len(values), _CHUNK_ROWS):
         part = slice(start, start + _CHUNK_ROWS)
         wide = values[part].astype(np.float32)
         with np.errstate(over="ignore"):
-            narrow = found[part].astype(np.float32 if kind == INT8_ROWS else FLOATS[kind].numpy())
+            narrow: Any = (
+                wide.astype(FLOATS[kind].numpy())
+                if tensor is None
+                else tensor.q[part] * tensor.scale[part]
+            )
         difference = narrow.astype(np.float32) - wide
         changed += int(np.count_nonzero(difference))
         error += float(np.square(difference, dtype=np.float64).sum())
