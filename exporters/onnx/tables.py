@@ -59,10 +59,12 @@ class Tables:
 
 
 def find_tables(checkpoint: Checkpoint) -> Tables:
-    """The tables of `checkpoint`, by their names."""
+    """The tables of `checkpoint`: a trained embedding, and what else there is, by its name."""
+    trained = [n for n in checkpoint.quantized_names if checkpoint.kind(n) == "embedding"]
     floating = [n.removesuffix(".weight") for n in checkpoint.floating_names if ".weight" in n]
     names = [*checkpoint.quantized_names, *floating]
-    return Tables(*(next(filter(known.search, names), None) for known in (_EMBEDDING, _HEAD)))
+    embeddings = trained + list(filter(_EMBEDDING.search, names))
+    return Tables(next(iter(embeddings), None), next(filter(_HEAD.search, names), None))
 
 
 def asked_type(tables: Tables, module: str, options: Options) -> str:
