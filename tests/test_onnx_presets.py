@@ -134,6 +134,14 @@ def test_rounding_twice_is_refused(rounded):
     assert "int8-token, and --accuracy-level 4 would round them once more" in plan.refusals[0]
 
 
+def test_a_head_that_was_not_trained_for_the_kernels_rounding_is_not_rounded_by_it(rounded):
+    """The accuracy level is one for all products of integers."""
+    plan = exporter.plan(rounded("ort-level4-g32"), Options(head_type="int8"))
+    assert not plan.refusals
+    assert plan.options.accuracy_level == 1
+    assert {rounding.form for rounding in plan.roundings.values()} == {"arithmetic"}
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_page_has_the_row_of_a_preset(name):
     row = PRESETS[name]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import ml_dtypes
 import numpy as np
@@ -14,6 +15,7 @@ from made_architectures import IN_ONNX
 from made_checkpoints import fused
 
 from exporters import onnx as exporter
+from exporters.onnx.model_file import OnnxFileError
 from exporters.onnx.options import OPTIONS_KEY, Options
 from exporters.onnx.readme import rounded_tables
 from exporters.onnx.rounded_rows import ROWS, round_rows
@@ -222,6 +224,34 @@ def test_damage_to_a_tied_table_is_found(tied, tmp_path):
     del lookup.attribute[:]
     table.raw_data = bytes(content)
     check({name: 1})
+
+
+def test_a_graph_that_runs_in_circles_does_not_verify(tied, tmp_path):
+    checkpoint, folder = tied
+    model = onnx.load(folder / "model.onnx")
+    mask = next(n for n in model.graph.node if n.op_type == "BitwiseAnd")
+    mask.input[1] = mask.output[0]
+    last = [n for n in model.graph.node if n.op_type == "DequantizeLinear"][-1]
+    last.op_type = "Identity"
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    counts = exporter.verify(tmp_path, checkpoint)
+    assert counts[f"{EMBEDDING}.weight"] > 0
+
+
+def test_random_damage_to_a_tied_table_is_an_error_or_a_mismatch_never_a_crash(tied, tmp_path):
+    checkpoint, folder = tied
+    good, generator = (folder / "model.onnx").read_bytes(), np.random.default_rng(0)
+    shutil.copyfile(folder / "model.onnx_data", tmp_path / "model.onnx_data")
+    for _ in range(20):
+        bad = bytearray(good)
+        for place in generator.integers(0, len(bad), 3):
+            bad[place] = generator.integers(0, 256)
+        (tmp_path / "model.onnx").write_bytes(bad)
+        try:
+            counts = exporter.verify(tmp_path, checkpoint)
+        except OnnxFileError:
+            continue
+        assert counts.keys() >= {t.name for t in exporter.plan(checkpoint).tensors}
 
 
 def test_a_file_from_before_there_was_a_choice_is_still_exact(bfloat16, tmp_path):

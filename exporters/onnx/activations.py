@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from exporters.activations import activation_grid
 from exporters.onnx.options import Options
 from exporters.onnx.presets import PRESETS
+from exporters.onnx.tables import INT8_ROWS, asked_type, find_tables
 from lrqat.activations import BLOCK, ActivationGrid, find_activation_grid
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import GridError
@@ -54,10 +55,17 @@ def roundings(checkpoint: Checkpoint, options: Options) -> dict[str, Rounding]:
 
 
 def with_level(checkpoint: Checkpoint, options: Options) -> Options:
-    """`options` with the accuracy level that a model trained for the kernel's rounding needs."""
-    grids = _grids(checkpoint)
+    """`options` with the accuracy level that a model trained for the kernel's rounding needs.
+
+    The level is one for all products of integers, so a head of integers must have had it too.
+    """
+    grids, tables = _grids(checkpoint), find_tables(checkpoint)
     possible = _KERNEL_LEVEL in PRESETS[options.preset].accuracy_level
     kernel = all(_kernel_rounds(checkpoint, name, grid) for name, grid in grids.items())
+    head = tables.head or tables.embedding
+    rounded = head is not None and asked_type(tables, head, options) == INT8_ROWS
+    if (rounded or head in checkpoint.quantized_names) and head not in grids:
+        return options
     if options.accuracy_level is None and grids and possible and kernel:
         return options.with_level(_KERNEL_LEVEL)
     return options

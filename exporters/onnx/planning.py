@@ -84,8 +84,9 @@ def _plan_trained(made: Plan, name: str) -> None:
 def _plan_floating(made: Plan, name: str) -> None:
     """Add the initializers of one floating tensor; tables may be of another type."""
     checkpoint, module = made.checkpoint, name.removesuffix(".weight")
-    dtype = None
-    if module in made.tables.flags and name != module and not made.refusals:
+    dtype, shape = None, checkpoint.shape(name)
+    is_table = module in made.tables.flags and name != module and len(shape) == 2
+    if is_table and not made.refusals:
         choice = table_choice(checkpoint, made.tables, module, made.options)
         if math.isinf(choice.error):
             made.refusals.append(
@@ -96,12 +97,12 @@ def _plan_floating(made: Plan, name: str) -> None:
         made.choices.append(choice)
         if choice.type == INT8_ROWS:
             add = _add_rows if module == made.tables.embedding else _add_product
-            return add(made, module, checkpoint.shape(name))
+            return add(made, module, shape)
         dtype = FLOATS[choice.type]
     transposed = find_architecture(checkpoint.config).is_transposed(name)
     projects = module in checkpoint.manifest["kept"] and module != made.tables.embedding
     kind = "linear" if projects and not transposed else "float"
-    made.tensors.append(_planned(made, name, kind, name, checkpoint.shape(name), None, dtype))
+    made.tensors.append(_planned(made, name, kind, name, shape, None, dtype))
 
 
 def _add_product(made: Plan, name: str, shape: tuple[int, ...]) -> None:

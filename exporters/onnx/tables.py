@@ -59,10 +59,12 @@ class Tables:
 
 
 def find_tables(checkpoint: Checkpoint) -> Tables:
-    """The tables of `checkpoint`, by their names."""
+    """The tables of `checkpoint`: a trained embedding, and what else there is, by its name."""
+    trained = [n for n in checkpoint.quantized_names if checkpoint.kind(n) == "embedding"]
     floating = [n.removesuffix(".weight") for n in checkpoint.floating_names if ".weight" in n]
     names = [*checkpoint.quantized_names, *floating]
-    return Tables(*(next(filter(known.search, names), None) for known in (_EMBEDDING, _HEAD)))
+    embeddings = trained + list(filter(_EMBEDDING.search, names))
+    return Tables(next(iter(embeddings), None), next(filter(_HEAD.search, names), None))
 
 
 def asked_type(tables: Tables, module: str, options: Options) -> str:
@@ -168,13 +170,17 @@ def table_choice(
 def _loss(checkpoint: Checkpoint, module: str, kind: str) -> tuple[int, float]:
     """How many values of a table change in `kind`, and the relative error."""
     values = checkpoint.floating(f"{module}.weight")
-    found: Any = integers_of(checkpoint, module).dequantize() if kind == INT8_ROWS else values
+    tensor = integers_of(checkpoint, module) if kind == INT8_ROWS else None
     changed, error, power = 0, 0.0, 0.0
     for start in range(0, len(values), _CHUNK_ROWS):
         part = slice(start, start + _CHUNK_ROWS)
         wide = values[part].astype(np.float32)
         with np.errstate(over="ignore"):
-            narrow = found[part].astype(np.float32 if kind == INT8_ROWS else FLOATS[kind].numpy())
+            narrow: Any = (
+                wide.astype(FLOATS[kind].numpy())
+                if tensor is None
+                else tensor.q[part] * tensor.scale[part]
+            )
         difference = narrow.astype(np.float32) - wide
         changed += int(np.count_nonzero(difference))
         error += float(np.square(difference, dtype=np.float64).sum())

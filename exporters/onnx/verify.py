@@ -129,14 +129,15 @@ def _looked_up(value: ir.Value, tensor: PlannedTensor, planned: Plan) -> bool:
 
 def _dequantizers(nodes: Iterable[ir.Node]) -> list[ir.Node]:
     """Every DequantizeLinear that nodes lead to."""
-    found, open_ones = {}, list(nodes)
+    seen: dict[int, ir.Node] = {}  # a damaged graph may run in circles
+    open_ones = list(nodes)
     while open_ones:
         node = open_ones.pop()
-        if node.op_type == "DequantizeLinear":
-            found[id(node)] = node
-        else:
-            open_ones += [use for output in node.outputs for use in output.consumers()]
-    return list(found.values())
+        if id(node) not in seen:
+            seen[id(node)] = node
+            if node.op_type != "DequantizeLinear":
+                open_ones += [use for output in node.outputs for use in output.consumers()]
+    return [node for node in seen.values() if node.op_type == "DequantizeLinear"]
 
 
 def _blocks(node: ir.Node) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from lrqat.checkpoint import Checkpoint
 # What the builder joins, by the last part of the name of its product.
 _JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj")}
 _HEAD = f"{HEAD}.MatMul.weight"  # floating, [K, N]
+_MOST_STEPS = 4  # from a table to its lookup; a damaged graph may run in circles
 _NODE = re.compile(r"(.*)\.MatMulNBits\.qweight")
 
 
@@ -92,7 +93,10 @@ def _looked_up(model: ir.Model) -> str:
         indices = node.inputs[1] if len(node.inputs) > 1 else None
         if "Gather" in node.op_type and indices is not None and indices.name == "input_ids":
             value = node.inputs[0]
-            while value is not None and (maker := value.producer()) is not None:
+            for _ in range(_MOST_STEPS):
+                maker = None if value is None else value.producer()
+                if maker is None or not maker.inputs:
+                    break
                 value = maker.inputs[0]
             return str(value and value.name)
     return ""
