@@ -36,6 +36,7 @@ class OnnxRuntime:
         twin: bool = False,
         threads: int | None = None,
         optimized_path: str | Path | None = None,
+        graph: bytes | None = None,
     ) -> "OnnxRuntime":
         """Load `folder`/model.onnx on the CPU.
 
@@ -47,6 +48,7 @@ class OnnxRuntime:
                 float32 (the F32 twin of the L1 check).
             threads: None: every core.
             optimized_path: also save the optimised graph there, to look at.
+            graph: a protobuf to run on the folder's data in place of model.onnx.
 
         Raises:
             RuntimeUnavailableError: onnxruntime is not installed.
@@ -68,9 +70,13 @@ class OnnxRuntime:
         if optimized_path is not None:
             options.optimized_model_filepath = str(optimized_path)
         path = Path(folder) / "model.onnx"
+        if graph is not None:
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(folder)
+            )
         try:
             session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+                graph or str(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's errors share no base class
             raise UserError(f"ONNX Runtime cannot load {path}: {error}") from None
