@@ -78,15 +78,20 @@ def differing_roundings(
     return differing
 
 
-@contextmanager
-def unrounded_twin(folder: str | Path, checkpoint: Checkpoint) -> Iterator[OnnxRuntime]:
-    """The folder with every rounding bypassed, and without quantised kernels: float32 alone."""
+def unrounded_graph(folder: str | Path, checkpoint: Checkpoint) -> bytes:
+    """The folder's model.onnx with every rounding bypassed; the data stays where it is."""
     model = read_model(Path(folder))
-    places = [place for place in _places(model, checkpoint).values() if place]
-    for place in places:
+    for place in filter(None, _places(model, checkpoint).values()):
         for use in list(place.after.uses()):
             use.node.replace_input_with(use.idx, place.before)
-    graph = _serialized(model) if places else None
+    return _serialized(model)
+
+
+@contextmanager
+def unrounded_twin(folder: str | Path, checkpoint: Checkpoint) -> Iterator[OnnxRuntime]:
+    """The folder without any rounding, and without quantised kernels: float32 products alone."""
+    rounds = checkpoint.manifest.get("activations")
+    graph = unrounded_graph(folder, checkpoint) if rounds else None
     with OnnxRuntime.open(folder, twin=True, graph=graph) as opened:
         yield opened
 

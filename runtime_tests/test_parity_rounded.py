@@ -2,11 +2,15 @@
 
 import shutil
 
+import numpy as np
 import onnx
 import pytest
 
 from exporters import onnx as exporter
 from lrqat.checkpoint import Checkpoint
+from lrqat.onnx_evaluation import feeds_of
+from runtime_tests.onnx_runtime import OnnxRuntime
+from runtime_tests.openvino_runtime import OpenVino
 from runtime_tests.parity import prove
 
 
@@ -42,6 +46,25 @@ def test_over_ten_thousand_tokens(settings, roundings, exported, text):
     assert proof.comparison.target.tokens >= 10_000
     assert abs(proof.comparison.relative_difference) <= 1e-3
     assert 0 < proof.comparison.kl <= 1e-3
+
+
+@pytest.mark.slow
+def test_openvino_passes_on_the_same_cache_of_integers(exported):
+    pytest.importorskip("openvino")
+    _, file = exported(**SETTINGS[1])
+    with OnnxRuntime.open(file) as opened:
+        feeds = feeds_of(opened.session, np.arange(3, 20))
+        names = [output.name for output in opened.session.get_outputs()]
+        expected = dict(zip(names, opened.session.run(None, feeds), strict=True))
+    found = OpenVino.open(file).run(feeds)
+    assert found.keys() == expected.keys()
+    for name in ("present.0.key", "present.1.value"):
+        assert found[name].dtype == expected[name].dtype == np.uint8
+        steps = np.abs(found[name].astype(int) - expected[name])
+        assert steps.max() <= 1
+        assert steps.mean() < 0.01
+    difference = np.abs(found["logits"] - expected["logits"]).max()
+    assert difference < 0.02 * np.abs(expected["logits"]).max()
 
 
 def spoilt(file, folder, change):

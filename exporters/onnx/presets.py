@@ -21,6 +21,8 @@ class Preset:
         accuracy_level: ONNX Runtime's, see `Options`.
         two_bit_type: type of 2-bit integers.
         activation_form: how static ranges are written.
+        keeps_half_steps: whether the runtime rounds to half precision where the graph does and goes
+            on in float32, which is how `q8_0` rounds the steps of activations.
         reasons: why an option has not all values, by its name.
     """
 
@@ -30,6 +32,7 @@ class Preset:
     accuracy_level: tuple[int, ...] = (1, 0, 4)
     two_bit_type: tuple[str, ...] = ("int4", "int2")
     activation_form: tuple[str, ...] = ("qdq", "arithmetic", "fast")
+    keeps_half_steps: bool = True
     reasons: dict[str, str] = field(default_factory=dict)
 
 
@@ -70,6 +73,7 @@ PRESETS: dict[str, Preset] = {
         accuracy_level=(1,),
         two_bit_type=("int4",),
         activation_form=("arithmetic", "qdq"),
+        keeps_half_steps=False,
         reasons={
             "opset": "OpenVINO reads up to 23",
             "float_type": "OpenVINO chooses the type itself (INFERENCE_PRECISION_HINT)",
