@@ -88,21 +88,24 @@ def _encode(tokenizer: Any, text: str) -> tuple[list[int], int | None]:
 
 def logits_of(session: Any) -> LogitsFunction:
     """Tokens (n,) to logits (n, vocabulary), with an empty cache, of an onnxruntime session."""
-    cache = empty_cache(session, 1)
 
     def logits(tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        feeds = {
-            "input_ids": np.ascontiguousarray(tokens, np.int64)[None],
-            "attention_mask": np.ones((1, len(tokens)), np.int64),
-            "position_ids": np.arange(len(tokens), dtype=np.int64)[None],
-            **cache,
-        }
-        # The compact form (exporters.onnx_genai) counts positions itself.
-        taken = {entry.name: feeds[entry.name] for entry in session.get_inputs()}
-        found: NDArray[np.float32] = session.run(["logits"], taken)[0][0]
+        found: NDArray[np.float32] = session.run(["logits"], feeds_of(session, tokens))[0][0]
         return found
 
     return logits
+
+
+def feeds_of(session: Any, tokens: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Every input of an exported model for tokens (n,) with an empty cache."""
+    feeds = {
+        "input_ids": np.ascontiguousarray(tokens, np.int64)[None],
+        "attention_mask": np.ones((1, len(tokens)), np.int64),
+        "position_ids": np.arange(len(tokens), dtype=np.int64)[None],
+        **empty_cache(session, 1),
+    }
+    # The compact form (exporters.onnx_genai) counts positions itself.
+    return {entry.name: feeds[entry.name] for entry in session.get_inputs()}
 
 
 def empty_cache(session: Any, batch: int) -> dict[str, NDArray[Any]]:

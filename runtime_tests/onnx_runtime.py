@@ -38,6 +38,7 @@ class OnnxRuntime:
         threads: int | None = None,
         optimized_path: str | Path | None = None,
         entries: Mapping[str, str] | None = None,
+        graph: bytes | None = None,
     ) -> "OnnxRuntime":
         """Load `folder`/model.onnx on the CPU.
 
@@ -50,6 +51,7 @@ class OnnxRuntime:
             threads: None: every core.
             optimized_path: also save the optimised graph there, to look at.
             entries: more configuration entries of the session.
+            graph: a protobuf to run on the folder's data in place of model.onnx.
 
         Raises:
             RuntimeUnavailableError: onnxruntime is not installed.
@@ -73,9 +75,13 @@ class OnnxRuntime:
         if optimized_path is not None:
             options.optimized_model_filepath = str(optimized_path)
         path = Path(folder) / "model.onnx"
+        if graph is not None:
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(folder)
+            )
         try:
             session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+                graph or str(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's errors share no base class
             raise UserError(f"ONNX Runtime cannot load {path}: {error}") from None

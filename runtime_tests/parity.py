@@ -3,15 +3,17 @@
     L0  the file's own bytes: integers and scales equal the checkpoint's, every tensor, bit for bit
         (and, in GGUF, where the graph is not in the file, hyperparameters and vocabulary)
     L1  the graph: an F32 twin (the same dequantised weights) against PyTorch, |d logit| < 1e-4
-        over the first 256 positions
+        over the first 256 positions; where activations are rounded in the graph, both without that,
+        and each rounding by itself, bit for bit
     L2  the runtime: perplexity and KL of the real file in the real runtime, on the same windows
 
 The bounds depend on the runtime, and `runtime_tests.provers` says what they are and why. A floating
-tensor that the export was asked to round is rounded in L2's reference too.
+tensor that the export was asked to round is rounded in L2's reference too. What a file costs at
+ONNX Runtime's other accuracy levels can be measured beside it; nothing is demanded of that.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,8 @@ L1_WINDOWS = 4
 # llama.cpp's rotary angles and PyTorch's drift apart with the position (runtime_tests/llama_cpp.py
 # says why): on 256 positions that is a third of the bound, on 512 it can exceed it.
 L1_POSITIONS = 256
+# What is rounded is held for all layers at once.
+ROUNDED_POSITIONS = 64
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Proof:
         comparison: L2.
         tolerance: bounds of L2.
         logit_bound: bound of L1.
+        roundings: values rounded otherwise than PyTorch rounds them, by layer or part of the cache.
+        at_levels: as `comparison`, at accuracy levels that were asked for.
     """
 
     file: str
@@ -62,13 +68,15 @@ class Proof:
     comparison: Comparison
     tolerance: Tolerance
     logit_bound: float = L1_BOUND
+    roundings: dict[str, int] = field(default_factory=dict)
+    at_levels: dict[int, Comparison] = field(default_factory=dict)
 
     @property
     def verdicts(self) -> dict[str, bool]:
         """Pass or fail of each level; tokens count as part of L2."""
         return {
             "L0": not self.mismatches,
-            "L1": self.logit_difference < self.logit_bound,
+            "L1": self.logit_difference < self.logit_bound and not any(self.roundings.values()),
             "L2": self.same_tokens and self.tolerance.holds(self.comparison),
         }
 
@@ -79,27 +87,34 @@ class Proof:
 
     def to_json(self) -> dict[str, Any]:
         """The proof for machines."""
-        comparison = self.comparison
         return {
             "file": self.file,
             "runtime": self.runtime,
             "bytes": self.bytes,
             "l0": {"tensors": self.tensors, "mismatches": sum(self.mismatches.values())},
-            "l1": {"max_logit_difference": self.logit_difference},
-            "l2": {
-                "perplexity": comparison.target.perplexity,
-                "standard_error": comparison.target.standard_error,
-                "reference_perplexity": comparison.reference.perplexity,
-                "relative_difference": comparison.relative_difference,
-                "standard_errors_apart": comparison.standard_errors,
-                "kl": comparison.kl,
-                "same_top": comparison.same_top,
-                "tokens": comparison.target.tokens,
-                "same_tokens": self.same_tokens,
+            "l1": {
+                "max_logit_difference": self.logit_difference,
+                "roundings": len(self.roundings),
+                "rounded_otherwise": sum(self.roundings.values()),
             },
+            "l2": _plain(self.comparison) | {"same_tokens": self.same_tokens},
+            "accuracy_levels": {str(n): _plain(found) for n, found in self.at_levels.items()},
             "verdicts": self.verdicts,
             "passed": self.passed,
         }
+
+
+def _plain(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "perplexity": comparison.target.perplexity,
+        "standard_error": comparison.target.standard_error,
+        "reference_perplexity": comparison.reference.perplexity,
+        "relative_difference": comparison.relative_difference,
+        "standard_errors_apart": comparison.standard_errors,
+        "kl": comparison.kl,
+        "same_top": comparison.same_top,
+        "tokens": comparison.target.tokens,
+    }
 
 
 def prove(
@@ -111,6 +126,7 @@ def prove(
     limit: int | None = None,
     kl_base: Path | None = None,
     converter: str | None = None,
+    accuracy_levels: Sequence[int] = (),
     progress: Callable[[str], Progress | None] = lambda what: None,
 ) -> list[Proof]:
     """Prove exported files against the fused checkpoint they came from.
@@ -123,18 +139,22 @@ def prove(
         limit: windows at most; None: all.
         kl_base: a file to write the reference's predictions to, see `lrqat.kl_base`.
         converter: llama.cpp's source tree, for files that its own converter laid out.
+        accuracy_levels: of ONNX Runtime, to measure ONNX folders at too.
         progress: from what is measured to a wrapper of the iterable of windows.
 
     Returns:
         One proof a file, in order.
 
     Raises:
-        UserError: a file of an unknown kind, no runtime for it, or too short a text.
+        UserError: a file of an unknown kind, no runtime for it, too short a text, or
+            `accuracy_levels` and no file that has them.
         OutputError: `kl_base` exists, or cannot be written.
     """
     if kl_base:
         refuse_existing(kl_base, overwrite=False)
     provers = [prover_of(Path(file)) for file in files]
+    if accuracy_levels and not any(prover.at_level for prover in provers):
+        raise UserError("accuracy levels are ONNX Runtime's, and no file is an ONNX folder")
     checkpoint = Checkpoint.open(checkpoint_path)
     tokenizer = hub.load_tokenizer(checkpoint.path)
     tokens = encode(tokenizer, text)
@@ -167,7 +187,15 @@ def prove(
                 comparison=compare(reference, target.logits, windows, progress(target.runtime)),
                 tolerance=prover.bounds(checkpoint),
                 logit_bound=bound,
+                roundings=prover.roundings(path, checkpoint, windows.tokens[0, :ROUNDED_POSITIONS])
+                if prover.roundings
+                else {},
             )
+            if prover.at_level:
+                for level in accuracy_levels:
+                    with prover.at_level(path, level) as logits:
+                        found = compare(reference, logits, windows, progress(f"level {level}"))
+                    proof.at_levels[level] = found
         proofs.append(proof)
     return proofs
 

@@ -1,7 +1,7 @@
 """How each kind of exported file is proved, and the bounds with their reasons.
 
 L2's tolerance depends on what the runtime does to activations, and this is the one place that says
-so. ONNX Runtime at accuracy level 1 computes in float32: the perplexities agree to 1e-5, the noise
+so. ONNX Runtime at accuracy level 1 computes in float32: the perplexities agree to 1e-6, the noise
 of summation order. llama.cpp rounds activations to 8 bits (blocks of 32, fp16 scale) inside every
 quantised matrix product, on purpose and for speed: its file cannot agree with a float32 reference
 to better than that rounding, which by itself costs a KL of a few 1e-4 to 1e-3. So there the bounds
@@ -10,10 +10,11 @@ which runs the same graph without that rounding, shows that nothing else is in t
 for GELU, which it takes from a table of half-precision values: in L1 the reference does too, and
 the bound is 1e-3; `runtime_tests.llama_cpp_gelu` says why).
 
-A model that was trained with rounded activations rounds them in PyTorch and in ONNX Runtime alike,
-but sums that differ in the last bit fall on either side of a rounding boundary now and then, and
-differ by a step from there on. Its bounds are 1e-3 of perplexity, a KL of 1e-3, and 0.1 in L1; that
-every layer rounds to the same integers is a test (runtime_tests/test_onnx_activations.py).
+A model that was trained with rounded activations or a rounded cache rounds them in PyTorch and in
+ONNX Runtime alike, but sums that differ in the last bit fall on either side of a rounding boundary
+now and then, and differ by a step from there on. L2 allows 1e-3 of perplexity and a KL of 1e-3 for
+that. L1 leaves nothing to it: there both sides run without any rounding, within the bound of all
+models, and each rounding is compared by itself, bit for bit (`runtime_tests.onnx_roundings`).
 """
 
 import tempfile
@@ -23,17 +24,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrqat.activation_quantizer import quantizers
+import numpy as np
+from numpy.typing import NDArray
+
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import UserError
-from lrqat.kv_cache import kv_bits
 from lrqat.perplexity import LogitsFunction
 from runtime_tests.llama_cpp_gelu import GELU_BOUND, with_table_gelu
 from runtime_tests.stored_values import as_stored
 from runtime_tests.tolerance import Tolerance
 
 L1_BOUND = 1e-4
-STEP_BOUND = 0.1
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,14 @@ class Prover:
     Attributes:
         verify: (file, checkpoint) -> mismatching elements by tensor (L0).
         twin: (file, checkpoint, context, converter) -> logits of the F32 twin (L1).
-        as_runtime: model -> context in which it rounds what the runtime rounds even in float32;
-            gives the bound of L1.
+        as_runtime: model -> context in which it computes what the twin does; gives the bound of L1.
         as_stored: (model, file, checkpoint) -> context in which its floating tensors are what the
             file's types round them to, where the export was asked to.
         tolerance: of L2.
         rounded: of L2 where activations or the cache were rounded in training; None: as ever.
+        roundings: (file, checkpoint, tokens) -> values that the graph rounds otherwise than
+            PyTorch, by layer; None: the file's graph cannot be looked into.
+        at_level: (file, level) -> logits at an accuracy level; None: the runtime has none.
     """
 
     verify: Callable[[Path, Checkpoint], dict[str, int]]
@@ -57,6 +60,8 @@ class Prover:
     as_stored: Callable[[Any, Path, Checkpoint], AbstractContextManager[None]]
     tolerance: Tolerance
     rounded: Tolerance | None = None
+    roundings: Callable[[Path, Checkpoint, NDArray[np.int64]], dict[str, int]] | None = None
+    at_level: Callable[[Path, int], AbstractContextManager[LogitsFunction]] | None = None
 
     def bounds(self, checkpoint: Checkpoint) -> Tolerance:
         """The bounds of L2 for `checkpoint`."""
@@ -89,16 +94,35 @@ def _as_llama_cpp(model: Any) -> Iterator[float]:
 def _onnx_twin(
     path: Path, checkpoint: Checkpoint, context: int, converter: str | None
 ) -> Iterator[LogitsFunction]:
-    """The same folder with ONNX Runtime's quantised kernels off: plain float32 products."""
-    from runtime_tests.onnx_runtime import OnnxRuntime
+    """The same folder with ONNX Runtime's quantised kernels off, and nothing rounded."""
+    from runtime_tests.onnx_roundings import unrounded_twin
 
-    with OnnxRuntime.open(path, twin=True) as session:
+    with unrounded_twin(path, checkpoint) as session:
         yield session.logits
 
 
-def _rounds(model: Any) -> bool:
-    """Whether a reference rounds its activations, or its keys and values."""
-    return kv_bits(model) is not None or any(True for _ in quantizers(model))
+@contextmanager
+def _without_rounding(model: Any) -> Iterator[float]:
+    from runtime_tests.onnx_roundings import without_rounding
+
+    with without_rounding(model):
+        yield L1_BOUND
+
+
+def _differing_roundings(
+    path: Path, checkpoint: Checkpoint, tokens: NDArray[np.int64]
+) -> dict[str, int]:
+    from runtime_tests.onnx_roundings import differing_roundings
+
+    return differing_roundings(path, checkpoint, tokens)
+
+
+@contextmanager
+def _at_level(path: Path, level: int) -> Iterator[LogitsFunction]:
+    from runtime_tests.onnx_runtime import OnnxRuntime
+
+    with OnnxRuntime.open(path, accuracy_level=level) as session:
+        yield session.logits
 
 
 def _verify_gguf(path: Path, checkpoint: Checkpoint) -> dict[str, int]:
@@ -129,10 +153,12 @@ _PROVERS: tuple[tuple[Callable[[Path], bool], Prover], ...] = (
         Prover(
             _verify_onnx,
             _onnx_twin,
-            lambda model: nullcontext(STEP_BOUND if _rounds(model) else L1_BOUND),
+            _without_rounding,
             lambda model, path, checkpoint: nullcontext(),
-            Tolerance(1e-5, standard_errors=None, kl=1e-5),
+            Tolerance(1e-6, standard_errors=None, kl=1e-6),
             rounded=Tolerance(1e-3, standard_errors=None, kl=1e-3),
+            at_level=_at_level,
+            roundings=_differing_roundings,
         ),
     ),
 )

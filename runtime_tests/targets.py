@@ -9,7 +9,9 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,6 +33,7 @@ class Target:
         encode: a whole text to token ids, by the target's own tokenizer.
         bos: id that starts every window, or None.
         bytes: size of the model's files, without tokenizer and configuration.
+        generate: (prompt, tokens at most) to its continuation, always the most probable token.
     """
 
     runtime: str
@@ -38,6 +41,7 @@ class Target:
     encode: Callable[[str], list[int]]
     bos: int | None
     bytes: int
+    generate: Callable[[str, int], str]
 
 
 @contextmanager
@@ -87,6 +91,18 @@ def evaluate(
         return target, perplexity(target.logits, windows, progress)
 
 
+def continuation(path: str, prompt: str, count: int, *, context: int = 512) -> str:
+    """What any target writes after `prompt`, greedily: `count` tokens at most.
+
+    `context` must hold both, where the runtime wants to know beforehand.
+
+    Raises:
+        UserError: nothing to run, no runtime, or one that cannot generate from it.
+    """
+    with open_target(path, context=context) as target:
+        return target.generate(prompt, count)
+
+
 def model_bytes(folder: Path, pattern: str) -> int:
     """Total size of the files of `folder` that match `pattern`."""
     return sum(file.stat().st_size for file in folder.glob(pattern))
@@ -106,6 +122,7 @@ def _open_gguf(path: str, context: int) -> Iterator[Target]:
             encode=lambda text: llama.tokenize(text, add_special=True),
             bos=llama.bos if llama.add_bos else None,
             bytes=sum(file.stat().st_size for file in gguf.model_files(Path(path))),
+            generate=llama.generate,
         )
 
 
@@ -114,6 +131,12 @@ def _open_onnx(path: str, context: int) -> Iterator[Target]:
     from runtime_tests.onnx_runtime import OnnxRuntime
 
     tokenizer = hub.load_tokenizer(path)
+
+    def generate(prompt: str, count: int) -> str:
+        from runtime_tests.genai import generate as genai
+
+        return genai(path, prompt, count)
+
     with OnnxRuntime.open(path) as session:
         yield Target(
             runtime="ONNX Runtime",
@@ -121,6 +144,7 @@ def _open_onnx(path: str, context: int) -> Iterator[Target]:
             encode=lambda text: encode(tokenizer, text),
             bos=window_bos(tokenizer),
             bytes=model_bytes(Path(path), "model.onnx*"),
+            generate=generate,
         )
 
 
@@ -128,12 +152,14 @@ def _open_onnx(path: str, context: int) -> Iterator[Target]:
 def _open_fused(path: str, context: int) -> Iterator[Target]:
     checkpoint = Checkpoint.open(path)
     tokenizer = hub.load_tokenizer(path)
+    model = load_reference(checkpoint)
     yield Target(
         runtime="PyTorch fake-quant",
-        logits=torch_logits(load_reference(checkpoint)),
+        logits=torch_logits(model),
         encode=lambda text: encode(tokenizer, text),
         bos=window_bos(tokenizer),
         bytes=model_bytes(Path(path), "*.safetensors"),
+        generate=partial(_greedy, model, tokenizer),
     )
 
 
@@ -148,7 +174,21 @@ def _open_hugging_face(path: str, context: int) -> Iterator[Target]:
         encode=lambda text: encode(tokenizer, text),
         bos=window_bos(tokenizer),
         bytes=model_bytes(Path(path), "*.safetensors") or size,
+        generate=partial(_greedy, model, tokenizer),
     )
+
+
+def _greedy(model: Any, tokenizer: Any, prompt: str, count: int) -> str:
+    """The continuation by transformers' own generation."""
+    ids = torch.tensor([encode(tokenizer, prompt)])
+    made = model.generate(
+        ids.to(model.device),
+        max_new_tokens=count,
+        do_sample=False,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=0,
+    )
+    return str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
 
 
 _OPENERS = (

@@ -17,6 +17,7 @@ from lrqat import fuse, hub, prepare, surgery
 from lrqat.base_model import make_untrained_model
 from lrqat.checkpoint import Checkpoint
 from lrqat.grid import GRIDS
+from lrqat.perplexity import Windows, compare
 from lrqat.reference import load_reference, torch_logits
 from runtime_tests.onnx_runtime import OnnxRuntime
 
@@ -65,6 +66,19 @@ def test_every_projection_of_every_grid_runs_in_the_quantised_kernel(all_grids, 
     assert [found[name] for name in QUANTISED] == [count, 0]
     with OnnxRuntime.open(folder, twin=True) as session:
         assert np.abs(session.logits(TOKENS) - expected).max() < 1e-5
+
+
+@pytest.mark.slow
+def test_the_perplexity_of_every_grid_is_pytorchs_and_level_4_costs_something(all_grids):
+    checkpoint, folder = all_grids
+    windows = Windows.cut(np.random.default_rng(0).integers(0, 512, 1024), 128)
+    reference = torch_logits(load_reference(checkpoint))
+    found = {}
+    for level in (1, 4):
+        with OnnxRuntime.open(folder, accuracy_level=level) as session:
+            found[level] = compare(reference, session.logits, windows)
+    assert abs(found[1].relative_difference) <= 1e-6
+    assert found[1].kl < 1e-9 < 1e-6 < found[4].kl
 
 
 @pytest.mark.slow

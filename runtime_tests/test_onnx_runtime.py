@@ -146,10 +146,16 @@ def test_real_models_over_a_whole_window_and_in_genai(path, tmp_path):
     model = reference(folder)
     with OnnxRuntime.open(tmp_path / "onnx") as session:
         assert np.abs(session.logits(tokens) - torch_logits(model)(tokens)).max() < 1e-4
-    ids, continuation = generate_tokens(tmp_path / "onnx", prompt, 16)
+    ids, continuation = generate_tokens(tmp_path / "onnx", prompt, 32)
     assert ids == tokenizer(prompt)["input_ids"]
-    greedy = model.generate(torch.tensor([ids]), max_new_tokens=16, do_sample=False, pad_token_id=0)
+    # transformers reads the fused checkpoint by itself.
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    greedy = loaded.generate(
+        torch.tensor([ids]), max_new_tokens=32, do_sample=False, pad_token_id=0
+    )
     assert continuation == greedy[0, len(ids) :].tolist()
+    assert len(continuation) == 32
+    assert len(set(continuation)) > 8, "it has learned more than to repeat itself"
 
 
 def test_what_cannot_be_loaded_is_named(tmp_path):

@@ -13,20 +13,25 @@ from lrqat.kv_cache import quantize_kv_cache
 SIZES = {"hidden": 256, "intermediate": 256, "heads": 4, "kv_heads": 2}
 
 
-def make_rounded(tokenizer, folder, *, grid="int4-g32", activations=(), kv_bits=None, layers=1):
-    """Write and open one.
+def make_rounded(
+    tokenizer, folder, *, grid="int4-g32", grid_for=None, activations=(), kv_bits=None
+):
+    """Write and open one, of one layer.
 
-    `activations` are names of activation grids: the projections take them in turn.
+    `activations` are names of activation grids, or None: the projections take them in turn.
     """
     torch.manual_seed(0)
-    model = make_untrained_model(512, layers=layers, seed=1, **SIZES)
-    plan = surgery.plan_surgery(model, grid)
+    model = make_untrained_model(512, layers=1, seed=1, **SIZES)
+    plan = surgery.plan_surgery(model, grid, grid_for=grid_for)
     prepare.prepare(model, plan, prepare.Settings(rank=2, range_init="minmax"))
     for _, layer in prepare.quantized_layers(model):
         torch.nn.init.normal_(layer.lora_a, std=2.0)
     text, ranges = [torch.randint(0, 512, (2, 64))], {}
     for i, name in enumerate(plan.quantized if activations else ()):
-        rounding = ACTIVATION_GRIDS[activations[i % len(activations)]]
+        chosen = activations[i % len(activations)]
+        if chosen is None:
+            continue
+        rounding = ACTIVATION_GRIDS[chosen]
         if rounding.static:
             ranges = calibrate(model, rounding, [name], text)
         attach(model, rounding, [name], ranges if rounding.static else None)

@@ -142,6 +142,13 @@ def test_a_head_that_was_not_trained_for_the_kernels_rounding_is_not_rounded_by_
     assert {rounding.form for rounding in plan.roundings.values()} == {"arithmetic"}
 
 
+def test_steps_in_half_precision_are_refused_for_openvino(rounded):
+    """runtime_tests/test_onnx_presets.py shows why."""
+    plan = exporter.plan(rounded("q8_0"), Options(preset="openvino"))
+    assert "--preset openvino's runtime leaves their rounding out" in plan.refusals[0]
+    assert not exporter.plan(rounded("int8-token"), Options(preset="openvino")).refusals
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_page_has_the_row_of_a_preset(name):
     row = PRESETS[name]

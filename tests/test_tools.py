@@ -89,7 +89,11 @@ def test_the_whole_path(trained, tiny_model, text_file, capfd):
 
     files = [str(trained / "model-q4_0.gguf"), str(trained / "onnx")]
     arguments = [str(trained), *files, "--data", str(text_file), "--context", "128"]
-    assert parity.main([*arguments, "--windows", "6", "--json"]) == 0
+    arguments += ["--windows", "6", "--accuracy-levels", "1,4"]
+    assert parity.main(arguments) == 0
+    shown = capfd.readouterr().out
+    assert "accuracy level 4" in shown
+    assert parity.main([*arguments, "--json"]) == 0
     proof = last_json(capfd)
     assert proof["passed"] is True
     assert [f["runtime"] for f in proof["files"]] == ["llama.cpp", "ONNX Runtime"]
@@ -99,6 +103,15 @@ def test_the_whole_path(trained, tiny_model, text_file, capfd):
         assert file["l1"]["max_logit_difference"] < 1e-4
         assert file["l2"]["reference_perplexity"] == pytest.approx(results[1]["perplexity"])
         assert {"perplexity", "relative_difference", "kl", "same_top"} < file["l2"].keys()
+    assert proof["files"][0]["accuracy_levels"] == {}
+    exact, rounded = (proof["files"][1]["accuracy_levels"][level] for level in ("1", "4"))
+    assert exact["kl"] == proof["files"][1]["l2"]["kl"] < 1e-9
+    assert abs(exact["relative_difference"]) <= 1e-6
+    assert rounded["kl"] > 1e-7, "level 4 rounds activations"
+    sample = proof["files"][1]["sample"].rstrip("\ufffd")  # it may end within a character
+    assert sample
+    assert proof["sample"]["reference"].startswith(sample)
+    assert proof["sample"]["prompt"] == text_file.read_text()[:40]
 
 
 @pytest.mark.slow
@@ -222,6 +235,8 @@ MISTAKES = [
     ("parity {model} {bad}/garbage.gguf --data {text}", "is not a fused checkpoint"),
     ("parity {fused} {bad}/garbage.gguf --data {text}", "is not a valid GGUF file"),
     ("parity {fused} {bad}/cut-onnx --data {text}", "cannot be read"),
+    ("parity {fused} {bad}/large.gguf --data {text} --accuracy-levels 4", "is an ONNX folder"),
+    ("parity {fused} {bad}/cut-onnx --data {text} --accuracy-levels 1,8", "levels from 0 to 4"),
     ("export {fused} --format gguf --split-max-size 2T", "such as 2G or 500M"),
     ("inspect {work}/none", "no .gguf file, ONNX folder or fused checkpoint"),
     ("inspect {model}", "no .gguf file, ONNX folder or fused checkpoint"),

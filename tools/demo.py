@@ -145,12 +145,11 @@ def show_proof(
 
 def show_words(out: command.Output, files: list[str]) -> None:
     """A few generated words from each runtime."""
-    from runtime_tests.genai import generate
-    from runtime_tests.llama_cpp import LlamaCpp
+    from runtime_tests.targets import continuation
 
-    with LlamaCpp.open(files[0], n_ctx=256) as llama:
-        out.say(f"llama.cpp writes:            {_PROMPT + llama.generate(_PROMPT, 24)!r}")
-    out.say(f"onnxruntime-genai writes:    {_PROMPT + generate(files[1], _PROMPT, 24)!r}")
+    for name, file in zip(("llama.cpp", "onnxruntime-genai"), files, strict=True):
+        text = _PROMPT + continuation(file, _PROMPT, 24, context=256)
+        out.say(f"{name + ' writes:':<28} {text!r}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

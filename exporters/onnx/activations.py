@@ -97,6 +97,13 @@ def refuses_roundings(checkpoint: Checkpoint, options: Options, layers: set[str]
             f"the model was trained with activations on {', '.join(sorted(doubled))}, and "
             f"--accuracy-level {_KERNEL_LEVEL} would round them once more; leave it out"
         )
+    halved = sorted({r.grid.name for r in found.values() if r.grid.rounding == "q8_0"})
+    if halved and not PRESETS[options.preset].keeps_half_steps:
+        reasons.append(
+            f"activations on {', '.join(halved)} have steps in half precision, and --preset "
+            f"{options.preset}'s runtime leaves their rounding out; train on int8-token, or export "
+            "for another runtime"
+        )
     if cache_bits(checkpoint) not in (None, 4, 8):
         reasons.append(
             f"a cache of {cache_bits(checkpoint)!r} bits; there are 4 and 8; train again"

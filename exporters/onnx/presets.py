@@ -24,6 +24,8 @@ class Preset:
         activation_form: how static ranges are written.
         embedding_type: of an embedding that was not trained on a grid, see `exporters.onnx.tables`.
         head_type: the same of an output head.
+        keeps_half_steps: whether the runtime rounds to half precision where the graph does and goes
+            on in float32, which is how `q8_0` rounds the steps of activations.
         reasons: why an option has not all values, by its name.
     """
 
@@ -35,6 +37,7 @@ class Preset:
     activation_form: tuple[str, ...] = ("qdq", "arithmetic", "fast")
     embedding_type: tuple[str, ...] = _TABLES
     head_type: tuple[str, ...] = _TABLES
+    keeps_half_steps: bool = True
     reasons: dict[str, str] = field(default_factory=dict)
 
 
@@ -83,6 +86,7 @@ PRESETS: dict[str, Preset] = {
         activation_form=("arithmetic", "qdq"),
         embedding_type=_WITH_BFLOAT16,
         head_type=_WITH_BFLOAT16,
+        keeps_half_steps=False,
         reasons={
             "opset": "OpenVINO reads up to 23",
             "float_type": "OpenVINO chooses the type itself (INFERENCE_PRECISION_HINT)",

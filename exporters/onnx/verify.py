@@ -45,7 +45,7 @@ def verify(
     """
     model = read_model(Path(folder))
     resolve_links(model, Path(folder))
-    planned: Plan = plan(checkpoint, _options(model))
+    planned: Plan = plan(checkpoint, exported_options(model))
     mismatches: dict[str, int] = {}
     names = {tensor.name for tensor in planned.tensors}
     for name, extra in model.graph.initializers.items():
@@ -171,7 +171,7 @@ _USES: dict[str, Callable[[ir.Value, PlannedTensor, Plan], bool]] = {
 }
 
 
-def _options(model: ir.Model) -> Options:
+def exported_options(model: ir.Model) -> Options:
     """The options that the file was made with, as it says itself; the defaults if it does not."""
     text = model.metadata_props.get(OPTIONS_KEY)
     if text is None:
