@@ -242,7 +242,7 @@ def _onnx_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt", type=int, default=128, help="tokens of a prompt, and of a cache"
     )
-    parser.add_argument("--rounds", type=int, default=15, help="calls of each that are timed")
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each that are timed")
     parser.add_argument("--grid", default="int4-g32", help="grid of the weights")
 
 
@@ -258,9 +258,10 @@ def _onnx(args: argparse.Namespace, out: command.Output) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="lrqat-bench-") as name:
         write_random_fused(_small_llama(args), Path(name, "fused"), grid=args.grid)
         contenders = write_forms(Path(name, "fused"), Path(name), args.accuracy_level)
-        for what, tokens, past in (("decode", 1, args.prompt), ("prefill", args.prompt, 0)):
+        runs = (("decode", 1, args.prompt, 16), ("prefill", args.prompt, 0, 1))
+        for what, tokens, past, repeat in runs:
             speeds = measure(
-                contenders, tokens=tokens, past=past, rounds=args.rounds,
+                contenders, tokens=tokens, past=past, rounds=args.rounds, repeat=repeat,
                 progress=_bar(what),
             )  # fmt: skip
             rows = [

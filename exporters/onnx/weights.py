@@ -46,6 +46,7 @@ from lrqat.grid import FloatScale, Grid
 Shape = tuple[int, ...]
 # Numbers that are read and converted at once: 16 MiB of float32.
 _PIECE = 1 << 22
+_SLAB = 64  # rows
 
 
 @dataclass(frozen=True)
@@ -168,9 +169,22 @@ def _slices(shape: Shape) -> list[slice]:
     return [slice(start, start + step) for start in range(0, max(1, shape[0]), step)]
 
 
+def _transposed(values: NDArray[Any]) -> NDArray[Any]:
+    """The transpose of a matrix, C-contiguous.
+
+    Slab by slab, which is up to ten times as fast as all at once: a column of it stays in the
+    cache until the next one is read. And numpy is as slow at giving strided numbers another type.
+    """
+    rows, columns = values.shape
+    found = np.empty((columns, rows), values.dtype)
+    for start in range(0, rows, _SLAB):
+        found[:, start : start + _SLAB] = values[start : start + _SLAB].T
+    return found
+
+
 def _read_integers(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
-    q = integers_of(checkpoint, name).q.T
-    return (q[rows] for rows in _slices(q.shape))
+    q = integers_of(checkpoint, name).q
+    return (_transposed(q[:, columns]) for columns in _slices(q.T.shape))
 
 
 def _read_scales(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
@@ -230,9 +244,9 @@ def _read_float(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
 
 
 def _read_linear(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
-    values = checkpoint.floating(name).T  # rows in the file are columns here
-    for rows in _slices(values.shape):
-        yield values[rows].astype(np.float32)
+    values = checkpoint.floating(name)
+    for columns in _slices(values.T.shape):
+        yield _transposed(values[:, columns]).astype(np.float32)
 
 
 def _read_input(part: str) -> Callable[[Checkpoint, str], Iterator[NDArray[Any]]]:
