@@ -187,9 +187,7 @@ def prove(
                 comparison=compare(reference, target.logits, windows, progress(target.runtime)),
                 tolerance=prover.bounds(checkpoint),
                 logit_bound=bound,
-                roundings=prover.roundings(path, checkpoint, windows.tokens[0, :ROUNDED_POSITIONS])
-                if prover.roundings
-                else {},
+                roundings=prover.roundings(path, checkpoint, windows.tokens[0, :ROUNDED_POSITIONS]),
             )
             if prover.at_level:
                 for level in accuracy_levels:

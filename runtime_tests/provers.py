@@ -37,6 +37,10 @@ from runtime_tests.tolerance import Tolerance
 L1_BOUND = 1e-4
 
 
+def _no_roundings(path: Path, checkpoint: Checkpoint, tokens: NDArray[np.int64]) -> dict[str, int]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Prover:
     """How one kind of file is proved.
@@ -50,7 +54,7 @@ class Prover:
         tolerance: of L2.
         rounded: of L2 where activations or the cache were rounded in training; None: as ever.
         roundings: (file, checkpoint, tokens) -> values that the graph rounds otherwise than
-            PyTorch, by layer; None: the file's graph cannot be looked into.
+            PyTorch, by layer; nothing where the graph is not in the file.
         at_level: (file, level) -> logits at an accuracy level; None: the runtime has none.
     """
 
@@ -60,7 +64,7 @@ class Prover:
     as_stored: Callable[[Any, Path, Checkpoint], AbstractContextManager[None]]
     tolerance: Tolerance
     rounded: Tolerance | None = None
-    roundings: Callable[[Path, Checkpoint, NDArray[np.int64]], dict[str, int]] | None = None
+    roundings: Callable[[Path, Checkpoint, NDArray[np.int64]], dict[str, int]] = _no_roundings
     at_level: Callable[[Path, int], AbstractContextManager[LogitsFunction]] | None = None
 
     def bounds(self, checkpoint: Checkpoint) -> Tolerance:

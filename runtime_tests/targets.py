@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lrqat import hub, manifest
@@ -132,12 +133,15 @@ def _open_onnx(path: str, context: int) -> Iterator[Target]:
 
     tokenizer = hub.load_tokenizer(path)
 
-    def generate(prompt: str, count: int) -> str:
-        from runtime_tests.genai import generate as genai
-
-        return genai(path, prompt, count)
-
     with OnnxRuntime.open(path) as session:
+
+        def generate(prompt: str, count: int) -> str:
+            from runtime_tests.genai import generate as genai
+
+            if (Path(path) / "genai_config.json").is_file():
+                return genai(path, prompt, count)
+            return _step_by_step(session.logits, tokenizer, prompt, count)
+
         yield Target(
             runtime="ONNX Runtime",
             logits=session.logits,
@@ -176,6 +180,18 @@ def _open_hugging_face(path: str, context: int) -> Iterator[Target]:
         bytes=model_bytes(Path(path), "*.safetensors") or size,
         generate=partial(_greedy, model, tokenizer),
     )
+
+
+def _step_by_step(logits: LogitsFunction, tokenizer: Any, prompt: str, count: int) -> str:
+    """The continuation of a model that GenAI does not run, computed anew for every token."""
+    ids = encode(tokenizer, prompt)
+    made: list[int] = []
+    while len(made) < count:
+        token = int(logits(np.array([*ids, *made]))[-1].argmax())
+        if token == tokenizer.eos_token_id:
+            break
+        made.append(token)
+    return str(tokenizer.decode(made, skip_special_tokens=True))
 
 
 def _greedy(model: Any, tokenizer: Any, prompt: str, count: int) -> str:

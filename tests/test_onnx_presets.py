@@ -154,3 +154,9 @@ def test_the_page_has_the_row_of_a_preset(name):
     row = PRESETS[name]
     cells = [f"`{name}`", *(f"`{getattr(row, field)[0]}`" for field in SHOWN), row.runtime]
     assert f"| {' | '.join(cells)} |" in PAGE.read_text(encoding="utf-8").splitlines()
+
+
+def test_the_page_says_of_every_preset_where_it_was_run():
+    lines = PAGE.read_text(encoding="utf-8").split("## Presets and runtimes")[1].splitlines()
+    rows = [line.split("|")[1].strip(" `") for line in lines if line.startswith("| `")]
+    assert sorted(set(rows) & set(PRESETS)) == sorted(PRESETS)
