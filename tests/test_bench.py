@@ -136,7 +136,7 @@ SMALL = ["--width", "256", "--layers", "1", "--tokens", "16", "--rank", "4", "--
 @pytest.mark.parametrize(
     ("what", "keys"),
     [
-        ("step", {"wall_seconds", "cpu_seconds", "ratio", "cpu_ratio"}),
+        ("step", {"wall_seconds", "cpu_seconds", "ratio", "cpu_ratio", "cpu_ratio_interval"}),
         ("memory", {"total", "weights", "matrices", "activations"}),
     ],
 )
