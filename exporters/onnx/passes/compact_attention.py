@@ -47,7 +47,7 @@ def compact_attention(model: ir.Model) -> None:
         if node.op_type != "Attention" or len(node.inputs) > 4:
             continue
         key, value = _cached(node.inputs[1]), _cached(node.inputs[2])
-        if key and value:
+        if key and value and _has_heads(node.inputs[0]) and _has_heads(node.outputs[0]):
             _rewrite(model.graph, node, key, value)
     RemoveUnusedNodesPass()(model)
     model.graph.sort()
@@ -87,7 +87,12 @@ def _cached(value: ir.Value | None) -> _Cached | None:
     if past is None or new is None or len(present.uses()) != 1:
         return None
     along_tokens = concat.attributes.get_int("axis", 0) in (2, -2)
-    return _Cached(past, new, present) if along_tokens and rank(new) == 4 else None
+    return _Cached(past, new, present) if along_tokens and _has_heads(new) else None
+
+
+def _has_heads(value: ir.Value | None) -> bool:
+    """Whether it is [batch, heads, tokens, head_dim] with known heads and head_dim."""
+    return value is not None and rank(value) == 4 and size(value, 1) > 0 and size(value, 3) > 0
 
 
 def _unrepeated(value: ir.Value) -> ir.Value:
