@@ -193,6 +193,7 @@ def _export(args: argparse.Namespace, out: command.Output) -> dict[str, Any]:
 def _onnx_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, default=1024, help="width of the model")
     parser.add_argument("--layers", type=int, default=4, help="decoder layers")
+    parser.add_argument("--vocabulary", type=int, default=4096, help="rows of the floating head")
     parser.add_argument(
         "--accuracy-level", type=int, default=1, choices=(1, 4),
         help="ONNX Runtime's: 1 computes in float32, 4 rounds activations to 8 bits",
@@ -215,7 +216,7 @@ def _onnx(args: argparse.Namespace, out: command.Output) -> dict[str, Any]:
     from runtime_tests.onnx_speed import measure, write_forms
 
     config = LlamaConfig(
-        vocab_size=4096, hidden_size=args.width, intermediate_size=args.width * 11 // 4,
+        vocab_size=args.vocabulary, hidden_size=args.width, intermediate_size=args.width * 11 // 4,
         num_hidden_layers=args.layers, num_attention_heads=args.width // 64,
         num_key_value_heads=args.width // 128, max_position_embeddings=4096,
     )  # fmt: skip
