@@ -159,7 +159,7 @@ def read_elsewhere(layer, key):
     return layer.op("Expand", [layer.inputs["mask"], shape], [BATCH, KV_HEADS, NEW, TOTAL])
 
 
-@pytest.mark.parametrize("what", ["mask", "axis", "one", "times"])
+@pytest.mark.parametrize("what", ["mask", "axis", "one", "times", "unknown"])
 def test_what_is_no_plain_cache_stays_as_it_is(what):
     layer = Layer()
     key = layer.cached(
@@ -175,6 +175,8 @@ def test_what_is_no_plain_cache_stays_as_it_is(what):
     if what == "times":
         pair[0].shape = ir.Shape([BATCH, HEADS + 1, TOTAL, SIZE])
     y = layer.attention(layer.heads("q", HEADS), *pair, mask)
+    if what == "unknown":
+        y.shape = None
     model = layer.model(y=layer.merged(y), key=key, value=value)
     before = operators(model)
     compact_attention(model)

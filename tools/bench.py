@@ -190,13 +190,24 @@ def _export(args: argparse.Namespace, out: command.Output) -> dict[str, Any]:
     return {"weights": weights, "costs": found, "ratios": ratios}
 
 
+def _small_model_options(
+    parser: argparse.ArgumentParser, width: int, layers: int, prompt: int, rounds: int, grid: str
+) -> None:
+    """Options of a random Llama, and of what is run with it; the arguments are the defaults."""
+    for name, default, what in (
+        ("--width", width, "width of the model"),
+        ("--layers", layers, "decoder layers"),
+        ("--vocabulary", 4096, "rows of the floating head"),
+        ("--prompt", prompt, "tokens of a prompt, and of a cache"),
+        ("--rounds", rounds, "turns of each that are timed"),
+    ):
+        parser.add_argument(name, type=int, default=default, help=what)
+    parser.add_argument("--grid", default=grid, help="grid of the weights")
+
+
 def _gguf_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--llama-quantize", type=Path, required=True, help="llama.cpp's program")
-    parser.add_argument("--width", type=int, default=2048, help="width of the model")
-    parser.add_argument("--layers", type=int, default=2, help="decoder layers")
-    parser.add_argument("--prompt", type=int, default=64, help="tokens of a prompt")
-    parser.add_argument("--rounds", type=int, default=100, help="times that both files are loaded")
-    parser.add_argument("--grid", default="q4_0", help="grid of the weights")
+    _small_model_options(parser, width=2048, layers=2, prompt=64, rounds=100, grid="q4_0")
 
 
 def _gguf(args: argparse.Namespace, out: command.Output) -> dict[str, Any]:
@@ -226,24 +237,18 @@ def _small_llama(args: argparse.Namespace) -> Any:
     from transformers import LlamaConfig
 
     return LlamaConfig(
-        vocab_size=4096, hidden_size=args.width, intermediate_size=args.width * 11 // 4,
+        vocab_size=args.vocabulary, hidden_size=args.width, intermediate_size=args.width * 11 // 4,
         num_hidden_layers=args.layers, num_attention_heads=args.width // 64,
         num_key_value_heads=args.width // 128, max_position_embeddings=4096,
     )  # fmt: skip
 
 
 def _onnx_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--width", type=int, default=1024, help="width of the model")
-    parser.add_argument("--layers", type=int, default=4, help="decoder layers")
     parser.add_argument(
         "--accuracy-level", type=int, default=1, choices=(1, 4),
         help="ONNX Runtime's: 1 computes in float32, 4 rounds activations to 8 bits",
     )  # fmt: skip
-    parser.add_argument(
-        "--prompt", type=int, default=128, help="tokens of a prompt, and of a cache"
-    )
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each that are timed")
-    parser.add_argument("--grid", default="int4-g32", help="grid of the weights")
+    _small_model_options(parser, width=1024, layers=4, prompt=128, rounds=15, grid="int4-g32")
 
 
 def _bar(what: str) -> Callable[[Any], Any]:

@@ -16,6 +16,7 @@ from exporters.onnx.passes.attach_weights import attach_weights
 from exporters.onnx.passes.compact_attention import compact_attention
 from exporters.onnx.passes.describe import describe
 from exporters.onnx.passes.name_initializers import name_initializers
+from exporters.onnx.passes.plain_mask import plain_mask
 from exporters.onnx.passes.raise_opset import TRACED, raise_opset
 from exporters.onnx.passes.simplify import simplify
 from exporters.onnx.planned import Plan
@@ -85,6 +86,7 @@ def write(
     name_initializers(model, PREFIX)
     simplify(model, (tensor.name for tensor in plan.tensors))
     compact_attention(model)
+    plain_mask(model)
     raise_opset(model, opset)
     attach_weights(model, plan, progress)
     describe(model, plan)

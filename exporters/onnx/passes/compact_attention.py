@@ -21,6 +21,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 
+from exporters.onnx.passes.matching import input_of, made_by, only_use, rank, replace, size
+
 _SWAP = (0, 2, 1, 3)  # heads and tokens
 
 
@@ -45,7 +47,7 @@ def compact_attention(model: ir.Model) -> None:
         if node.op_type != "Attention" or len(node.inputs) > 4:
             continue
         key, value = _cached(node.inputs[1]), _cached(node.inputs[2])
-        if key and value:
+        if key and value and _has_heads(node.inputs[0]) and _has_heads(node.outputs[0]):
             _rewrite(model.graph, node, key, value)
     RemoveUnusedNodesPass()(model)
     model.graph.sort()
@@ -56,7 +58,7 @@ def _rewrite(graph: ir.Graph, node: ir.Node, key: _Cached, value: _Cached) -> No
     query, mask = node.inputs[0], node.inputs[3] if len(node.inputs) == 4 else None
     assert query is not None
     flat = [_flat(tape, part) for part in (query, key.new, value.new)]
-    heads = {"q_num_heads": _size(query, 1), "kv_num_heads": _size(key.new, 1)}
+    heads = {"q_num_heads": size(query, 1), "kv_num_heads": size(key.new, 1)}
     kept = {name: attribute.value for name, attribute in node.attributes.items()}
     y, present_key, present_value = tape.op_multi_out(
         "Attention",
@@ -67,17 +69,17 @@ def _rewrite(graph: ir.Graph, node: ir.Node, key: _Cached, value: _Cached) -> No
     old = _merged(node.outputs[0])
     if old is None:
         old = node.outputs[0]
-        shape = _numbers(tape, [0, 0, _size(query, 1), _size(old, 3)])
+        shape = _numbers(tape, [0, 0, size(query, 1), size(old, 3)])
         y = tape.op("Transpose", [tape.op("Reshape", [y, shape])], attributes={"perm": _SWAP})
     graph.insert_before(node, tape.nodes)
     for before, after in ((old, y), (key.present, present_key), (value.present, present_value)):
-        _replace(before, after)
+        replace(before, after)
 
 
 def _cached(value: ir.Value | None) -> _Cached | None:
     """What `value`, perhaps repeated for groups of queries, is concatenated from."""
     present = None if value is None else _unrepeated(value)
-    concat = _made_by(present, "Concat")
+    concat = made_by(present, "Concat")
     if present is None or concat is None or len(concat.inputs) != 2:
         return None
     past, new = concat.inputs
@@ -85,31 +87,36 @@ def _cached(value: ir.Value | None) -> _Cached | None:
     if past is None or new is None or len(present.uses()) != 1:
         return None
     along_tokens = concat.attributes.get_int("axis", 0) in (2, -2)
-    return _Cached(past, new, present) if along_tokens and _rank(new) == 4 else None
+    return _Cached(past, new, present) if along_tokens and _has_heads(new) else None
+
+
+def _has_heads(value: ir.Value | None) -> bool:
+    """Whether it is [batch, heads, tokens, head_dim] with known heads and head_dim."""
+    return value is not None and rank(value) == 4 and size(value, 1) > 0 and size(value, 3) > 0
 
 
 def _unrepeated(value: ir.Value) -> ir.Value:
     """Undo transformers' repeat_kv, [b, heads, ...] -> [b, heads, times, ...] -> [b, all, ...]."""
-    repeated = _input_of(_made_by(value, "Reshape"))
-    before = _input_of(_made_by(_input_of(_made_by(repeated, "Expand")), "Unsqueeze"))
-    if before is None or repeated is None or (_rank(before), _rank(repeated)) != (4, 5):
+    repeated = input_of(made_by(value, "Reshape"))
+    before = input_of(made_by(input_of(made_by(repeated, "Expand")), "Unsqueeze"))
+    if before is None or repeated is None or (rank(before), rank(repeated)) != (4, 5):
         return value
-    heads, times = _size(repeated, 1), _size(repeated, 2)
-    undone = _size(before, 1) == heads and _size(value, 1) == heads * times
+    heads, times = size(repeated, 1), size(repeated, 2)
+    undone = size(before, 1) == heads and size(value, 1) == heads * times
     return before if undone else value
 
 
 def _flat(tape: Tape, value: ir.Value) -> ir.Value:
     """[batch, heads, sequence, head_dim] as [batch, sequence, heads * head_dim]."""
-    rotary = _made_by(value, "RotaryEmbedding")
-    inner = value if rotary is None else _input_of(rotary)
-    heads, width = _size(value, 1), _size(value, 1) * _size(value, 3)
-    swap = _made_by(inner, "Transpose")
-    split = _input_of(swap) if _swaps(swap) else None
+    rotary = made_by(value, "RotaryEmbedding")
+    inner = value if rotary is None else input_of(rotary)
+    heads, width = size(value, 1), size(value, 1) * size(value, 3)
+    swap = made_by(inner, "Transpose")
+    split = input_of(swap) if _swaps(swap) else None
     if split is None:
         split = tape.op("Transpose", [inner], attributes={"perm": _SWAP})
-    flat = _input_of(_made_by(split, "Reshape"))
-    if flat is None or _rank(flat) != 3 or _size(flat, 2) != width:
+    flat = input_of(made_by(split, "Reshape"))
+    if flat is None or rank(flat) != 3 or size(flat, 2) != width:
         flat = tape.op("Reshape", [split, _numbers(tape, [0, 0, width])])
     if rotary is None:
         return flat
@@ -121,50 +128,18 @@ def _flat(tape: Tape, value: ir.Value) -> ir.Value:
 
 def _merged(value: ir.Value) -> ir.Value | None:
     """The [batch, sequence, heads * head_dim] that Attention's result is made into, if it is."""
-    swap = _only_use(value, "Transpose")
-    reshape = _only_use(swap.outputs[0], "Reshape") if swap else None
+    swap = only_use(value, "Transpose")
+    reshape = only_use(swap.outputs[0], "Reshape") if swap else None
     if reshape is None or not _swaps(swap):
         return None
     found = reshape.outputs[0]
-    same = _rank(found) == 3 and _size(found, 2) == _size(value, 1) * _size(value, 3)
+    same = rank(found) == 3 and size(found, 2) == size(value, 1) * size(value, 3)
     return found if same else None
-
-
-def _only_use(value: ir.Value, op_type: str) -> ir.Node | None:
-    nodes = value.consumers()
-    return nodes[0] if len(nodes) == 1 and nodes[0].op_type == op_type else None
 
 
 def _swaps(node: ir.Node | None) -> bool:
     return node is not None and tuple(node.attributes.get_ints("perm", ())) == _SWAP
 
 
-def _input_of(node: ir.Node | None) -> ir.Value | None:
-    return None if node is None else node.inputs[0]
-
-
-def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    node = None if value is None else value.producer()
-    return node if node is not None and node.op_type == op_type else None
-
-
-def _replace(old: ir.Value, new: ir.Value) -> None:
-    """Put `new` where `old` is, with its name."""
-    name, old.name = old.name, None
-    new.shape, new.type = old.shape, old.type
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    new.name = name
-
-
 def _numbers(tape: Tape, numbers: list[int]) -> ir.Value:
     return tape.op("Constant", [], attributes={"value_ints": numbers})
-
-
-def _rank(value: ir.Value) -> int:
-    return -1 if value.shape is None else len(value.shape)
-
-
-def _size(value: ir.Value, axis: int) -> int:
-    """One dimension; -1 where it varies, or is not known."""
-    size = None if value.shape is None else value.shape[axis]
-    return size if isinstance(size, int) else -1
