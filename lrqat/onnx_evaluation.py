@@ -71,7 +71,10 @@ def _session_options(path: Path) -> dict[str, Any]:
         config = json.loads((path / "genai_config.json").read_text(encoding="utf-8"))
         return dict(config["model"]["decoder"]["session_options"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path / 'genai_config.json'} cannot be read: {error}") from None
+        raise UserError(
+            f"{path / 'genai_config.json'} cannot be read: {error}; a folder whose cache is "
+            "integers has none, and tools/evaluate.py measures it"
+        ) from None
 
 
 def _encode(tokenizer: Any, text: str) -> tuple[list[int], int | None]:
