@@ -130,7 +130,9 @@ def _places(model: ir.Model, checkpoint: Checkpoint) -> dict[str, Place | None]:
     grid = find_activation_grid(f"int{bits}-token") if bits else None
     for name, value in outputs.items():
         if grid and name.startswith("present.") and name.endswith((".key", ".value")):
-            found[name] = _place(grid, value, _cached(value, outputs.get(f"{name}_scale")))
+            scale = outputs.get(f"{name}_scale")
+            after = _cached(value, scale)
+            found[name] = _place(grid, value if scale else after, after)
     return found
 
 
@@ -146,11 +148,22 @@ def _input_of_product(graph: ir.Graph, name: str) -> ir.Value | None:
 
 
 def _cached(output: ir.Value, scale: ir.Value | None) -> ir.Value | None:
-    """The rounded keys or values that attention reads."""
+    """The rounded keys or values that attention reads, [batch, heads, tokens, head_dim]."""
     if scale is None:  # values are passed on: the new ones are joined to the past
-        return _first_computed(output.producer())
+        return _joined(output)
     nodes = scale.consumers()  # integers are, and made values of again
     return nodes[0].outputs[0] if len(nodes) == 1 else None
+
+
+def _joined(output: ir.Value) -> ir.Value | None:
+    """What Concat, or Attention by itself, joins to the past."""
+    node = output.producer()
+    if node is None or node.op_type != "Attention":
+        return _first_computed(node)
+    new = node.inputs[output.index() or 0]  # (Q, K, V) become (Y, present key, present value)
+    while new is not None and (flat := new.producer()) and flat.op_type in ("Reshape", "Transpose"):
+        new = flat.inputs[0]
+    return new
 
 
 def _place(grid: ActivationGrid, start: ir.Value | None, after: ir.Value | None) -> Place | None:

@@ -35,13 +35,13 @@ print(json.dumps({"added": large - small, "bytes": size, "largest": largest}))
 
 @pytest.fixture(scope="module")
 def small_and_large(tmp_path_factory):
-    """Two checkpoints of one graph; the large one has a table of 154 MB in float32."""
+    """Two checkpoints of one graph; the large one has a table of 154 MB in bfloat16."""
     from transformers import LlamaConfig
 
     from lrqat.random_fused import write_random_fused
 
     folders = []
-    for name, width, vocabulary in (("small", 64, 64), ("large", 1024, 37500)):
+    for name, width, vocabulary in (("small", 64, 64), ("large", 1024, 75000)):
         config = LlamaConfig(
             vocab_size=vocabulary, hidden_size=width, intermediate_size=3 * width,
             num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
