@@ -1,34 +1,20 @@
-"""Memory that does not grow with the model, bytes that do not depend on threads."""
-
-import json
-import subprocess
-import sys
-from pathlib import Path
+"""Memory that does not grow with the model, bytes that do not depend on processes."""
 
 import numpy as np
 import pytest
+from made_memory import needs_proc, run_measured
 
 from exporters import gguf, parallel
 from exporters.gguf import sources
 from exporters.gguf.architectures import find_architecture
 from lrqat.checkpoint import Checkpoint
 
-ROOT = Path(__file__).resolve().parents[1]
-
 _MEASURED = """
-import json, sys
-from pathlib import Path
 from exporters import gguf
-from lrqat.checkpoint import Checkpoint
-
-def memory(key):
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return 1024 * int(line.split()[1])
 
 checkpoint = Checkpoint.open(sys.argv[1])
 plan = gguf.plan(checkpoint)
-Path("/proc/self/clear_refs").write_text("5")
+forget_the_peak()
 base = memory("VmRSS")
 report = gguf.write(plan, sys.argv[2], workers=1)  # of several each takes as much
 largest = max(tensor.source.working_bytes for tensor in plan.tensors)
@@ -53,11 +39,9 @@ def many_layers(tmp_path_factory):
     return folder
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+@needs_proc
 def test_memory_is_that_of_a_few_tensors(many_layers, tmp_path):
-    command = [sys.executable, "-c", _MEASURED, str(many_layers), str(tmp_path / "model.gguf")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
+    found = run_measured(_MEASURED, many_layers, tmp_path / "model.gguf")
     assert found["added"] < 3 * found["largest"] + 2**24
     assert found["added"] < found["bytes"] / 1.5
 

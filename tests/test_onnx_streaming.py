@@ -1,29 +1,15 @@
 """Memory of an ONNX export: a few tensors, not the model."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
+from made_memory import needs_proc, run_measured
 
 # Tracing needs memory of its own, which a small model shows; what a large one adds is weights.
 _MEASURED = """
-import json, sys
-from pathlib import Path
 from exporters import onnx
-from lrqat.checkpoint import Checkpoint
-
-def memory(key):
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return 1024 * int(line.split()[1])
 
 def export(checkpoint):
     plan = onnx.plan(Checkpoint.open(checkpoint))
-    Path("/proc/self/clear_refs").write_text("5")
+    forget_the_peak()
     report = onnx.write(plan, Path(sys.argv[3], Path(checkpoint).name))
     return memory("VmHWM"), report.bytes, max(tensor.nbytes for tensor in plan.tensors)
 
@@ -53,10 +39,8 @@ def small_and_large(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+@needs_proc
 def test_memory_is_that_of_a_few_pieces(small_and_large, tmp_path):
-    command = [sys.executable, "-c", _MEASURED, *map(str, small_and_large), str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
+    found = run_measured(_MEASURED, *small_and_large, tmp_path)
     assert found["largest"] > found["bytes"] / 1.5
     assert found["added"] < found["largest"] / 1.5  # whole tables: more than twice the largest

@@ -98,10 +98,10 @@ class Plan:
             shape = " x ".join(map(str, tensor.shape))
             name = any_layer(tensor.name)
             groups.setdefault((name, tensor.dtype.name, shape), []).append(tensor)
-        lines = [f"{'initializer':<52} {'type':<5} {'shape':>14} {'count':>5} {'bytes':>14}"]
+        lines = [f"{'initializer':<52} {'type':<8} {'shape':>14} {'count':>5} {'bytes':>14}"]
         for (name, dtype, shape), members in groups.items():
             total = sum(tensor.nbytes for tensor in members)
-            lines.append(f"{name:<52} {dtype:<5} {shape:>14} {len(members):>5} {total:>14,}")
+            lines.append(f"{name:<52} {dtype:<8} {shape:>14} {len(members):>5} {total:>14,}")
         lines.append(f"{len(self.tensors)} initializers, {self.tensor_bytes:,} bytes")
         lines += [choice.line() for choice in self.choices]
         lines += [f"note: {note}" for note in self.notes]
