@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _SHARED_BYTES = 1 << 29
-_SMALL_BYTES = 1 << 28
+_SMALL_BYTES = 1 << 28  # of all items together: done sooner than a process has started
 _BATCHES = 8  # a worker, so that none waits long for the last; each carries `work` over anew
 
 

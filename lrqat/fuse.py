@@ -226,8 +226,9 @@ def _state(
         known, own = _range_tensors(layer)
         state |= {name + PARTS[part]: tensor for part, tensor in known.items()}
         extra |= {name + PARTS[part]: tensor for part, tensor in own.items()}
-        if getattr(layer, "bias", None) is not None:
-            state[f"{name}.bias"] = _narrowest(layer.bias, stored_dtype)  # type: ignore[arg-type]
+        bias: Tensor | None = getattr(layer, "bias", None)
+        if bias is not None:
+            state[f"{name}.bias"] = _narrowest(bias, stored_dtype)
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, QuantizedWeight):
             trained |= {f"{name}.{own}" for own in module.state_dict()}

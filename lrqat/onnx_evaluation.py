@@ -99,22 +99,23 @@ def logits_of(session: Any) -> LogitsFunction:
     return logits
 
 
-def feeds_of(session: Any, tokens: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-    """Every input of an exported model for tokens (n,) with an empty cache."""
+def feeds_of(session: Any, tokens: NDArray[np.int64], past: int = 0) -> dict[str, NDArray[Any]]:
+    """Every input of an exported model for tokens (n,) after `past` others, of a cache of zeros."""
+    total = past + len(tokens)
     feeds = {
         "input_ids": np.ascontiguousarray(tokens, np.int64)[None],
-        "attention_mask": np.ones((1, len(tokens)), np.int64),
-        "position_ids": np.arange(len(tokens), dtype=np.int64)[None],
-        **empty_cache(session, 1),
+        "attention_mask": np.ones((1, total), np.int64),
+        "position_ids": np.arange(past, total, dtype=np.int64)[None],
+        **zero_cache(session, 1, past),
     }
     # The compact form (exporters.onnx_genai) counts positions itself.
     return {entry.name: feeds[entry.name] for entry in session.get_inputs()}
 
 
-def empty_cache(session: Any, batch: int) -> dict[str, NDArray[Any]]:
-    """A cache of no tokens, by input name: (batch, kv_heads, 0, width) in the input's type."""
+def zero_cache(session: Any, batch: int, length: int = 0) -> dict[str, NDArray[Any]]:
+    """A cache of zeros, by input name: (batch, kv_heads, length, width) in the input's type."""
     return {
-        entry.name: np.zeros((batch, entry.shape[1], 0, entry.shape[3]), _NUMPY[entry.type])
+        entry.name: np.zeros((batch, entry.shape[1], length, entry.shape[3]), _NUMPY[entry.type])
         for entry in session.get_inputs()
         if entry.name.startswith("past_key_values.")
     }

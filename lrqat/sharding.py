@@ -5,7 +5,7 @@ Everything here does nothing to a model that is not sharded, so callers need not
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -18,9 +18,9 @@ if dist.is_available():
 
 def full(tensor: Tensor) -> Tensor:
     """The whole tensor. Of a sharded one: gathered, so every rank must call this."""
-    if not _is_sharded(tensor):
-        return tensor
-    return tensor.full_tensor()  # type: ignore[attr-defined]
+    if _is_sharded(tensor):
+        return tensor.full_tensor()
+    return tensor
 
 
 def shard_like(whole: Tensor, example: Tensor) -> Tensor:
@@ -29,14 +29,10 @@ def shard_like(whole: Tensor, example: Tensor) -> Tensor:
     No communication: every rank must hold the same `whole`.
     """
     whole = whole.to(example.device)
-    if not _is_sharded(example):
-        return whole
-    return distribute_tensor(
-        whole,
-        example.device_mesh,  # type: ignore[attr-defined]
-        example.placements,  # type: ignore[attr-defined]
-        src_data_rank=None,
-    )
+    if _is_sharded(example):
+        mesh, placements = example.device_mesh, example.placements
+        return distribute_tensor(whole, mesh, placements, src_data_rank=None)
+    return whole
 
 
 def whole_parts(model: nn.Module) -> Iterator[nn.Module]:
@@ -86,7 +82,7 @@ def fill(bare: nn.Module, model: nn.Module) -> nn.Module:
     return bare
 
 
-def _is_sharded(tensor: Tensor) -> bool:
+def _is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
     return dist.is_available() and isinstance(tensor, DTensor)
 
 

@@ -52,14 +52,15 @@ class StoredRanges:
 
     def take(self, rows: NDArray[np.intp] | slice) -> "StoredRanges":
         """Those of some rows."""
-        parts = (getattr(self, field.name) for field in fields(self))
-        return StoredRanges(*(None if part is None else part[rows] for part in parts))  # type: ignore[arg-type]
+        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        parts |= {name: part[rows] for name, part in parts.items() if part is not None}
+        return StoredRanges(**parts)
 
     @classmethod
     def join(cls, several: Sequence["StoredRanges"]) -> "StoredRanges":
         """The rows of several, one after another; all have the same parts."""
-        columns = zip(*([getattr(r, f.name) for f in fields(cls)] for r in several), strict=True)
-        return cls(*(None if p[0] is None else np.concatenate(p) for p in columns))  # type: ignore[arg-type]
+        parts: dict[str, Any] = {f.name: [getattr(r, f.name) for r in several] for f in fields(cls)}
+        return cls(**{n: np.concatenate(p) for n, p in parts.items() if p[0] is not None})
 
 
 PARTS: dict[str, str] = {field.name: f".weight_{field.name}" for field in fields(StoredRanges)}

@@ -108,11 +108,13 @@ class LRQATTrainer(Trainer):
             _refuse_fsdp(self.accelerator.state.fsdp_plugin.fsdp_version, optimizer)
             self._skeleton = skeleton(self._prepared)
 
-    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
         """Train, after removing what a killed process left unfinished among the states."""
         if self.is_world_process_zero():
             states.sweep(self._folder)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def trained_model(self) -> nn.Module:
         """The prepared model with what was learned, whole on this process.
@@ -173,9 +175,10 @@ class LRQATTrainer(Trainer):
         self.store_flos()
         named = trained_parameters(self._prepared)
         adapters = {name: full(p.detach()).cpu().contiguous() for name, p in named.items()}
+        assert self.lr_scheduler is not None  # made before the first step
         tensors, training = optimizer_snapshot(self.optimizer, named)
         training |= {
-            "schedule": self.lr_scheduler.state_dict(),  # type: ignore[union-attr]
+            "schedule": self.lr_scheduler.state_dict(),
             "guard": self.guard.to_json(),
             "processes": self.args.world_size,
         }
@@ -219,7 +222,8 @@ class LRQATTrainer(Trainer):
             load_file(Path(checkpoint) / states.OPTIMIZER),
             training,
         )
-        self.lr_scheduler.load_state_dict(training["schedule"])  # type: ignore[union-attr]
+        assert self.lr_scheduler is not None  # made before this is called
+        self.lr_scheduler.load_state_dict(training["schedule"])
         self.guard.load_json(training["guard"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:

@@ -1,6 +1,6 @@
 """Speed of an exported GGUF file in llama.cpp, next to llama-quantize's file of the same types.
 
-Where a file's tensors come to lie in memory moves the time of a token by some 10 %, more than any
+Where a file's tensors come to lie in memory moves the time of a token by 5 to 10 %, more than any
 difference between the files, and pages that the system keeps of a file stay where they are. So
 every round copies and loads both anew, in turns and in changing order, and what counts is the
 median of many rounds.

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrqat.errors import RuntimeUnavailableError, UserError
-from lrqat.onnx_evaluation import empty_cache, logits_of
+from lrqat.onnx_evaluation import logits_of, zero_cache
 
 
 class OnnxRuntime:
@@ -93,7 +93,7 @@ class OnnxRuntime:
 
     def empty_cache(self, batch: int) -> dict[str, NDArray[Any]]:
         """A cache of no tokens, by input name: (batch, kv_heads, 0, width) in the input's type."""
-        return empty_cache(self.session, batch)
+        return zero_cache(self.session, batch)
 
     def close(self) -> None:
         """Free the session."""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from lrqat.checkpoint import Checkpoint
+from lrqat.onnx_evaluation import feeds_of, zero_cache
 from lrqat.turns import Progress, Times, time_in_turns
 from runtime_tests.onnx_runtime import OnnxRuntime
 
@@ -39,21 +40,10 @@ class Contender:
     def call(self, tokens: int, past: int) -> Callable[[], Any]:
         """A call with `tokens` new tokens after `past` others, whose cache is zeros."""
         session = self.opened.session
-        total = past + tokens
-        feeds: dict[str, Any] = {
-            "input_ids": np.arange(tokens, dtype=np.int64)[None] % 256,
-            "attention_mask": np.ones((1, total), np.int64),
-            "position_ids": np.arange(past, total, dtype=np.int64)[None],
-        }
-        for entry in session.get_inputs():
-            if entry.name.startswith("past_key_values."):
-                length = total if self.in_place else past
-                shape = 1, entry.shape[1], length, entry.shape[3]
-                feeds[entry.name] = np.zeros(shape, np.float32)
-        taken = {entry.name: feeds[entry.name] for entry in session.get_inputs()}
+        feeds = feeds_of(session, np.arange(tokens) % 256, past)
         if self.in_place:
-            return _bound(session, taken)
-        return lambda: session.run(None, taken)
+            return _bound(session, feeds | zero_cache(session, 1, past + tokens))
+        return lambda: session.run(None, feeds)
 
 
 def write_forms(checkpoint: Path, folder: Path, level: int = 1) -> dict[str, Contender]:

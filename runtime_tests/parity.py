@@ -27,7 +27,7 @@ from lrqat.perplexity import Comparison, LogitsFunction, Progress, Windows, comp
 from lrqat.publish import refuse_existing
 from lrqat.reference import load_reference, torch_logits
 from lrqat.text import encode, window_bos
-from runtime_tests.provers import L1_BOUND, prover_of
+from runtime_tests.provers import L1_BOUND, Prover, prover_of
 from runtime_tests.targets import open_target
 from runtime_tests.tolerance import Tolerance
 
@@ -155,47 +155,100 @@ def prove(
     provers = [prover_of(Path(file)) for file in files]
     if accuracy_levels and not any(prover.at_level for prover in provers):
         raise UserError("accuracy levels are ONNX Runtime's, and no file is an ONNX folder")
-    checkpoint = Checkpoint.open(checkpoint_path)
-    tokenizer = hub.load_tokenizer(checkpoint.path)
-    tokens = encode(tokenizer, text)
-    windows = Windows.cut(tokens, context, window_bos(tokenizer), limit)
-    model = load_reference(checkpoint)
-    reference = torch_logits(model)
+    reference = _Reference.of(Checkpoint.open(checkpoint_path), text, context, limit)
     if kl_base:
-        write_kl_base(kl_base, reference, windows, progress=progress(f"writing {kl_base.name}"))
-    proofs = []
-    for file, prover in zip(files, provers, strict=True):
-        path = Path(file)
-        mismatches = prover.verify(path, checkpoint)
-        with prover.twin(path, checkpoint, context, converter) as twin:
-            _refuse_other_vocabulary(path, reference, twin, windows)
-            with prover.as_runtime(model) as bound:
-                difference = _largest_difference(reference, twin, windows)
-        with (
-            open_target(file, context=context) as target,
-            prover.as_stored(model, path, checkpoint),
-        ):
-            _refuse_other_vocabulary(path, reference, target.logits, windows)
-            proof = Proof(
-                file=file,
-                runtime=target.runtime,
-                bytes=target.bytes,
-                tensors=len(mismatches),
-                mismatches={name: count for name, count in mismatches.items() if count},
-                same_tokens=target.encode(text) == tokens and target.bos == window_bos(tokenizer),
-                logit_difference=difference,
-                comparison=compare(reference, target.logits, windows, progress(target.runtime)),
-                tolerance=prover.bounds(checkpoint),
-                logit_bound=bound,
-                roundings=prover.roundings(path, checkpoint, windows.tokens[0, :ROUNDED_POSITIONS]),
-            )
-            if prover.at_level:
-                for level in accuracy_levels:
-                    with prover.at_level(path, level) as logits:
-                        found = compare(reference, logits, windows, progress(f"level {level}"))
-                    proof.at_levels[level] = found
-        proofs.append(proof)
-    return proofs
+        shown = progress(f"writing {kl_base.name}")
+        write_kl_base(kl_base, reference.logits, reference.windows, progress=shown)
+    return [
+        _prove(reference, file, prover, converter, accuracy_levels, progress)
+        for file, prover in zip(files, provers, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What files are compared with: the fake-quant model in PyTorch, and the text as it reads it.
+
+    Attributes:
+        checkpoint: its checkpoint.
+        model: the model.
+        logits: of it.
+        text: the evaluation text.
+        tokens: its ids.
+        bos: id that starts every window, or None.
+        windows: of the ids.
+    """
+
+    checkpoint: Checkpoint
+    model: Any
+    logits: LogitsFunction
+    text: str
+    tokens: list[int]
+    bos: int | None
+    windows: Windows
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, text: str, context: int, limit: int | None) -> "_Reference":
+        tokenizer = hub.load_tokenizer(checkpoint.path)
+        tokens, bos = encode(tokenizer, text), window_bos(tokenizer)
+        windows = Windows.cut(tokens, context, bos, limit)
+        model = load_reference(checkpoint)
+        return cls(checkpoint, model, torch_logits(model), text, tokens, bos, windows)
+
+
+def _prove(
+    reference: _Reference,
+    file: str,
+    prover: Prover,
+    converter: str | None,
+    accuracy_levels: Sequence[int],
+    progress: Callable[[str], Progress | None],
+) -> Proof:
+    """The proof of one file; the arguments are those of `prove`."""
+    path, checkpoint, windows = Path(file), reference.checkpoint, reference.windows
+    mismatches = prover.verify(path, checkpoint)
+    with prover.twin(path, checkpoint, windows.context, converter) as twin:
+        _refuse_other_vocabulary(path, reference.logits, twin, windows)
+        with prover.as_runtime(reference.model) as bound:
+            difference = _largest_difference(reference.logits, twin, windows)
+    with (
+        open_target(file, context=windows.context) as target,
+        prover.as_stored(reference.model, path, checkpoint),
+    ):
+        _refuse_other_vocabulary(path, reference.logits, target.logits, windows)
+        comparison = compare(reference.logits, target.logits, windows, progress(target.runtime))
+        same_tokens = target.encode(reference.text) == reference.tokens
+        return Proof(
+            file=file,
+            runtime=target.runtime,
+            bytes=target.bytes,
+            tensors=len(mismatches),
+            mismatches={name: count for name, count in mismatches.items() if count},
+            same_tokens=same_tokens and target.bos == reference.bos,
+            logit_difference=difference,
+            comparison=comparison,
+            tolerance=prover.bounds(checkpoint),
+            logit_bound=bound,
+            roundings=prover.roundings(path, checkpoint, windows.tokens[0, :ROUNDED_POSITIONS]),
+            at_levels=_at_levels(reference, path, prover, accuracy_levels, progress),
+        )
+
+
+def _at_levels(
+    reference: _Reference,
+    path: Path,
+    prover: Prover,
+    levels: Sequence[int],
+    progress: Callable[[str], Progress | None],
+) -> dict[int, Comparison]:
+    """What the file computes at other accuracy levels; nothing where its runtime has none."""
+    found: dict[int, Comparison] = {}
+    if prover.at_level:
+        for level in levels:
+            shown = progress(f"level {level}")
+            with prover.at_level(path, level) as logits:
+                found[level] = compare(reference.logits, logits, reference.windows, shown)
+    return found
 
 
 def _refuse_other_vocabulary(

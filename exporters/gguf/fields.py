@@ -82,16 +82,22 @@ class Factors:
                 grouped -= self.minimum.astype(np.float32)[:, :, None]
         return grouped.reshape(rows, columns)
 
-    def are(self, levels: NDArray[Any], scale: Floats, minimum: Floats | None) -> bool:
-        """Whether they are these very numbers, which may serve more weights each.
+    def are_those_of(self, levels: NDArray[Any], scale: Floats, minimum: Floats | None) -> bool:
+        """Whether every number is the same, each perhaps for fewer weights than there.
 
         Then the weights are equal; if not, they may be so all the same.
         """
-        if (minimum is None) != (self.minimum is None):
-            return False
-        pairs = [(self.scale, scale)]
-        if minimum is not None and self.minimum is not None:
-            pairs.append((self.minimum, minimum))
-        return np.array_equal(self.levels, levels) and all(
-            bool((own.reshape(*other.shape, -1) == other[:, :, None]).all()) for own, other in pairs
+        return (
+            np.array_equal(self.levels, levels)
+            and _repeats(self.scale, scale)
+            and _repeats(self.minimum, minimum)
         )
+
+
+def _repeats(own: NDArray[Any] | None, other: Floats | None) -> bool:
+    """Whether `own` (out, n) is `other` (out, m), each number n / m times."""
+    if own is None or other is None:
+        return own is other
+    if own.shape[1] % other.shape[1]:
+        return False
+    return bool((own.reshape(*other.shape, -1) == other[:, :, None]).all())

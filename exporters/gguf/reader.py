@@ -195,7 +195,7 @@ def _check_integers(
 
 def _unlike_weights(found: Factors, tensor: QuantizedTensor) -> int:
     """How many weights differ. They are multiplied only where the factors differ."""
-    if found.are(tensor.q, tensor.scale, tensor.ranges.offset):
+    if found.are_those_of(tensor.q, tensor.scale, tensor.ranges.offset):
         return 0
     # Zeros are equal whatever their sign; NaN differs from all numbers.
     return int(np.count_nonzero(found.weights() != tensor.dequantize()))

@@ -123,20 +123,24 @@ class Source:
         whole = [slice(0, self.rows)]
         return list(_pieces(whole[0], self.shape[-1], values)) if self._is_read_partly else whole
 
-    def read_pieces(
-        self, checkpoint: Checkpoint, span: slice | None = None
-    ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """The same values, or those of a span, some rows at a time, with which rows they are.
-
-        A floating matrix that is stored as it lies in the checkpoint, as embedding and head are, is
-        never whole in memory.
-        """
+    def read_pieces(self, checkpoint: Checkpoint) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """The same values, some rows at a time, with which rows they are."""
         if self.quantized:
             for rows, tensor in self.quantized_pieces(checkpoint):
                 yield rows, tensor.dequantize()
-            return
+        else:
+            yield from self.floating_pieces(checkpoint, slice(0, self.rows))
+
+    def floating_pieces(
+        self, checkpoint: Checkpoint, span: slice
+    ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Values of a floating tensor in the rows of `span`, some rows at a time.
+
+        A matrix that is stored as it lies in the checkpoint, as embedding and head are, is never
+        whole in memory.
+        """
         whole = None if self._is_read_partly else self.read_values(checkpoint)
-        for rows in _pieces(span or slice(0, self.rows), self.shape[-1], _PIECE_VALUES):
+        for rows in _pieces(span, self.shape[-1], _PIECE_VALUES):
             if whole is None:
                 yield rows, self._shifted(self._exact(checkpoint.floating(self.origin, rows)))
             else:

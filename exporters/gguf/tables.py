@@ -145,7 +145,7 @@ def changed_values(checkpoint: Checkpoint, source: Source) -> dict[str, int]:
 
 def _kept_values(checkpoint: Checkpoint, source: Source, span: slice) -> Counter[str]:
     kept = Counter[str]()
-    for _, values in source.read_pieces(checkpoint, span):
+    for _, values in source.floating_pieces(checkpoint, span):
         for name, block in float_blocks().items():
             kept[name] += int(np.count_nonzero(block.exact(values)))
     return kept

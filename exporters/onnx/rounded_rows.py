@@ -32,6 +32,13 @@ def integers_of(checkpoint: Checkpoint, module: str) -> QuantizedTensor:
     return round_rows(module, checkpoint.floating(f"{module}.weight"))
 
 
+def scales_of(checkpoint: Checkpoint, module: str) -> NDArray[np.float32]:
+    """The same's scales (rows, groups) alone; trained integers are not unpacked for them."""
+    if module in checkpoint.quantized_names:
+        return checkpoint.ranges(module).scale
+    return integers_of(checkpoint, module).scale
+
+
 def round_rows(module: str, values: NDArray[np.floating]) -> QuantizedTensor:
     """The nearest integers of `values` (rows, columns) with one scale a row.
 

@@ -36,7 +36,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.activations import activation_grid
-from exporters.onnx.rounded_rows import integers_of
+from exporters.onnx.rounded_rows import grid_of, integers_of, scales_of
 from exporters.onnx.rows import code_shape, pack_rows
 from lrqat.activations import find_activation_grid
 from lrqat.checkpoint import Checkpoint
@@ -47,6 +47,7 @@ Shape = tuple[int, ...]
 # Numbers that are read and converted at once: 16 MiB of float32.
 _PIECE = 1 << 22
 _SLAB = 64  # rows
+_LARGEST = {ir.DataType.FLOAT16: "65504", ir.DataType.BFLOAT16: "3.39e38"}
 
 
 @dataclass(frozen=True)
@@ -152,9 +153,6 @@ def pieces(
         yield found
 
 
-_LARGEST = {ir.DataType.FLOAT16: "65504", ir.DataType.BFLOAT16: "3.39e38"}
-
-
 def stored(kind: str, checkpoint: Checkpoint, source: str, dtype: ir.DataType) -> NDArray[Any]:
     """The same as one array; raises as `pieces` does."""
     found = list(pieces(kind, checkpoint, source, dtype))
@@ -188,14 +186,11 @@ def _read_integers(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
 
 
 def _read_scales(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
-    tensor = integers_of(checkpoint, name)
-    yield _by_group(tensor.scale, tensor.grid)
+    yield _by_group(scales_of(checkpoint, name), grid_of(checkpoint, name))
 
 
 def _read_zero_points(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
-    tensor = checkpoint.quantized(name)
-    assert tensor.ranges.zero_point is not None
-    yield _by_group(tensor.ranges.zero_point, tensor.grid)
+    yield _by_group(_zero_points(checkpoint, name), checkpoint.grid(name))
 
 
 def _read_codes(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
@@ -204,13 +199,17 @@ def _read_codes(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
 
 
 def _read_row_scales(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
-    yield integers_of(checkpoint, name).scale
+    yield scales_of(checkpoint, name)
 
 
 def _read_row_zero_points(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
-    zero_point = checkpoint.quantized(name).ranges.zero_point
-    assert zero_point is not None
-    yield zero_point
+    yield _zero_points(checkpoint, name)
+
+
+def _zero_points(checkpoint: Checkpoint, name: str) -> NDArray[np.int8]:
+    zero_point = checkpoint.ranges(name).zero_point
+    assert zero_point is not None  # only planned where the grid has them
+    return zero_point
 
 
 def _by_group(part: NDArray[Any], grid: Grid) -> NDArray[Any]:
