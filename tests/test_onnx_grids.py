@@ -23,7 +23,12 @@ FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 def holder(tensor):
     """Something that gives out one made tensor as a checkpoint does."""
-    return SimpleNamespace(quantized=lambda name: tensor, quantized_names=["made"])
+    return SimpleNamespace(
+        quantized_names=["made"],
+        quantized=lambda name: tensor,
+        ranges=lambda name: tensor.ranges,
+        grid=lambda name: tensor.grid,
+    )
 
 
 def arrays(tensor, two_bits=True):
