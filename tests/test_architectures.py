@@ -8,79 +8,23 @@ import re
 
 import pytest
 import torch
-import transformers as hf
-from made_architectures import HEAD_DIM, MODELS, SIZES, STACKS, TIED, VOCABULARY, make
-from torch import nn
+from made_architectures import MODELS, STACKS, TIED, make
+from made_trained import IDS, SETTINGS, assert_computes_the_same, logits, loss, move, round_trip
 from transformers.pytorch_utils import Conv1D
 
 from lrqat import hub
-from lrqat.base_model import make_tokenizer
-from lrqat.checkpoint import Checkpoint
-from lrqat.errors import UserError
-from lrqat.fuse import fuse
-from lrqat.layer import LRQATLinear, full_precision
-from lrqat.methods import METHODS, LoRALinear
-from lrqat.prepare import Settings, check_settings, merge_and_round, prepare, quantized_layers
-from lrqat.reference import load_reference
-from lrqat.surgery import OUTPUT_HEAD, ROUTER, WHOLE_STACK, plan_surgery
+from lrqat.layer import full_precision
+from lrqat.prepare import prepare, quantized_layers
+from lrqat.surgery import OUTPUT_HEAD, ROUTER, plan_surgery
 from lrqat.tables import LRQATEmbedding, LRQATExperts
-from lrqat.weight import QuantizedWeight
 
 # One of every kind of embedding: plain and scaled, tied and not, other names.
 EMBEDDINGS = ("llama", "qwen3", "gemma3", "granite", "gpt2", "gpt_neox")
-# The layer adds a bias to the product; transformers does both in one kernel, which rounds once.
-WITH_BIAS = {"qwen2", "qwen2_moe", "gpt2", "gpt_neox"}
-IDS = torch.randint(0, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(1))
-SETTINGS = Settings(rank=4, range_init="minmax")
 
 
-def prepared(name, plan=None, settings=SETTINGS):
+def prepared(name):
     model = make(name)
-    return prepare(model, plan or plan_surgery(model, "q4_0"), settings)
-
-
-def logits(model):
-    with torch.no_grad():
-        return model(input_ids=IDS, use_cache=False).logits
-
-
-def loss(model):
-    return model(input_ids=IDS, labels=IDS, use_cache=False).loss
-
-
-def move(model):
-    """Random low-rank matrices and scales, as if trained."""
-    torch.manual_seed(2)
-    for _, layer in quantized_layers(model):
-        nn.init.normal_(layer.lora_a, std=layer.grid.q_max / 64)
-        layer.scale.data.mul_(torch.empty_like(layer.scale).uniform_(0.8, 1.2))
-    return model
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return make_tokenizer(["some text to make merges of, " * 20], vocabulary=VOCABULARY)
-
-
-@pytest.fixture
-def round_trip(tokenizer, tmp_path):
-    """Function (model, plan) -> the opened checkpoint and the reference."""
-
-    def run(model, plan):
-        base = {"name": "tiny", "revision": None, "dtype": "float32"}
-        folder = fuse(model, tokenizer, tmp_path / "fused", plan=plan, base_model=base)
-        checkpoint = Checkpoint.open(folder)
-        return checkpoint, load_reference(checkpoint)
-
-    return run
-
-
-def assert_computes_the_same(name, model, reference):
-    ours, theirs = logits(model), logits(reference)
-    if name in WITH_BIAS:
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    else:
-        assert torch.equal(ours, theirs)
+    return prepare(model, plan_surgery(model, "q4_0"), SETTINGS)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -167,11 +111,11 @@ def test_experts_are_built_one_by_one(name, training):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_reference_is_the_trained_model(name, round_trip):
+def test_the_reference_is_the_trained_model(name, tmp_path):
     model = make(name)
     plan = plan_surgery(model, "q4_0")
     move(prepare(model, plan, SETTINGS))
-    checkpoint, reference = round_trip(model, plan)
+    checkpoint, reference = round_trip(model, plan, tmp_path)
     assert sum(
         checkpoint.shape(n)[0] * checkpoint.shape(n)[1] for n in checkpoint.quantized_names
     ) == sum(t.weights for t in plan.quantized.values())
@@ -179,7 +123,7 @@ def test_the_reference_is_the_trained_model(name, round_trip):
 
 
 @pytest.mark.parametrize("name", EMBEDDINGS)
-def test_embedding_and_head_on_a_grid(name, round_trip):
+def test_embedding_and_head_on_a_grid(name, tmp_path):
     _, (_, embedding, head), inside = MODELS[name]
     expected = logits(make(name))
     model = make(name)
@@ -202,7 +146,7 @@ def test_embedding_and_head_on_a_grid(name, round_trip):
     assert len(layers) == 2 * len(inside) + (1 if name in TIED else 2)
     if name in TIED:
         assert model.get_submodule(embedding).table is model.get_submodule(head)
-    checkpoint, reference = round_trip(model, plan)
+    checkpoint, reference = round_trip(model, plan, tmp_path)
     kinds = {n: checkpoint.kind(n) for n in checkpoint.quantized_names}
     assert kinds[embedding] == "embedding"
     assert (head in kinds) == (name not in TIED)
@@ -247,128 +191,3 @@ def test_a_model_on_meta_is_prepared_from_a_reader():
     for (name, ours), (other, theirs) in pairs:
         assert name == other
         assert torch.equal(ours.phi, theirs.phi)
-
-
-def wide_llama(**changes):
-    torch.manual_seed(0)
-    sizes = SIZES | {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
-    return hf.LlamaForCausalLM(hf.LlamaConfig(**sizes | changes)).eval()
-
-
-def test_a_grid_for_every_part(round_trip):
-    model = wide_llama()
-    grids = {"down_proj": "q6_k", "lm_head": "q6_k", "embed_tokens": "q8_0", "v_proj": "q4_k"}
-    grids |= {"gate_proj": "int3-asym-g64", "up_proj": "iq4_nl"}
-    plan = plan_surgery(model, "q4_0", keep=["o_proj"], grid_for=grids)
-    named = {n.rpartition(".")[2]: t.grid.name for n, t in plan.quantized.items()}
-    assert named == grids | {"q_proj": "q4_0", "k_proj": "q4_0"}
-    move(prepare(model, plan, SETTINGS))
-    checkpoint, reference = round_trip(model, plan)
-    assert checkpoint.grids == set(named.values())
-    assert "model.layers.0.self_attn.o_proj.weight" in checkpoint.floating_names
-    assert torch.equal(logits(model), logits(reference))
-
-
-def test_the_last_matching_pattern_counts():
-    plan = plan_surgery(wide_llama(), "q4_0", grid_for={"proj": "q5_0", "down_proj": "q6_k"})
-    assert plan.quantized["model.layers.0.mlp.down_proj"].grid.name == "q6_k"
-    assert plan.quantized["model.layers.0.mlp.up_proj"].grid.name == "q5_0"
-
-
-@pytest.mark.parametrize(
-    ("name", "grid_for", "match"),
-    [
-        ("llama", {"no_such": "q8_0"}, "'no_such' matches no linear layer"),
-        ("llama", {"down_proj": "q9_9"}, "unknown grid 'q9_9'"),
-        ("qwen3", {"embed_tokens": "q8_0", "lm_head": "q6_k"}, "give one grid"),
-        ("qwen3_moe", {r"mlp\.gate$": "q8_0"}, "matches no linear layer"),
-    ],
-)
-def test_patterns_that_ask_for_the_impossible(name, grid_for, match):
-    with pytest.raises(UserError, match=match):
-        plan_surgery(make(name), "q4_0", grid_for=grid_for)
-
-
-def test_routers_are_out_of_reach_of_patterns():
-    plan = plan_surgery(make("qwen2_moe"), "q4_0", grid_for={"gate": "q8_0"})
-    assert plan.kept["model.layers.0.mlp.gate"] == ROUTER
-    assert plan.kept["model.layers.1.mlp.shared_expert_gate"] == ROUTER
-    assert plan.quantized["model.layers.0.mlp.experts.gate_up_proj"].grid.name == "q8_0"
-
-
-def test_stacks_that_cannot_be_indexed_stay_and_are_named():
-    config = hf.GptOssConfig(
-        **HEAD_DIM, num_local_experts=4, num_experts_per_tok=2, layer_types=["full_attention"] * 2
-    )
-    plan = plan_surgery(hub.meta_model(config), "q4_0", grid_for={"proj": "q8_0"})
-    assert plan.kept["model.layers.0.mlp.experts.gate_up_proj"] == WHOLE_STACK
-    assert plan.kept["model.layers.0.mlp.experts.down_proj"] == WHOLE_STACK
-    assert plan.kept["model.layers.0.mlp.router"] == ROUTER
-    assert len(plan.quantized) == 2 * 4
-
-
-def test_a_router_within_a_router_stays():
-    sizes = {k: v for k, v in SIZES.items() if k != "num_attention_heads"}
-    plan = plan_surgery(hub.meta_model(hf.JetMoeConfig(**sizes, kv_channels=16)), "q4_0")
-    assert set(plan.quantized) == {f"model.layers.{i}.self_attention.kv_proj" for i in range(2)}
-    assert plan.kept["model.layers.0.mlp.router.layer"] == ROUTER
-    assert plan.kept["model.layers.0.mlp.input_linear.weight"] == WHOLE_STACK
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_each_method_trains_its_own_parameters_alone(name, method, round_trip):
-    settings = Settings(rank=4, range_init="minmax", method=method)
-    model = make(name)
-    expected, plan = logits(model), plan_surgery(model, "q4_1")
-    prepare(model, plan, settings)
-    layers = [m for m in model.modules() if isinstance(m, QuantizedWeight | LoRALinear)]
-    assert len(layers) == len(plan.quantized)
-    with full_precision(model):
-        torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-5)
-    wanted = set(METHODS[method].trains)
-    if method == "rtn":
-        assert not loss(model).requires_grad
-    else:
-        loss(model).backward()
-    for layer in layers:
-        graded = {n for n, p in layer.named_parameters() if p.grad is not None}
-        assert graded == {n for n, p in layer.named_parameters() if p.requires_grad} == wanted
-        assert all(p.grad.isfinite().all() for p in layer.parameters() if p.grad is not None)
-        # A is zero, and (in full training) the minima move what is clipped: nothing as yet.
-        silent = {"lora_b", "minimum"} if method == "full" else {"lora_b"}
-        assert all(getattr(layer, n).grad.any() for n in wanted - silent)
-    with torch.no_grad():
-        for parameter in (p for layer in layers for p in layer.parameters() if p.requires_grad):
-            parameter.add_(0.05 * parameter.abs().mean() * torch.randn_like(parameter))
-    if method == "lora-then-rtn":
-        merge_and_round(model, plan, settings)
-        assert not any(p.requires_grad for p in model.parameters())
-    assert_computes_the_same(name, model, round_trip(model, plan)[1])
-
-
-def test_merging_rounds_the_sum():
-    model = make("llama")
-    plan, settings = plan_surgery(model, "q8_0"), Settings(rank=4, method="lora-then-rtn")
-    prepare(model, plan, settings)
-    name = "model.layers.1.mlp.up_proj"
-    lora = model.get_submodule(name)
-    nn.init.normal_(lora.lora_a, std=0.1)
-    merged = lora.phi + lora.lora_a @ lora.lora_b
-    merge_and_round(model, plan, settings)
-    layer = model.get_submodule(name)
-    assert isinstance(layer, LRQATLinear)
-    rounded = layer.integers() * layer.stored().scale.repeat_interleave(32, dim=1)
-    steps = layer.stored().scale.repeat_interleave(32, dim=1)
-    assert ((rounded - merged).abs() <= 0.51 * steps).float().mean() > 0.99
-
-
-@pytest.mark.parametrize("method", ["full", "lora-then-rtn"])
-@pytest.mark.parametrize(
-    ("name", "grid_for", "what"),
-    [("llama", {"embed_tokens": "q8_0"}, "an embedding"), ("qwen3_moe", {}, "a stack of experts")],
-)
-def test_methods_of_linear_layers_refuse_the_rest(method, name, grid_for, what):
-    plan = plan_surgery(make(name), "q4_0", grid_for=grid_for)
-    with pytest.raises(UserError, match=f"--method {method} does not train .*{what}"):
-        check_settings(plan, Settings(rank=4, method=method))

@@ -1,0 +1,73 @@
+"""The methods that LR-QAT is compared with: what each trains, merges and refuses."""
+
+import pytest
+import torch
+from made_architectures import make
+from made_trained import assert_computes_the_same, logits, loss, round_trip
+from torch import nn
+
+from lrqat.errors import UserError
+from lrqat.layer import LRQATLinear, full_precision
+from lrqat.methods import METHODS, LoRALinear
+from lrqat.prepare import Settings, check_settings, merge_and_round, prepare
+from lrqat.surgery import plan_surgery
+from lrqat.weight import QuantizedWeight
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_each_method_trains_its_own_parameters_alone(name, method, tmp_path):
+    settings = Settings(rank=4, range_init="minmax", method=method)
+    model = make(name)
+    expected, plan = logits(model), plan_surgery(model, "q4_1")
+    prepare(model, plan, settings)
+    layers = [m for m in model.modules() if isinstance(m, QuantizedWeight | LoRALinear)]
+    assert len(layers) == len(plan.quantized)
+    with full_precision(model):
+        torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-5)
+    wanted = set(METHODS[method].trains)
+    if method == "rtn":
+        assert not loss(model).requires_grad
+    else:
+        loss(model).backward()
+    for layer in layers:
+        graded = {n for n, p in layer.named_parameters() if p.grad is not None}
+        assert graded == {n for n, p in layer.named_parameters() if p.requires_grad} == wanted
+        assert all(p.grad.isfinite().all() for p in layer.parameters() if p.grad is not None)
+        # A is zero, and (in full training) the minima move what is clipped: nothing as yet.
+        silent = {"lora_b", "minimum"} if method == "full" else {"lora_b"}
+        assert all(getattr(layer, n).grad.any() for n in wanted - silent)
+    with torch.no_grad():
+        for parameter in (p for layer in layers for p in layer.parameters() if p.requires_grad):
+            parameter.add_(0.05 * parameter.abs().mean() * torch.randn_like(parameter))
+    if method == "lora-then-rtn":
+        merge_and_round(model, plan, settings)
+        assert not any(p.requires_grad for p in model.parameters())
+    assert_computes_the_same(name, model, round_trip(model, plan, tmp_path)[1])
+
+
+def test_merging_rounds_the_sum():
+    model = make("llama")
+    plan, settings = plan_surgery(model, "q8_0"), Settings(rank=4, method="lora-then-rtn")
+    prepare(model, plan, settings)
+    name = "model.layers.1.mlp.up_proj"
+    lora = model.get_submodule(name)
+    nn.init.normal_(lora.lora_a, std=0.1)
+    merged = lora.phi + lora.lora_a @ lora.lora_b
+    merge_and_round(model, plan, settings)
+    layer = model.get_submodule(name)
+    assert isinstance(layer, LRQATLinear)
+    rounded = layer.integers() * layer.stored().scale.repeat_interleave(32, dim=1)
+    steps = layer.stored().scale.repeat_interleave(32, dim=1)
+    assert ((rounded - merged).abs() <= 0.51 * steps).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("method", ["full", "lora-then-rtn"])
+@pytest.mark.parametrize(
+    ("name", "grid_for", "what"),
+    [("llama", {"embed_tokens": "q8_0"}, "an embedding"), ("qwen3_moe", {}, "a stack of experts")],
+)
+def test_methods_of_linear_layers_refuse_the_rest(method, name, grid_for, what):
+    plan = plan_surgery(make(name), "q4_0", grid_for=grid_for)
+    with pytest.raises(UserError, match=f"--method {method} does not train .*{what}"):
+        check_settings(plan, Settings(rank=4, method=method))
