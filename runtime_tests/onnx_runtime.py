@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporters.onnx.model_file import read_model
+from exporters.onnx.options import FUSION_ENTRY, LEVEL_ENTRY, Options
+from exporters.onnx.verify import exported_options
 from lrqat.errors import RuntimeUnavailableError, UserError
 from lrqat.onnx_evaluation import logits_of, zero_cache
 
@@ -66,11 +69,10 @@ class OnnxRuntime:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or os.cpu_count() or 1
         options.log_severity_level = 3
-        level = exported_level(folder) if accuracy_level is None else accuracy_level
-        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(level))
-        if twin:
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
-        for key, value in (entries or {}).items():
+        chosen = session_entries(folder)
+        chosen |= {} if accuracy_level is None else {LEVEL_ENTRY: str(accuracy_level)}
+        chosen |= {"session.disable_quant_qdq": "1", FUSION_ENTRY: "0"} if twin else {}
+        for key, value in (chosen | dict(entries or {})).items():
             options.add_session_config_entry(key, value)
         if optimized_path is not None:
             options.optimized_model_filepath = str(optimized_path)
@@ -111,17 +113,12 @@ class OnnxRuntime:
         self.close()
 
 
-def exported_level(folder: str | Path) -> int:
-    """The accuracy level that `folder`/model.onnx was exported for; 1 where it does not say."""
-    from exporters.onnx.model_file import read_model
-    from exporters.onnx.options import OPTIONS_KEY
-
+def session_entries(folder: str | Path) -> dict[str, str]:
+    """What `folder`/model.onnx was exported for; the defaults, level 1, where it does not say."""
     try:
-        return int(
-            json.loads(read_model(Path(folder)).metadata_props[OPTIONS_KEY])["accuracy_level"]
-        )
-    except (KeyError, TypeError, ValueError, UserError):
-        return 1
+        return exported_options(read_model(Path(folder))).resolved().session_entries
+    except UserError:
+        return Options().resolved().session_entries
 
 
 def provenance(folder: str | Path) -> dict[str, Any]:

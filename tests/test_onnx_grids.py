@@ -31,11 +31,12 @@ def holder(tensor):
     )
 
 
-def arrays(tensor, two_bits=True):
+def arrays(tensor, two_bits=True, integers="signed"):
     """Type of the integers, and the arrays of the file: integers, scales, zero-points."""
-    storage = storage_of(tensor.grid, len(tensor.q), two_bits=two_bits)
+    storage = storage_of(tensor.grid, len(tensor.q), two_bits=two_bits, integers=integers)
     kinds = {"integers": storage.dtype, "scales": FLOAT}
-    kinds |= {"zero_points": storage.dtype} if tensor.grid.zero_point else {}
+    if tensor.grid.zero_point or integers == "unsigned":
+        kinds["zero_points"] = storage.dtype
     return storage, [stored(kind, holder(tensor), "made", dtype) for kind, dtype in kinds.items()]
 
 
@@ -64,9 +65,19 @@ def test_the_narrowest_type_that_is_right(name, outputs, dtype):
 
 
 def test_the_limits_of_the_types_are_onnxs():
-    for storage in STORAGES:
-        info = ml_dtypes.iinfo(storage.dtype.numpy())
-        assert (storage.least, storage.most) == (info.min, info.max)
+    for integers, middle in (("signed", 0), ("unsigned", 0.5)):
+        for storage in STORAGES[integers]:
+            info = ml_dtypes.iinfo(storage.dtype.numpy())
+            start = info.min - middle * 2**storage.dtype.bitwidth
+            assert (storage.least, storage.most) == (start, start + info.max - info.min)
+
+
+@pytest.mark.parametrize("grid", EXACT, ids=lambda grid: grid.name)
+def test_unsigned_types_are_as_wide_as_signed_ones(grid):
+    signed, unsigned = (
+        storage_of(grid, 64, two_bits=False, integers=integers).dtype for integers in STORAGES
+    )
+    assert unsigned.name == f"U{signed.name}"
 
 
 @pytest.mark.parametrize("name", WITH_MINIMA)
@@ -92,18 +103,22 @@ def test_every_other_grid_has_a_form(grid):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    grid=st.sampled_from(EXACT), rows=st.integers(1, 9), groups=st.integers(1, 2), two=st.booleans()
+    grid=st.sampled_from(EXACT),
+    rows=st.integers(1, 9),
+    groups=st.integers(1, 2),
+    form=st.sampled_from([(True, "signed"), (False, "signed"), (False, "unsigned")]),
 )
-def test_the_bytes_are_what_onnx_packs_and_mean_what_was_trained(grid, rows, groups, two):
+def test_the_bytes_are_what_onnx_packs_and_mean_what_was_trained(grid, rows, groups, form):
     columns = (grid.block or 24) * groups
     tensor = make(grid, rows, columns, seed=rows)
-    storage, found = arrays(tensor, two)
+    storage, found = arrays(tensor, *form)
     octets = [
         ir.Tensor(array, dtype=ir.DataType.from_numpy(array.dtype)).tobytes() for array in found
     ]
     for array, data in zip(found, octets, strict=True):
         assert data == onnx.numpy_helper.from_array(array).raw_data
-    assert octets[0] == by_hand(tensor.q.T, storage.dtype.bitwidth)
+    middle = 0 if form[1] == "signed" else 1 << storage.dtype.bitwidth - 1
+    assert octets[0] == by_hand(tensor.q.T.astype(np.int16) + middle, storage.dtype.bitwidth)
     q, scale, *zero = (array.astype(np.float32) for array in found)
     q -= spread(zero[0], columns) if zero else 0
     assert np.array_equal((q * spread(scale, columns)).T, tensor.dequantize())

@@ -15,7 +15,8 @@ from lrqat.activations import ACTIVATION_GRIDS
 from lrqat.errors import ExportRefusedError
 from tools import export
 
-SHOWN = ("opset", "float_type", "accuracy_level", "two_bit_type", "activation_form")
+SHOWN = ("opset", "float_type", "accuracy_level", "two_bit_type", "integer_type", "attention")
+SHOWN += ("activation_form",)
 FIELDS = (*SHOWN, "embedding_type", "head_type")
 OFFERED = {
     name: sorted({value for row in PRESETS.values() for value in getattr(row, name)})
@@ -111,7 +112,7 @@ def rounded(tiny_model, tmp_path_factory):
         ("int8-tensor", "int8-channel", {}, "qdq"),  # integers are multiplied
         ("int16-tensor", "int8-channel", {}, "arithmetic"),
         ("int8-tensor", "int4-g32", {"preset": "qnn"}, "qdq"),
-        ("int8-token", "int4-g32", {"preset": "qnn"}, "arithmetic"),
+        ("int8-token", "int4-g32", {"preset": "webgpu"}, "arithmetic"),
         ("ort-level4-g32", "int4-g32", {}, "kernel"),
         ("ort-level4-g32", "int4-channel", {}, "kernel"),
         ("ort-level4-g32", "int2-g32", {}, "arithmetic"),
@@ -147,6 +148,30 @@ def test_steps_in_half_precision_are_refused_for_openvino(rounded):
     plan = exporter.plan(rounded("q8_0"), Options(preset="openvino"))
     assert "--preset openvino's runtime leaves their rounding out" in plan.refusals[0]
     assert not exporter.plan(rounded("int8-token"), Options(preset="openvino")).refusals
+
+
+@pytest.mark.parametrize(
+    ("activations", "kv_bits", "named"),
+    [("int8-token", None, "int8-token"), ("q8_0", None, "q8_0"), ("int8-tensor", 8, "cache")],
+)
+def test_ranges_that_are_computed_are_refused_for_qnn(
+    activations, kv_bits, named, tiny_model, tmp_path
+):
+    """runtime_tests/test_onnx_presets.py shows why."""
+    made = make_rounded(tiny_model, tmp_path, activations=[activations], kv_bits=kv_bits)
+    refusals = exporter.plan(made, Options(preset="qnn")).refusals
+    assert len(refusals) == 1
+    assert f"{named} are computed for every token, which --preset qnn" in refusals[0]
+    assert not exporter.plan(made, Options(preset="webgpu")).refusals
+
+
+@pytest.mark.parametrize(("grid", "count"), [("int4-g32", 0), ("int4-channel", 7), ("q8_0", 7)])
+@pytest.mark.parametrize("preset", ["qnn", "webgpu"])
+def test_the_plan_says_which_weights_are_dequantised_at_every_step(preset, grid, count, make_small):
+    for integers, expected in (("unsigned", count), ("signed", 0)):
+        plan = exporter.plan(make_small(grid), Options(preset=preset, integer_type=integers))
+        said = [note for note in plan.notes if "dequantised at every step" in note]
+        assert [note.split()[0] for note in said] == [str(expected)] * bool(expected)
 
 
 @pytest.mark.parametrize("name", PRESETS)

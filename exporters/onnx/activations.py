@@ -104,6 +104,14 @@ def refuses_roundings(checkpoint: Checkpoint, options: Options, layers: set[str]
             f"{options.preset}'s runtime leaves their rounding out; train on int8-token, or export "
             "for another runtime"
         )
+    computed = sorted({r.grid.name for r in found.values() if not r.grid.static})
+    computed += [] if cache_bits(checkpoint) is None else ["a rounded cache"]
+    if computed and not PRESETS[options.preset].computes_ranges:
+        reasons.append(
+            f"the ranges of {', '.join(computed)} are computed for every token, which --preset "
+            f"{options.preset}'s compiler does not take; train on int16-tensor or int8-tensor, or "
+            "export for another runtime"
+        )
     if cache_bits(checkpoint) not in (None, 4, 8):
         reasons.append(
             f"a cache of {cache_bits(checkpoint)!r} bits; there are 4 and 8; train again"

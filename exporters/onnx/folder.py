@@ -40,10 +40,9 @@ def write_companions(plan: Plan, folder: Path, model_config: Any) -> None:
             shutil.copyfile(source / name, folder / name)
     config = {k: v for k, v in plan.checkpoint.config.items() if k != "quantization_config"}
     write_json(folder / "config.json", config | {"transformers.js_config": js_config(folder)})
-    genai = genai_config(plan, model_config)
     if plan.genai:
-        write_json(folder / "genai_config.json", genai)
-    (folder / "README.md").write_text(readme(plan, folder, genai), encoding="utf-8")
+        write_json(folder / "genai_config.json", genai_config(plan, model_config))
+    (folder / "README.md").write_text(readme(plan, folder), encoding="utf-8")
 
 
 def js_config(folder: Path) -> dict[str, Any]:
@@ -116,8 +115,7 @@ def _decoder(plan: Plan, text: Any) -> dict[str, Any]:
         "session_options": {
             "log_id": "onnxruntime-genai",
             "provider_options": [],
-            # Always written: without it ONNX Runtime takes 4, which rounds activations.
-            "session.qdq_matmulnbits_accuracy_level": str(plan.options.accuracy_level),
+            **plan.options.session_entries,
         },
     }
 

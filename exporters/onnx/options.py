@@ -11,6 +11,11 @@ from lrqat.errors import ExportRefusedError
 
 # Under this name a file says what it was made with, so that `verify` can plan the same again.
 OPTIONS_KEY = "lrqat.options"
+# Entries of a session's configuration: how quantised products compute; and whether they are made of
+# DequantizeLinear and MatMul before a device is chosen, and not just for ONNX Runtime's own kernels
+# on CPU and CUDA. (core/optimizer/dq_matmulnbits_fusion.cc, which takes unsigned types only.)
+LEVEL_ENTRY = "session.qdq_matmulnbits_accuracy_level"
+FUSION_ENTRY = "session.enable_dq_matmulnbits_fusion"
 _INT2_OPSET = 25
 _FLOAT_TYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 
@@ -46,6 +51,14 @@ class Options:
         "compute in float32, as trained; 4 rounds activations to 8 bits, faster and not exact"
     )
     two_bit_type: str | None = _choice("type of 2-bit integers: int2, or int4 for older runtimes")
+    integer_type: str | None = _choice(
+        "weights in signed types of ONNX, or in unsigned ones with zero-points, of which ONNX "
+        "Runtime makes quantised products on WebGPU and QNN too; the weights are the same"
+    )
+    attention: str | None = _choice(
+        "node: one a layer where the operator set has it (23); products: matrix products and a "
+        "softmax, which devices without that node compute"
+    )
     activation_form: str | None = _choice(
         "static activation ranges as qdq (QuantizeLinear, DequantizeLinear), as arithmetic (the "
         "same in floats), or fast: whichever ONNX Runtime's CPU kernels are fast with"
@@ -120,6 +133,13 @@ class Options:
     def float_dtype(self) -> ir.DataType:
         """ONNX type of everything that is not an integer; of resolved options."""
         return _FLOAT_TYPES[str(self.float_type)]
+
+    @property
+    def session_entries(self) -> dict[str, str]:
+        """What ONNX Runtime has to be told, to compute the file as meant; of resolved options."""
+        # Without a level ONNX Runtime takes 4, which rounds activations.
+        entries = {LEVEL_ENTRY: str(self.accuracy_level)}
+        return entries | ({FUSION_ENTRY: "1"} if self.integer_type == "unsigned" else {})
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: `Options(**options.to_json())` are the same choices."""

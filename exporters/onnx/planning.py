@@ -33,6 +33,7 @@ from lrqat.grid import Grid
 # What holds a weight that a product takes: y = x @ weight.
 _PRODUCTS = ("linear", "conv1d")
 _EMBEDDING = "embedding"
+_PARTS = ("weight", "weight_scale", "weight_zero_point")
 
 
 def plan(checkpoint: Checkpoint, options: Options | None = None) -> Plan:
@@ -108,16 +109,25 @@ def _plan_floating(made: Plan, name: str) -> None:
 def _add_product(made: Plan, name: str, shape: tuple[int, ...]) -> None:
     """Add the integers and scales of a weight that is multiplied with."""
     grid = grid_of(made.checkpoint, name)
-    storage = storage_of(grid, shape[0], two_bits=made.options.two_bit_type == "int2")
+    storage = storage_of(
+        grid,
+        shape[0],
+        two_bits=made.options.two_bit_type == "int2",
+        integers=str(made.options.integer_type),
+    )
     assert storage is not None  # refuses_grid
-    dtypes = {"integers": storage.dtype, "scales": None, "zero_points": storage.dtype}
+    dtypes = {"integers": storage.dtype, "scales": None}
+    if grid.zero_point or made.options.integer_type == "unsigned":
+        dtypes["zero_points"] = storage.dtype
     _add_parts(made, name, shape, dtypes)
 
 
 def _add_rows(made: Plan, name: str, shape: tuple[int, ...]) -> None:
     """Add the integers and scales of a table whose rows are looked up."""
-    codes = code_type(grid_of(made.checkpoint, name), shape[1])
-    dtypes = {"codes": codes, "row_scales": None, "row_zero_points": ir.DataType.INT8}
+    grid = grid_of(made.checkpoint, name)
+    dtypes = {"codes": code_type(grid, shape[1]), "row_scales": None}
+    if grid.zero_point:
+        dtypes["row_zero_points"] = ir.DataType.INT8
     _add_parts(made, name, shape, dtypes)
 
 
@@ -126,8 +136,7 @@ def _add_parts(
 ) -> None:
     """Add the initializers of one weight, given as types by kind: integers, scales, zero-points."""
     grid, rounded = grid_of(made.checkpoint, name), name not in made.checkpoint.quantized_names
-    suffixes = ["weight", "weight_scale"] + ["weight_zero_point"] * grid.zero_point
-    for suffix, (kind, dtype) in zip(suffixes, dtypes.items(), strict=False):
+    for suffix, (kind, dtype) in zip(_PARTS, dtypes.items(), strict=False):
         planned = _planned(made, f"{name}.{suffix}", kind, name, shape, grid, dtype)
         made.tensors.append(replace(planned, rounded=rounded))
 
@@ -186,9 +195,30 @@ def _notes(made: Plan) -> list[str]:
             "ONNX Runtime's CPU is slow with a head of 8 bits below --accuracy-level 4: slower "
             "than with one in float32"
         )
+    if made.options.integer_type == "unsigned":
+        notes += _unfused(made)
     if made.options.float_dtype == ir.DataType.FLOAT16:
         notes.append("float16: what stays floating is rounded, and products are in half precision")
     return notes
+
+
+def _unfused(made: Plan) -> list[str]:
+    """How many weights ONNX Runtime dequantises at every step, off its own kernels."""
+    found = [
+        tensor.source
+        for tensor in made.tensors
+        if tensor.kind == "integers"
+        and (
+            tensor.dtype.bitwidth == 8 or grid_of(made.checkpoint, tensor.source).group_size is None
+        )
+    ]
+    if not found:
+        return []
+    return [
+        f"{len(found)} weights have 8 bits or one scale a row, and are dequantised at every step: "
+        f"for --preset {made.options.preset} ONNX Runtime 1.32 makes quantised products of up to 4 "
+        "bits in groups (int4-g32, say)"
+    ]
 
 
 def _wider(made: Plan) -> list[str]:

@@ -21,11 +21,14 @@ class Preset:
         float_type: of everything that is not an integer.
         accuracy_level: ONNX Runtime's, see `Options`.
         two_bit_type: type of 2-bit integers.
+        integer_type: of weights that are multiplied with, see `exporters.onnx.weights.STORAGES`.
+        attention: one node a layer, or products and a softmax.
         activation_form: how static ranges are written.
         embedding_type: of an embedding that was not trained on a grid, see `exporters.onnx.tables`.
         head_type: the same of an output head.
         keeps_half_steps: whether the runtime rounds to half precision where the graph does and goes
             on in float32, which is how `q8_0` rounds the steps of activations.
+        computes_ranges: whether the runtime takes roundings whose range the graph computes.
         reasons: why an option has not all values, by its name.
     """
 
@@ -34,15 +37,20 @@ class Preset:
     float_type: tuple[str, ...] = ("float32",)
     accuracy_level: tuple[int, ...] = (1, 0, 4)
     two_bit_type: tuple[str, ...] = ("int4", "int2")
+    integer_type: tuple[str, ...] = ("signed",)
+    attention: tuple[str, ...] = ("node", "products")
     activation_form: tuple[str, ...] = ("qdq", "arithmetic", "fast")
     embedding_type: tuple[str, ...] = _TABLES
     head_type: tuple[str, ...] = _TABLES
     keeps_half_steps: bool = True
+    computes_ranges: bool = True
     reasons: dict[str, str] = field(default_factory=dict)
 
 
 _NO_FAST = "there is no CPU kernel of ONNX Runtime's to be fast in"
 _NO_LEVEL = "only ONNX Runtime's own kernels have an accuracy level"
+_SIGNED = "its quantised kernels are found for signed types, which need no zero-points"
+_FUSED = ("unsigned", "signed")
 _NO_BFLOAT16 = "tables in bfloat16 were not tried there"
 _NO_BFLOAT16_TABLES = {"embedding_type": _NO_BFLOAT16, "head_type": _NO_BFLOAT16}
 _WITH_BFLOAT16 = (*_TABLES, "bfloat16")
@@ -54,24 +62,32 @@ PRESETS: dict[str, Preset] = {
         activation_form=("fast", "qdq", "arithmetic"),
         embedding_type=_WITH_BFLOAT16,
         head_type=_WITH_BFLOAT16,
-        reasons={"float_type": "its quantised kernels compute in float32"},
+        reasons={
+            "float_type": "its quantised kernels compute in float32",
+            "integer_type": _SIGNED,
+        },
     ),
     "gpu": Preset(
         runtime="ONNX Runtime 1.26 with CUDA",
         opset=(21, 22, 23, 25),
         float_type=("float16", "float32"),
         activation_form=("arithmetic", "qdq"),
-        reasons={"activation_form": _NO_FAST, **_NO_BFLOAT16_TABLES},
+        reasons={"activation_form": _NO_FAST, "integer_type": _SIGNED, **_NO_BFLOAT16_TABLES},
     ),
     "qnn": Preset(
-        runtime="ONNX Runtime 1.26 with QNN 2.4 (NPU)",
-        opset=(21, 22, 23),
+        runtime="ONNX Runtime 1.32 with QNN 2.7 (NPU)",
+        float_type=("float16",),
+        opset=(23,),
         accuracy_level=(1,),
         two_bit_type=("int4",),
+        integer_type=_FUSED,
+        attention=("products", "node"),
         activation_form=("qdq",),
+        computes_ranges=False,
         reasons={
-            "opset": "the NPU takes 4-bit weights, which need no more than 21",
-            "float_type": "the NPU computes in the integers of QuantizeLinear",
+            "opset": "before 23 norms are in float32, which the NPU's compiler does not take, and "
+            "2-bit types, the only use of 25, were not tried there",
+            "float_type": "the NPU's floats are half precision, and its compiler fails on float32",
             "accuracy_level": _NO_LEVEL,
             "two_bit_type": "2-bit weights were not tried there",
             "activation_form": "the NPU recognises quantised layers by QuantizeLinear",
@@ -92,14 +108,17 @@ PRESETS: dict[str, Preset] = {
             "float_type": "OpenVINO chooses the type itself (INFERENCE_PRECISION_HINT)",
             "accuracy_level": _NO_LEVEL,
             "two_bit_type": "OpenVINO has no INT2",
+            "integer_type": "its transformations were tried with signed types only",
             "activation_form": _NO_FAST,
         },
     ),
     "webgpu": Preset(
-        runtime="ONNX Runtime Web 1.26, transformers.js 4",
-        opset=(21, 22, 23),
+        runtime="ONNX Runtime Web 1.27, transformers.js 4",
+        opset=(23, 21, 22),
         float_type=("float16", "float32"),
         two_bit_type=("int4",),
+        integer_type=_FUSED,
+        attention=("products", "node"),
         activation_form=("arithmetic", "qdq"),
         reasons={
             "opset": "2-bit types, the only use of 25, were not tried in a browser",

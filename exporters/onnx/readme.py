@@ -21,20 +21,17 @@ _WITHOUT_GENAI = (
 )
 
 
-def readme(plan: Plan, folder: Path, genai: dict[str, Any]) -> str:
+def readme(plan: Plan, folder: Path) -> str:
     """The text of README.md.
 
     Args:
         plan: the export.
         folder: where its other files lie.
-        genai: genai_config.json, whose session options the program sets too.
     """
     facts = provenance(plan.checkpoint)
-    session = genai["model"]["decoder"]["session_options"]
     entries = [
         f"options.add_session_config_entry({json.dumps(key)}, {json.dumps(value)})"
-        for key, value in session.items()
-        if key.startswith("session.")
+        for key, value in plan.options.session_entries.items()
     ]
     return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         name=facts.get("lrqat.base_model", "A model"),
@@ -46,8 +43,18 @@ def readme(plan: Plan, folder: Path, genai: dict[str, Any]) -> str:
         version=facts["lrqat.exporter_version"],
         sha256=facts["lrqat.checkpoint_sha256"],
         entries="\n".join(entries),
+        js_options=json.dumps(_js_options(plan), indent=2),
         genai=_genai(_first_tokens(folder / "tokenizer.json")) if plan.genai else _WITHOUT_GENAI,
     )
+
+
+def _js_options(plan: Plan) -> dict[str, Any]:
+    """What transformers.js has to be told; onnxruntime-web joins nested keys with dots."""
+    entries = plan.options.session_entries.items()
+    session = {key.removeprefix("session."): value for key, value in entries}
+    device = {"device": "webgpu"} if plan.options.preset == "webgpu" else {}
+    extra = {"session_options": {"extra": {"session": session}}}
+    return {"subfolder": "", "dtype": "fp32", **device, **extra}
 
 
 def _genai(prefix: list[int]) -> str:

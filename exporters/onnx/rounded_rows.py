@@ -39,6 +39,14 @@ def scales_of(checkpoint: Checkpoint, module: str) -> NDArray[np.float32]:
     return integers_of(checkpoint, module).scale
 
 
+def zero_points_of(checkpoint: Checkpoint, module: str) -> NDArray[np.int8]:
+    """The same's zero-points (rows, groups); zeros where its grid has none."""
+    if module not in checkpoint.quantized_names:
+        return np.zeros((checkpoint.shape(f"{module}.weight")[0], 1), np.int8)
+    ranges = checkpoint.ranges(module)
+    return np.zeros(ranges.scale.shape, np.int8) if ranges.zero_point is None else ranges.zero_point
+
+
 def round_rows(module: str, values: NDArray[np.floating]) -> QuantizedTensor:
     """The nearest integers of `values` (rows, columns) with one scale a row.
 

@@ -25,19 +25,18 @@ from exporters.onnx.rounding import RoundedInput
 from exporters.onnx.rows import code_bits
 from exporters.onnx.table_twins import FloatTable, IntegerTable, TiedHeadTwin, factor_of
 from exporters.onnx.twins import LinearTwin, QuantizedTwin
+from exporters.onnx.weights import KINDS
 from lrqat.errors import ExportRefusedError
 
 # Below this many elements torch's optimiser may look at the values of an initializer.
 _SMALL = 1 << 18
-# Integers of all widths are int8 while tracing, and zero-points of activations, single numbers of
-# which there are too few in int8, float32; passes.attach_weights gives them their own type.
 _TORCH = {
     ir.DataType.FLOAT16: torch.float16,
     ir.DataType.BFLOAT16: torch.bfloat16,
-    ir.DataType.INT2: torch.int8,
-    ir.DataType.INT4: torch.int8,
     ir.DataType.INT8: torch.int8,
 }
+# transformers' "eager" is written as products, and what it chooses by itself as one node.
+_ATTENTION = {"node": {}, "products": {"attn_implementation": "eager"}}
 _Planned = dict[str, PlannedTensor]
 
 
@@ -52,7 +51,9 @@ def build_skeleton(plan: Plan) -> Any:
     try:
         config = AutoConfig.for_model(**(values | {"dtype": plan.options.float_type}))
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(
+                config, **_ATTENTION[str(plan.options.attention)]
+            )
     except (KeyError, TypeError, ValueError) as error:
         raise ExportRefusedError(
             f"transformers cannot build the model of {plan.checkpoint.path}: {error}"
@@ -121,10 +122,18 @@ def _fill_parameters(model: nn.Module, planned: _Planned) -> None:
         setattr(model.get_submodule(module), leaf, made[id(parameter)])
 
 
+def _traced_type(tensor: PlannedTensor) -> torch.dtype:
+    """The type of a stand-in; passes.attach_weights gives the tensor its own."""
+    if KINDS[tensor.kind].centred:  # integers of all widths
+        return torch.int8
+    if tensor.kind == "codes" and tensor.dtype == ir.DataType.UINT8:  # several a byte
+        return torch.uint8
+    # Zero-points of activations, single numbers, would be equal too often as int8.
+    return _TORCH.get(tensor.dtype, torch.float32)
+
+
 def _stand_in(tensor: PlannedTensor) -> Tensor:
-    # Codes of two or four integers are bytes while tracing, and other unsigned numbers are not.
-    packed = tensor.kind == "codes" and tensor.dtype == ir.DataType.UINT8
-    dtype = torch.uint8 if packed else _TORCH.get(tensor.dtype, torch.float32)
+    dtype = _traced_type(tensor)
     elements = int(np.prod(tensor.shape))
     if elements > _SMALL:
         return torch.zeros((), dtype=dtype).expand(tensor.shape)

@@ -110,7 +110,8 @@ def _multiplied(value: ir.Value, tensor: PlannedTensor, planned: Plan) -> bool:
         return False
     node, grid = consumers[0], grid_of(planned.checkpoint, tensor.source)
     parts = [tensor.name, f"{tensor.source}.weight_scale"]
-    parts += [f"{tensor.source}.weight_zero_point"] if grid.zero_point else []
+    unsigned = planned.options.integer_type == "unsigned"
+    parts += [f"{tensor.source}.weight_zero_point"] if grid.zero_point or unsigned else []
     expected = (1, 0) if grid.group_size is None else (0, grid.group_size)
     return _inputs(node) == parts and _blocks(node) == expected
 
@@ -180,7 +181,7 @@ def exported_options(model: ir.Model) -> Options:
         said = json.loads(text)
         # Before there was a choice, embedding and head were of the type of everything floating.
         tables = dict.fromkeys(("embedding_type", "head_type"), said.get("float_type"))
-        return Options(**(tables | said))
+        return Options(**(tables | {"integer_type": "signed", "attention": "node"} | said))
     except (ValueError, TypeError, AttributeError, RecursionError, UserError):
         raise OnnxFileError(f"{OPTIONS_KEY} of the file is damaged; export it again") from None
 

@@ -8,6 +8,9 @@ K = in, g = group):
     NAME.weight_scale        FLOAT [K / g, N], or [N]     one row of scales a block; a channel: [N]
     NAME.weight_zero_point   type and shape: integers' and scales'; only where the grid has them
 
+    or, for runtimes that fuse unsigned types only, UINT4 and UINT8: q and zero-points (0 where the
+    grid has none), each plus half of the type's range, which leaves their difference as it is
+
     y = MatMul(x, DequantizeLinear(weight, weight_scale, weight_zero_point, axis=0, block_size=g))
         per channel: axis=1, no block_size
 
@@ -36,7 +39,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.activations import activation_grid
-from exporters.onnx.rounded_rows import grid_of, integers_of, scales_of
+from exporters.onnx.rounded_rows import grid_of, integers_of, scales_of, zero_points_of
 from exporters.onnx.rows import code_shape, pack_rows
 from lrqat.activations import find_activation_grid
 from lrqat.checkpoint import Checkpoint
@@ -47,6 +50,7 @@ Shape = tuple[int, ...]
 # Numbers that are read and converted at once: 16 MiB of float32.
 _PIECE = 1 << 22
 _SLAB = 64  # rows
+_UNSIGNED = (ir.DataType.UINT4, ir.DataType.UINT8)
 _LARGEST = {ir.DataType.FLOAT16: "65504", ir.DataType.BFLOAT16: "3.39e38"}
 
 
@@ -56,8 +60,8 @@ class Storage:
 
     Attributes:
         dtype: ONNX element type.
-        least: its smallest integer.
-        most: its largest.
+        least: the smallest integer of a grid that it holds.
+        most: the largest.
         opset: the first operator set whose DequantizeLinear takes it.
         outputs: what N must be a multiple of. ONNX Runtime (1.26 to 1.32) packs INT2 again when it
             fuses, and wrongly if N is no multiple of 4; the products are garbage then.
@@ -74,22 +78,31 @@ class Storage:
         return self.least <= grid.q_min and grid.q_max <= self.most
 
 
-STORAGES = (
-    Storage(ir.DataType.INT2, -2, 1, opset=25, outputs=4),
-    Storage(ir.DataType.INT4, -8, 7, opset=21),
-    Storage(ir.DataType.INT8, -128, 127, opset=21),
-)
+STORAGES = {
+    "signed": (
+        Storage(ir.DataType.INT2, -2, 1, opset=25, outputs=4),
+        Storage(ir.DataType.INT4, -8, 7, opset=21),
+        Storage(ir.DataType.INT8, -128, 127, opset=21),
+    ),
+    "unsigned": (
+        Storage(ir.DataType.UINT4, -8, 7, opset=21),
+        Storage(ir.DataType.UINT8, -128, 127, opset=21),
+    ),
+}
 
 
-def storage_of(grid: Grid, outputs: int, *, two_bits: bool) -> Storage | None:
+def storage_of(
+    grid: Grid, outputs: int, *, two_bits: bool, integers: str = "signed"
+) -> Storage | None:
     """The narrowest type for integers of `grid`, or None where no type holds them.
 
     Args:
         grid: without minima.
         outputs: N, rows of the weight.
         two_bits: whether INT2 may be used.
+        integers: a key of `STORAGES`.
     """
-    for storage in STORAGES:
+    for storage in STORAGES[integers]:
         allowed = two_bits or storage.dtype != ir.DataType.INT2
         if allowed and storage.holds(grid) and outputs % storage.outputs == 0:
             return storage
@@ -122,10 +135,13 @@ class Kind:
         shape: shape in the file from the shape in the checkpoint and the grid.
         read: (checkpoint, name) -> its numbers as they lie in the file, some rows at a time, in a
             type that holds them.
+        centred: whether they are integers around zero; an unsigned type holds them plus half of
+            its range.
     """
 
     shape: Callable[[Shape, Grid | None], Shape]
     read: Callable[[Checkpoint, str], Iterator[NDArray[Any]]]
+    centred: bool = False
 
 
 def pieces(
@@ -142,7 +158,10 @@ def pieces(
         ExportRefusedError: a floating value that is too large for `dtype`.
         CheckpointError: the checkpoint's numbers are not valid.
     """
+    middle = 1 << dtype.bitwidth - 1 if KINDS[kind].centred and dtype in _UNSIGNED else 0
     for values in KINDS[kind].read(checkpoint, source):
+        if middle:
+            values = values.view(np.uint8) + np.uint8(middle)
         with np.errstate(over="ignore"):
             found = values.astype(dtype.numpy(), order="C", copy=False)
         if dtype in _LARGEST and np.isinf(found).any() and not np.isinf(values).any():
@@ -190,7 +209,7 @@ def _read_scales(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
 
 
 def _read_zero_points(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
-    yield _by_group(_zero_points(checkpoint, name), checkpoint.grid(name))
+    yield _by_group(zero_points_of(checkpoint, name), grid_of(checkpoint, name))
 
 
 def _read_codes(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
@@ -203,13 +222,7 @@ def _read_row_scales(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]
 
 
 def _read_row_zero_points(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
-    yield _zero_points(checkpoint, name)
-
-
-def _zero_points(checkpoint: Checkpoint, name: str) -> NDArray[np.int8]:
-    zero_point = checkpoint.ranges(name).zero_point
-    assert zero_point is not None  # only planned where the grid has them
-    return zero_point
+    yield zero_points_of(checkpoint, name)
 
 
 def _by_group(part: NDArray[Any], grid: Grid) -> NDArray[Any]:
@@ -271,9 +284,9 @@ def _scalar_shape(shape: Shape, grid: Grid | None) -> Shape:
 
 
 KINDS: dict[str, Kind] = {
-    "integers": Kind(_transposed_shape, _read_integers),
+    "integers": Kind(_transposed_shape, _read_integers, centred=True),
     "scales": Kind(_group_shape, _read_scales),
-    "zero_points": Kind(_group_shape, _read_zero_points),
+    "zero_points": Kind(_group_shape, _read_zero_points, centred=True),
     "codes": Kind(_code_shape, _read_codes),
     "row_scales": Kind(_row_shape, _read_row_scales),
     "row_zero_points": Kind(_row_shape, _read_row_zero_points),
