@@ -4,6 +4,7 @@ One checkpoint each: projections on Q4_0, a part of the last layer in floating p
 biases at random. Windows are shorter than the prompts.
 """
 
+import functools
 import itertools
 import json
 
@@ -24,6 +25,7 @@ from runtime_tests.openvino_runtime import OpenVino
 TOKENS = np.random.default_rng(0).integers(1, VOCABULARY, (2, 80))
 PADDING = 9  # tokens before the second sequence
 EOS = 0
+WEBGPU = exporter.Options(preset="webgpu", float_type="float32")
 LONG_ROPE = "phi3, long rope"
 AT_ONCE = (0, 80)
 STEPS = (0, 30, 33, *range(34, 44), 80)  # a prompt, a few tokens, one at a time, many
@@ -31,16 +33,18 @@ STEPS = (0, 30, 33, *range(34, 44), 80)  # a prompt, a few tokens, one at a time
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Function name -> the reference in PyTorch and the ONNX folder of that model."""
-    found = {}
+    """Function name, options -> the reference in PyTorch and the ONNX folder of that model."""
 
-    def make(name):
-        if name not in found:
-            folder = tmp_path_factory.mktemp("onnx")
-            checkpoint = fused(IN_ONNX[name](), folder / "fused", grid_for={}, keep=(KEPT,))
-            exporter.write(exporter.plan(checkpoint), folder / "onnx")
-            found[name] = load_reference(checkpoint), folder / "onnx"
-        return found[name]
+    @functools.cache
+    def checkpoint(name):
+        folder = tmp_path_factory.mktemp("fused") / "fused"
+        return fused(IN_ONNX[name](), folder, grid_for={}, keep=(KEPT,))
+
+    @functools.cache
+    def make(name, options=None):
+        folder = tmp_path_factory.mktemp("onnx") / "onnx"
+        exporter.write(exporter.plan(checkpoint(name), options), folder)
+        return load_reference(checkpoint(name)), folder
 
     return make
 
@@ -97,6 +101,21 @@ def assert_close(logits, expected):
 @pytest.mark.parametrize("name", IN_ONNX)
 def test_logits_are_pytorchs_all_at_once_and_step_by_step_in_a_padded_batch(name, runtime, made):
     model, folder = made(name)
+    assert_computes(name, model, *runtime(folder))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IN_ONNX)
+def test_attention_as_products_and_unsigned_integers_give_the_same(name, made):
+    model, folder = made(name, WEBGPU)
+    kinds = {node.op_type for node in ir.load(folder / "model.onnx").graph}
+    assert "Softmax" in kinds
+    assert "Attention" not in kinds
+    assert_computes(name, model, *onnx_runtime(folder))
+
+
+def assert_computes(name, model, run, cache):
+    """Whether `run` computes a padded batch as PyTorch does, in all ways to cut it."""
     mask = np.ones_like(TOKENS)
     mask[1, :PADDING] = 0
     positions = np.maximum(mask.cumsum(1) - 1, 0)
@@ -104,7 +123,6 @@ def test_logits_are_pytorchs_all_at_once_and_step_by_step_in_a_padded_batch(name
     if name != LONG_ROPE:  # its frequencies are those of the longest text of a batch
         alone = torch_logits(model)
         assert_close(alone(TOKENS[1, PADDING:]), expected[1, PADDING:])
-    run, cache = runtime(folder)
     for steps in (AT_ONCE, STEPS):
         if (name, steps) != (LONG_ROPE, STEPS):  # nor are PyTorch's own, step by step
             logits = in_steps(run, cache, mask, positions, steps)

@@ -54,7 +54,7 @@ def test_by_default_tables_are_stored_as_in_the_checkpoint(bfloat16, make_small)
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"preset": "qnn"}, "FLOAT"),
+        ({"preset": "qnn"}, "FLOAT16"),
         ({"preset": "gpu"}, "FLOAT16"),
         ({"preset": "gpu", "float_type": "float32"}, "FLOAT"),
         ({"embedding_type": "float32"}, "FLOAT"),
