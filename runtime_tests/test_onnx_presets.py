@@ -10,7 +10,10 @@ here; WebGPU and transformers.js are in test_transformers_js.py.
 import collections
 import dataclasses
 import functools
+import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -18,6 +21,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from made_rounded import make_rounded
+from tokenizers import Tokenizer
 
 from exporters import onnx as exporter
 from exporters.onnx.presets import PRESETS
@@ -210,16 +214,38 @@ def test_qnn(folder, checkpoint, model, tmp_path):
         assert typical(unrounded.logits, model) < exact
 
 
+@pytest.fixture(scope="module")
+def in_groups(tiny_model, tmp_path_factory):
+    """Weights of up to 4 bits in groups, nothing rounded: the reference, and the folder for qnn."""
+    path = tmp_path_factory.mktemp("groups")
+    checkpoint = make_rounded(tiny_model, path / "fused", grid_for=IN_GROUPS)
+    exporter.write(exporter.plan(checkpoint, exporter.Options(preset="qnn")), path / "onnx")
+    return load_reference(checkpoint), path / "onnx"
+
+
 @pytest.mark.slow
-def test_weights_in_groups_are_all_on_the_npu(tiny_model, tmp_path):
+def test_weights_in_groups_are_all_on_the_npu(in_groups):
     pytest.importorskip("onnxruntime_qnn")
-    checkpoint = make_rounded(tiny_model, tmp_path / "fused", grid_for=IN_GROUPS)
-    exporter.write(exporter.plan(checkpoint, exporter.Options(preset="qnn")), tmp_path / "onnx")
-    npu = Qnn.open(tmp_path / "onnx", len(PROMPTS[0]))
+    model, path = in_groups
+    npu = Qnn.open(path, len(PROMPTS[0]))
     assert npu.graphs == 1
     assert set(npu.nodes) == {"QNNExecutionProvider"}
     assert npu.nodes["QNNExecutionProvider"]["MatMulNBits"] == 7
-    assert typical(npu.logits, load_reference(checkpoint)) < NPU[0]
+    assert typical(npu.logits, model) < NPU[0]
+
+
+@pytest.mark.slow
+def test_the_program_of_the_readme_for_qnn(in_groups):
+    pytest.importorskip("onnxruntime_qnn")
+    model, path = in_groups
+    programs = re.findall(r"```python\n(.*?)```", (path / "README.md").read_text(), re.DOTALL)
+    program = next(text for text in programs if "onnxruntime_qnn" in text)
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=path, capture_output=True, text=True, check=True
+    )
+    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    logits = torch_logits(model)(np.array(tokenizer.encode("Once upon a time").ids))
+    assert ran.stdout.splitlines()[-1] == tokenizer.decode([int(logits[-1].argmax())])
 
 
 @pytest.mark.slow

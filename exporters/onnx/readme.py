@@ -15,6 +15,7 @@ from exporters.provenance import provenance
 
 _TEMPLATE = Path(__file__).with_name("readme_template.md")
 _GENAI = Path(__file__).with_name("readme_genai.md")
+_DEVICES = {"qnn": Path(__file__).with_name("readme_qnn.md")}
 _WITHOUT_GENAI = (
     "ONNX Runtime GenAI does not take this model: its cache holds integers. Export it with "
     "`--kv-cache float` for that.\n"
@@ -29,10 +30,10 @@ def readme(plan: Plan, folder: Path) -> str:
         folder: where its other files lie.
     """
     facts = provenance(plan.checkpoint)
-    entries = [
+    entries = "\n".join(
         f"options.add_session_config_entry({json.dumps(key)}, {json.dumps(value)})"
         for key, value in plan.options.session_entries.items()
-    ]
+    )
     return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         name=facts.get("lrqat.base_model", "A model"),
         grids=str(facts["lrqat.grid"]).replace(",", ", "),
@@ -42,10 +43,18 @@ def readme(plan: Plan, folder: Path) -> str:
         reference=_reference(facts),
         version=facts["lrqat.exporter_version"],
         sha256=facts["lrqat.checkpoint_sha256"],
-        entries="\n".join(entries),
+        entries=entries,
+        device=_device(plan, entries),
         js_options=json.dumps(_js_options(plan), indent=2),
         genai=_genai(_first_tokens(folder / "tokenizer.json")) if plan.genai else _WITHOUT_GENAI,
     )
+
+
+def _device(plan: Plan, entries: str) -> str:
+    """The section about the device that the preset is for, if it has one."""
+    path = _DEVICES.get(plan.options.preset)
+    text = "" if path is None else path.read_text(encoding="utf-8")
+    return Template(text).substitute(entries=entries)
 
 
 def _js_options(plan: Plan) -> dict[str, Any]:
