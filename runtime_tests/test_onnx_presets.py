@@ -45,7 +45,7 @@ GRIDS = {
 # q, k, v, o, gate, up, down
 INPUTS = ["int8-token", None, None, "int8-tensor", "int8-tensor", None, "int16-tensor"]
 FIXED = [None if name == "int8-token" else name for name in INPUTS]
-IN_GROUPS = {"k_proj": "int2-g64", "v_proj": "int4-asym-g32", "down_proj": "int3-g128"}
+UP_TO_4_BITS = {"k_proj": "int2-g64", "v_proj": "int4-asym-g32", "down_proj": "int3-channel"}
 # Of the largest logit: without any rounding; and with, where a sum that falls on the other side of
 # a boundary takes a step.
 BOUNDS = {"float32": (1e-5, 1e-3), "float16": (5e-3, 5e-2)}
@@ -199,13 +199,13 @@ def test_what_the_file_has_for_its_runtime(preset, opset, integers, quantizers, 
 
 @pytest.mark.slow
 def test_qnn(folder, checkpoint, model, tmp_path):
-    """Every node is the NPU's, but for weights of 8 bits or with one scale a row."""
+    """Every node is the NPU's, but for weights of 8 bits."""
     pytest.importorskip("onnxruntime_qnn")
     path, checkpoint, model = folder("qnn"), checkpoint("qnn"), model("qnn")
     exact, stepped = NPU
     npu = Qnn.open(path, len(PROMPTS[0]))
     assert npu.graphs == 1
-    assert npu.nodes["CPUExecutionProvider"] == {"DequantizeLinear": 4}
+    assert npu.nodes["CPUExecutionProvider"] == {"DequantizeLinear": 2}
     assert typical(npu.logits, model) < stepped
     (tmp_path / "model.onnx").write_bytes(unrounded_graph(path, checkpoint))
     shutil.copy(path / "model.onnx_data", tmp_path)
@@ -215,18 +215,18 @@ def test_qnn(folder, checkpoint, model, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def in_groups(tiny_model, tmp_path_factory):
-    """Weights of up to 4 bits in groups, nothing rounded: the reference, and the folder for qnn."""
-    path = tmp_path_factory.mktemp("groups")
-    checkpoint = make_rounded(tiny_model, path / "fused", grid_for=IN_GROUPS)
+def up_to_4_bits(tiny_model, tmp_path_factory):
+    """Weights of up to 4 bits, no inputs rounded: the reference, and the folder for qnn."""
+    path = tmp_path_factory.mktemp("narrow")
+    checkpoint = make_rounded(tiny_model, path / "fused", grid_for=UP_TO_4_BITS)
     exporter.write(exporter.plan(checkpoint, exporter.Options(preset="qnn")), path / "onnx")
     return load_reference(checkpoint), path / "onnx"
 
 
 @pytest.mark.slow
-def test_weights_in_groups_are_all_on_the_npu(in_groups):
+def test_weights_of_up_to_4_bits_are_all_on_the_npu(up_to_4_bits):
     pytest.importorskip("onnxruntime_qnn")
-    model, path = in_groups
+    model, path = up_to_4_bits
     npu = Qnn.open(path, len(PROMPTS[0]))
     assert npu.graphs == 1
     assert set(npu.nodes) == {"QNNExecutionProvider"}
@@ -235,9 +235,9 @@ def test_weights_in_groups_are_all_on_the_npu(in_groups):
 
 
 @pytest.mark.slow
-def test_the_program_of_the_readme_for_qnn(in_groups):
+def test_the_program_of_the_readme_for_qnn(up_to_4_bits):
     pytest.importorskip("onnxruntime_qnn")
-    model, path = in_groups
+    model, path = up_to_4_bits
     programs = re.findall(r"```python\n(.*?)```", (path / "README.md").read_text(), re.DOTALL)
     program = next(text for text in programs if "onnxruntime_qnn" in text)
     ran = subprocess.run(

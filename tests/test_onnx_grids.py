@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from made_ranges import make
 
 from exporters import onnx as exporter
-from exporters.onnx.weights import STORAGES, refuses_grid, storage_of, stored
+from exporters.onnx.storage import STORAGES, refuses_grid, storage_of
+from exporters.onnx.weights import stored
 from lrqat.errors import ExportRefusedError
 from lrqat.grid import GRIDS
 
@@ -25,6 +26,7 @@ def holder(tensor):
     """Something that gives out one made tensor as a checkpoint does."""
     return SimpleNamespace(
         quantized_names=["made"],
+        shape=lambda name: tensor.q.shape,
         quantized=lambda name: tensor,
         ranges=lambda name: tensor.ranges,
         grid=lambda name: tensor.grid,
@@ -34,9 +36,10 @@ def holder(tensor):
 def arrays(tensor, two_bits=True, integers="signed"):
     """Type of the integers, and the arrays of the file: integers, scales, zero-points."""
     storage = storage_of(tensor.grid, len(tensor.q), two_bits=two_bits, integers=integers)
-    kinds = {"integers": storage.dtype, "scales": FLOAT}
-    if tensor.grid.zero_point or integers == "unsigned":
-        kinds["zero_points"] = storage.dtype
+    blocks = "block_" if integers == "unsigned" else ""
+    kinds = {"integers": storage.dtype, f"{blocks}scales": FLOAT}
+    if tensor.grid.zero_point or blocks:
+        kinds[f"{blocks}zero_points"] = storage.dtype
     return storage, [stored(kind, holder(tensor), "made", dtype) for kind, dtype in kinds.items()]
 
 
@@ -106,10 +109,11 @@ def test_every_other_grid_has_a_form(grid):
     grid=st.sampled_from(EXACT),
     rows=st.integers(1, 9),
     groups=st.integers(1, 2),
+    odd=st.sampled_from([24, 48, 512]),
     form=st.sampled_from([(True, "signed"), (False, "signed"), (False, "unsigned")]),
 )
-def test_the_bytes_are_what_onnx_packs_and_mean_what_was_trained(grid, rows, groups, form):
-    columns = (grid.block or 24) * groups
+def test_the_bytes_are_what_onnx_packs_and_mean_what_was_trained(grid, rows, groups, odd, form):
+    columns = (grid.block or odd) * groups
     tensor = make(grid, rows, columns, seed=rows)
     storage, found = arrays(tensor, *form)
     octets = [

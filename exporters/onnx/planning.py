@@ -18,6 +18,7 @@ from exporters.onnx.options import Options
 from exporters.onnx.planned import Plan, PlannedTensor
 from exporters.onnx.rounded_rows import grid_of
 from exporters.onnx.rows import code_bits, code_type
+from exporters.onnx.storage import refuses_grid, storage_of
 from exporters.onnx.tables import (
     FLOATS,
     INT8_ROWS,
@@ -25,7 +26,7 @@ from exporters.onnx.tables import (
     refuses_tables,
     table_choice,
 )
-from exporters.onnx.weights import KINDS, refuses_grid, storage_of
+from exporters.onnx.weights import KINDS
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import CheckpointError, UserError
 from lrqat.grid import Grid
@@ -109,16 +110,14 @@ def _plan_floating(made: Plan, name: str) -> None:
 def _add_product(made: Plan, name: str, shape: tuple[int, ...]) -> None:
     """Add the integers and scales of a weight that is multiplied with."""
     grid = grid_of(made.checkpoint, name)
-    storage = storage_of(
-        grid,
-        shape[0],
-        two_bits=made.options.two_bit_type == "int2",
-        integers=str(made.options.integer_type),
-    )
+    two_bits, integers = made.options.two_bit_type == "int2", str(made.options.integer_type)
+    storage = storage_of(grid, shape[0], two_bits=two_bits, integers=integers)
     assert storage is not None  # refuses_grid
-    dtypes = {"integers": storage.dtype, "scales": None}
-    if grid.zero_point or made.options.integer_type == "unsigned":
-        dtypes["zero_points"] = storage.dtype
+    if integers == "unsigned":
+        ranges = {"block_scales": None, "block_zero_points": storage.dtype}
+    else:
+        ranges = {"scales": None} | ({"zero_points": storage.dtype} if grid.zero_point else {})
+    dtypes = {"integers": storage.dtype, **ranges}
     _add_parts(made, name, shape, dtypes)
 
 
@@ -204,20 +203,14 @@ def _notes(made: Plan) -> list[str]:
 
 def _unfused(made: Plan) -> list[str]:
     """How many weights ONNX Runtime dequantises at every step, off its own kernels."""
-    found = [
-        tensor.source
-        for tensor in made.tensors
-        if tensor.kind == "integers"
-        and (
-            tensor.dtype.bitwidth == 8 or grid_of(made.checkpoint, tensor.source).group_size is None
-        )
-    ]
+    found = {t.source for t in made.tensors if t.kind == "integers" and t.dtype.bitwidth == 8}
+    found |= {t.source for t in made.tensors if t.kind == "block_scales" and len(t.shape) == 1}
     if not found:
         return []
     return [
-        f"{len(found)} weights have 8 bits or one scale a row, and are dequantised at every step: "
-        f"for --preset {made.options.preset} ONNX Runtime 1.32 makes quantised products of up to 4 "
-        "bits in groups (int4-g32, say)"
+        f"{len(found)} weights have 8 bits, or rows that divide into no blocks of 16, and are "
+        f"dequantised at every step: of them ONNX Runtime 1.32 makes no quantised products for "
+        f"--preset {made.options.preset}; train on 4 bits or less"
     ]
 
 

@@ -21,7 +21,7 @@ class Preset:
         float_type: of everything that is not an integer.
         accuracy_level: ONNX Runtime's, see `Options`.
         two_bit_type: type of 2-bit integers.
-        integer_type: of weights that are multiplied with, see `exporters.onnx.weights.STORAGES`.
+        integer_type: of weights that are multiplied with, see `exporters.onnx.storage.STORAGES`.
         attention: one node a layer, or products and a softmax.
         activation_form: how static ranges are written.
         embedding_type: of an embedding that was not trained on a grid, see `exporters.onnx.tables`.

@@ -32,6 +32,12 @@ def integers_of(checkpoint: Checkpoint, module: str) -> QuantizedTensor:
     return round_rows(module, checkpoint.floating(f"{module}.weight"))
 
 
+def shape_of(checkpoint: Checkpoint, module: str) -> tuple[int, ...]:
+    """Shape (out, in) of the same."""
+    trained = module in checkpoint.quantized_names
+    return checkpoint.shape(module if trained else f"{module}.weight")
+
+
 def scales_of(checkpoint: Checkpoint, module: str) -> NDArray[np.float32]:
     """The same's scales (rows, groups) alone; trained integers are not unpacked for them."""
     if module in checkpoint.quantized_names:
@@ -42,7 +48,7 @@ def scales_of(checkpoint: Checkpoint, module: str) -> NDArray[np.float32]:
 def zero_points_of(checkpoint: Checkpoint, module: str) -> NDArray[np.int8]:
     """The same's zero-points (rows, groups); zeros where its grid has none."""
     if module not in checkpoint.quantized_names:
-        return np.zeros((checkpoint.shape(f"{module}.weight")[0], 1), np.int8)
+        return np.zeros((shape_of(checkpoint, module)[0], 1), np.int8)
     ranges = checkpoint.ranges(module)
     return np.zeros(ranges.scale.shape, np.int8) if ranges.zero_point is None else ranges.zero_point
 

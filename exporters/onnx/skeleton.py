@@ -80,9 +80,10 @@ def build_skeleton(plan: Plan) -> Any:
 
 
 def _quantized_twin(plan: Plan, tensor: PlannedTensor, planned: _Planned, old: Any) -> nn.Module:
-    grid = grid_of(plan.checkpoint, tensor.source)
     parts = _stand_ins(planned, tensor.source)
-    return QuantizedTwin(*parts, grid.group_size or 0, getattr(old, "bias", None))
+    scales = planned[f"{tensor.source}.weight_scale"].shape
+    block = tensor.shape[0] // scales[0] if len(scales) == 2 else 0
+    return QuantizedTwin(*parts, block, getattr(old, "bias", None))
 
 
 def _table_twin(plan: Plan, tensor: PlannedTensor, planned: _Planned, old: Any) -> nn.Module:

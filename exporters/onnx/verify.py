@@ -22,6 +22,7 @@ from exporters.onnx.options import OPTIONS_KEY, Options
 from exporters.onnx.planned import Plan, PlannedTensor
 from exporters.onnx.planning import plan
 from exporters.onnx.rounded_rows import grid_of
+from exporters.onnx.storage import BLOCKS
 from exporters.onnx.weights import pieces
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import UserError
@@ -109,10 +110,12 @@ def _multiplied(value: ir.Value, tensor: PlannedTensor, planned: Plan) -> bool:
     if len(consumers) != 1 or consumers[0].op_type != "DequantizeLinear":
         return False
     node, grid = consumers[0], grid_of(planned.checkpoint, tensor.source)
+    integers = str(planned.options.integer_type)
     parts = [tensor.name, f"{tensor.source}.weight_scale"]
-    unsigned = planned.options.integer_type == "unsigned"
-    parts += [f"{tensor.source}.weight_zero_point"] if grid.zero_point or unsigned else []
-    expected = (1, 0) if grid.group_size is None else (0, grid.group_size)
+    has_zero_points = grid.zero_point or integers == "unsigned"
+    parts += [f"{tensor.source}.weight_zero_point"] if has_zero_points else []
+    block = BLOCKS[integers](grid, tensor.shape[0])
+    expected = (1, 0) if block is None else (0, block)
     return _inputs(node) == parts and _blocks(node) == expected
 
 

@@ -9,14 +9,15 @@ K = in, g = group):
     NAME.weight_zero_point   type and shape: integers' and scales'; only where the grid has them
 
     or, for runtimes that fuse unsigned types only, UINT4 and UINT8: q and zero-points (0 where the
-    grid has none), each plus half of the type's range, which leaves their difference as it is
+    grid has none), each plus half of the type's range, which leaves their difference as it is; and
+    everything in blocks (`exporters.onnx.storage`, which has the types)
 
     y = MatMul(x, DequantizeLinear(weight, weight_scale, weight_zero_point, axis=0, block_size=g))
         per channel: axis=1, no block_size
 
 DequantizeLinear computes scale * (q - zero_point), which is what the grid means, and every such
 product is exact in float32. A scale of two levels is stored as the product of both, which is exact
-too. `STORAGES` is the table of integer types.
+too.
 
 The range of a layer's input, if it was trained with a fixed one, is two scalars,
 
@@ -39,92 +40,25 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.activations import activation_grid
-from exporters.onnx.rounded_rows import grid_of, integers_of, scales_of, zero_points_of
+from exporters.onnx.rounded_rows import (
+    grid_of,
+    integers_of,
+    scales_of,
+    shape_of,
+    zero_points_of,
+)
 from exporters.onnx.rows import code_shape, pack_rows
+from exporters.onnx.storage import UNSIGNED, fusable_block, trained_block
 from lrqat.activations import find_activation_grid
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import CheckpointError, ExportRefusedError
-from lrqat.grid import FloatScale, Grid
+from lrqat.grid import Grid
 
 Shape = tuple[int, ...]
 # Numbers that are read and converted at once: 16 MiB of float32.
 _PIECE = 1 << 22
 _SLAB = 64  # rows
-_UNSIGNED = (ir.DataType.UINT4, ir.DataType.UINT8)
 _LARGEST = {ir.DataType.FLOAT16: "65504", ir.DataType.BFLOAT16: "3.39e38"}
-
-
-@dataclass(frozen=True)
-class Storage:
-    """An integer type of ONNX.
-
-    Attributes:
-        dtype: ONNX element type.
-        least: the smallest integer of a grid that it holds.
-        most: the largest.
-        opset: the first operator set whose DequantizeLinear takes it.
-        outputs: what N must be a multiple of. ONNX Runtime (1.26 to 1.32) packs INT2 again when it
-            fuses, and wrongly if N is no multiple of 4; the products are garbage then.
-    """
-
-    dtype: ir.DataType
-    least: int
-    most: int
-    opset: int
-    outputs: int = 1
-
-    def holds(self, grid: Grid) -> bool:
-        """Whether all integers (and so all zero-points) of `grid` are among its own."""
-        return self.least <= grid.q_min and grid.q_max <= self.most
-
-
-STORAGES = {
-    "signed": (
-        Storage(ir.DataType.INT2, -2, 1, opset=25, outputs=4),
-        Storage(ir.DataType.INT4, -8, 7, opset=21),
-        Storage(ir.DataType.INT8, -128, 127, opset=21),
-    ),
-    "unsigned": (
-        Storage(ir.DataType.UINT4, -8, 7, opset=21),
-        Storage(ir.DataType.UINT8, -128, 127, opset=21),
-    ),
-}
-
-
-def storage_of(
-    grid: Grid, outputs: int, *, two_bits: bool, integers: str = "signed"
-) -> Storage | None:
-    """The narrowest type for integers of `grid`, or None where no type holds them.
-
-    Args:
-        grid: without minima.
-        outputs: N, rows of the weight.
-        two_bits: whether INT2 may be used.
-        integers: a key of `STORAGES`.
-    """
-    for storage in STORAGES[integers]:
-        allowed = two_bits or storage.dtype != ir.DataType.INT2
-        if allowed and storage.holds(grid) and outputs % storage.outputs == 0:
-            return storage
-    return None
-
-
-def refuses_grid(grid: Grid, float_type: ir.DataType) -> str | None:
-    """Why DequantizeLinear cannot say what `grid` means, with what it can say; None if it can."""
-    size = "channel" if grid.group_size is None else f"g{grid.group_size}"
-    if grid.minimum is not None:
-        return (
-            f"{grid.name} subtracts a floating minimum, and DequantizeLinear only an integer "
-            f"zero-point; train on int{grid.bits}-asym-{size}, which has one"
-        )
-    if float_type == ir.DataType.FLOAT16 and grid.scale != FloatScale("float16"):
-        return (
-            f"the scales of {grid.name} are not float16 numbers; leave out --float-type float16, "
-            f"or train on int{grid.bits}-{size}, whose are"
-        )
-    if storage_of(grid, 1, two_bits=False) is None:  # a grid wider than any there is today
-        return f"no integer type of ONNX holds {grid.q_min} to {grid.q_max}; train on int8-{size}"
-    return None
 
 
 @dataclass(frozen=True)
@@ -158,7 +92,7 @@ def pieces(
         ExportRefusedError: a floating value that is too large for `dtype`.
         CheckpointError: the checkpoint's numbers are not valid.
     """
-    middle = 1 << dtype.bitwidth - 1 if KINDS[kind].centred and dtype in _UNSIGNED else 0
+    middle = 1 << dtype.bitwidth - 1 if KINDS[kind].centred and dtype in UNSIGNED else 0
     for values in KINDS[kind].read(checkpoint, source):
         if middle:
             values = values.view(np.uint8) + np.uint8(middle)
@@ -204,14 +138,6 @@ def _read_integers(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
     return (_transposed(q[:, columns]) for columns in _slices(q.T.shape))
 
 
-def _read_scales(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
-    yield _by_group(scales_of(checkpoint, name), grid_of(checkpoint, name))
-
-
-def _read_zero_points(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
-    yield _by_group(zero_points_of(checkpoint, name), grid_of(checkpoint, name))
-
-
 def _read_codes(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
     tensor = integers_of(checkpoint, name)
     return (pack_rows(tensor.q[rows], tensor.grid) for rows in _slices(tensor.q.shape))
@@ -225,15 +151,29 @@ def _read_row_zero_points(checkpoint: Checkpoint, name: str) -> Iterator[NDArray
     yield zero_points_of(checkpoint, name)
 
 
-def _by_group(part: NDArray[Any], grid: Grid) -> NDArray[Any]:
-    """(out, groups) as [groups, out], or [out] where there is one a row."""
-    return part[:, 0] if grid.group_size is None else part.T
+def _ranges(
+    part: Callable[[Checkpoint, str], NDArray[Any]],
+    block_of: Callable[[Grid, int], int | None],
+    *,
+    centred: bool = False,
+) -> Kind:
+    """Scales or zero-points, `part` (out, groups): [K / block, N], or [N] without blocks."""
 
+    def shape_of_part(shape: Shape, grid: Grid | None) -> Shape:
+        assert grid is not None
+        rows, columns = shape
+        block = block_of(grid, columns)
+        return (rows,) if block is None else (columns // block, rows)
 
-def _group_shape(shape: Shape, grid: Grid | None) -> Shape:
-    assert grid is not None
-    rows, columns = shape
-    return (rows,) if grid.group_size is None else (grid.groups(columns), rows)
+    def read(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
+        values, columns = part(checkpoint, name), shape_of(checkpoint, name)[1]
+        block = block_of(grid_of(checkpoint, name), columns)
+        if block is None:
+            yield values[:, 0]
+        else:  # what a whole row shares, for each of its blocks
+            yield np.repeat(values.T, columns // block // values.shape[1], axis=0)
+
+    return Kind(shape_of_part, read, centred)
 
 
 def _code_shape(shape: Shape, grid: Grid | None) -> Shape:
@@ -285,8 +225,10 @@ def _scalar_shape(shape: Shape, grid: Grid | None) -> Shape:
 
 KINDS: dict[str, Kind] = {
     "integers": Kind(_transposed_shape, _read_integers, centred=True),
-    "scales": Kind(_group_shape, _read_scales),
-    "zero_points": Kind(_group_shape, _read_zero_points, centred=True),
+    "scales": _ranges(scales_of, trained_block),
+    "zero_points": _ranges(zero_points_of, trained_block, centred=True),
+    "block_scales": _ranges(scales_of, fusable_block),
+    "block_zero_points": _ranges(zero_points_of, fusable_block, centred=True),
     "codes": Kind(_code_shape, _read_codes),
     "row_scales": Kind(_row_shape, _read_row_scales),
     "row_zero_points": Kind(_row_shape, _read_row_zero_points),
