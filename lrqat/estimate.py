@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lrqat import hub
 from lrqat.config import TrainConfig
@@ -138,7 +138,7 @@ def _on_meta(kind: Any, config: Any, dtype: torch.dtype) -> Any:
     return model
 
 
-def _hold(counter: PurposeCounter, student: nn.Module, config: TrainConfig) -> None:
+def _hold(counter: PurposeCounter, student: Any, config: TrainConfig) -> None:
     """Count what is there from step to step."""
     counter.hold([*student.parameters(), *student.buffers()], "floating")
     trained = [p for p in student.parameters() if p.requires_grad]
@@ -150,10 +150,9 @@ def _hold(counter: PurposeCounter, student: nn.Module, config: TrainConfig) -> N
                 counter.hold([tensor], part)
     bits8 = getattr(config, "optimizer", "adamw") == "adamw8bit"
     moment = torch.uint8 if bits8 else torch.float32
-    for parameter in trained:
-        # Kept by the parameter, so that they live as long.
-        parameter.moments = [torch.empty_like(parameter, dtype=moment) for _ in range(2)]  # type: ignore[attr-defined]
-        counter.hold(parameter.moments, "optimizer")  # type: ignore[attr-defined]
+    # Kept by the student, so that they live as long.
+    student.moments = [torch.empty_like(p, dtype=moment) for p in trained for _ in range(2)]
+    counter.hold(student.moments, "optimizer")
 
 
 def _teacher(

@@ -35,7 +35,7 @@ class TrainingModel(nn.Module):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self._objective = (objective,)  # in a tuple: not a submodule, even if it is a module
         # Accelerate asks the outermost module which blocks FSDP wraps.
         self._no_split_modules = getattr(model, "_no_split_modules", None)
@@ -48,7 +48,7 @@ class TrainingModel(nn.Module):
 
     def tie_weights(self) -> None:
         """Tie the model's embeddings again; Accelerate asks for it after moving weights."""
-        self.model.tie_weights()  # type: ignore[operator]
+        self.model.tie_weights()
 
 
 def enable_checkpointing(model: Any) -> None:

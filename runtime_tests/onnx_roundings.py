@@ -100,15 +100,16 @@ def unrounded_twin(folder: str | Path, checkpoint: Checkpoint) -> Iterator[OnnxR
 def without_rounding(model: Any) -> Iterator[None]:
     """Let a reference round neither activations nor keys and values."""
     bits = kv_bits(model)
-    rounding = [quantizer for _, quantizer in quantizers(model)]
     restore_kv_cache(model)
-    for quantizer in rounding:
-        quantizer.forward = lambda x: x  # type: ignore[method-assign]
+    hooks = [
+        quantizer.register_forward_hook(lambda module, inputs, output: inputs[0])
+        for _, quantizer in quantizers(model)
+    ]
     try:
         yield
     finally:
-        for quantizer in rounding:
-            del quantizer.forward
+        for hook in hooks:
+            hook.remove()
         if bits is not None:
             quantize_kv_cache(model, bits)
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrqat.errors import RuntimeUnavailableError, UserError
+from lrqat.onnx_evaluation import feeds_of
 from runtime_tests.onnx_runtime import session_entries
 
 _NAME = "QNNExecutionProvider"
@@ -45,8 +46,7 @@ class Qnn:
             RuntimeUnavailableError: onnxruntime-qnn is not installed.
             UserError: the NPU's compiler does not take the model.
         """
-        import onnxruntime
-
+        onnxruntime, device, backend = _emulator()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # its warnings are about Windows
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -56,7 +56,6 @@ class Qnn:
         sizes |= {"sequence_length": tokens, "total_sequence_length": tokens + 1}
         for name, size in sizes.items():
             options.add_free_dimension_override_by_name(name, size)
-        device, backend = _device(onnxruntime)
         options.add_provider_for_devices([device], {"backend_path": backend, **_DEVICE})
         path = Path(folder) / "model.onnx"
         try:
@@ -66,24 +65,17 @@ class Qnn:
 
     def logits(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Logits (n, vocabulary) of tokens (n,), as many as the model was compiled for."""
-        count = len(tokens)
-        feeds: dict[str, NDArray[Any]] = {
-            "input_ids": np.ascontiguousarray(tokens, np.int64)[None],
-            "attention_mask": np.array([[0] + [1] * count]),
-            "position_ids": np.arange(count)[None],
-        }
-        types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-        for entry in self.session.get_inputs():
-            if entry.name.startswith("past_key_values."):
-                shape = 1, entry.shape[1], 1, entry.shape[3]
-                feeds[entry.name] = np.zeros(shape, types[entry.type])
+        feeds = feeds_of(self.session, tokens, past=1)
+        feeds["attention_mask"][0, 0] = 0
+        feeds["position_ids"] -= 1
         logits: NDArray[Any] = self.session.run(["logits"], feeds)[0][0]
         return logits.astype(np.float32)
 
 
-def _device(onnxruntime: Any) -> tuple[Any, str]:
-    """The emulated NPU, and the library that emulates it."""
+def _emulator() -> tuple[Any, Any, str]:
+    """ONNX Runtime, the emulated NPU in it, and the library that emulates it."""
     try:
+        import onnxruntime
         import onnxruntime_qnn
     except ImportError:
         raise RuntimeUnavailableError(
@@ -94,4 +86,4 @@ def _device(onnxruntime: Any) -> tuple[Any, str]:
         library = onnxruntime_qnn.get_library_path()
         onnxruntime.register_execution_provider_library(_NAME, library)
         found = [d for d in onnxruntime.get_ep_devices() if d.ep_name == _NAME]
-    return found[0], onnxruntime_qnn.get_qnn_htp_path()
+    return onnxruntime, found[0], onnxruntime_qnn.get_qnn_htp_path()

@@ -21,9 +21,10 @@ from runtime_tests.browser import posted_by
 
 PACKAGES = os.environ.get("TRANSFORMERS_JS")
 CHROMIUM = os.environ.get("CHROMIUM")
-pytestmark = pytest.mark.skipif(
-    not PACKAGES, reason="TRANSFORMERS_JS names no folder with transformers.js"
-)
+pytestmark = [
+    pytest.mark.skipif(not PACKAGES, reason="TRANSFORMERS_JS names no folder with transformers.js"),
+    pytest.mark.slow,
+]
 WEBGPU32 = exporter.Options(preset="webgpu", float_type="float32")
 PAGE = """<script type="importmap">{"imports": {
   "@huggingface/transformers": "./node_modules/@huggingface/transformers/dist/transformers.web.js",
@@ -100,7 +101,7 @@ def test_in_chromium(device, prepared, greedy):
 
 @pytest.mark.skipif(not CHROMIUM, reason="CHROMIUM names no browser")
 def test_webassembly_still_has_no_bfloat16(prepared):
-    """If this fails it has been mended: say so in docs/onnx-folder.md."""
+    """If this fails it has been mended: say so in docs/onnx-grids.md."""
     folder = prepared(exporter.Options(embedding_type="bfloat16"), {})
     (folder / "page.html").write_text(PAGE)
     assert "Could not find an implementation for Cast" in posted_by(folder, "page.html", CHROMIUM)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from made_ranges import make
 
 from exporters import onnx as exporter
-from exporters.onnx.storage import STORAGES, refuses_grid, storage_of
+from exporters.onnx.storage import INTEGER_FORMS, refuses_grid, storage_of
 from exporters.onnx.weights import stored
 from lrqat.errors import ExportRefusedError
 from lrqat.grid import GRIDS
@@ -36,10 +36,9 @@ def holder(tensor):
 def arrays(tensor, two_bits=True, integers="signed"):
     """Type of the integers, and the arrays of the file: integers, scales, zero-points."""
     storage = storage_of(tensor.grid, len(tensor.q), two_bits=two_bits, integers=integers)
-    blocks = "block_" if integers == "unsigned" else ""
-    kinds = {"integers": storage.dtype, f"{blocks}scales": FLOAT}
-    if tensor.grid.zero_point or blocks:
-        kinds[f"{blocks}zero_points"] = storage.dtype
+    kinds = {"integers": storage.dtype, f"{integers}_scales": FLOAT}
+    if tensor.grid.zero_point or integers == "unsigned":
+        kinds[f"{integers}_zero_points"] = storage.dtype
     return storage, [stored(kind, holder(tensor), "made", dtype) for kind, dtype in kinds.items()]
 
 
@@ -69,7 +68,7 @@ def test_the_narrowest_type_that_is_right(name, outputs, dtype):
 
 def test_the_limits_of_the_types_are_onnxs():
     for integers, middle in (("signed", 0), ("unsigned", 0.5)):
-        for storage in STORAGES[integers]:
+        for storage in INTEGER_FORMS[integers].storages:
             info = ml_dtypes.iinfo(storage.dtype.numpy())
             start = info.min - middle * 2**storage.dtype.bitwidth
             assert (storage.least, storage.most) == (start, start + info.max - info.min)
@@ -78,7 +77,7 @@ def test_the_limits_of_the_types_are_onnxs():
 @pytest.mark.parametrize("grid", EXACT, ids=lambda grid: grid.name)
 def test_unsigned_types_are_as_wide_as_signed_ones(grid):
     signed, unsigned = (
-        storage_of(grid, 64, two_bits=False, integers=integers).dtype for integers in STORAGES
+        storage_of(grid, 64, two_bits=False, integers=integers).dtype for integers in INTEGER_FORMS
     )
     assert unsigned.name == f"U{signed.name}"
 

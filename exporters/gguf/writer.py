@@ -134,12 +134,14 @@ def _begin(plan: Plan, path: Path, no: int, tensors: list[PlannedTensor]) -> Non
     for entry in [*([] if no else plan.metadata), *part]:
         writer.add_key_value(entry.key, entry.value, entry.type, entry.item)
     for tensor in tensors:
+        # The package's own enumeration lacks some types; it uses no more than the number.
+        kind: Any = tensor.block.TYPE
         writer.add_tensor_info(
             tensor.source.name,
             tensor.source.shape,
             np.dtype(np.float32),  # not looked at, since raw_dtype is given
             tensor.nbytes,
-            raw_dtype=tensor.block.TYPE,  # type: ignore[arg-type]  # only its number is used
+            raw_dtype=kind,
         )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

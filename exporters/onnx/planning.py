@@ -14,11 +14,11 @@ from exporters.onnx.activations import (
     with_level,
 )
 from exporters.onnx.architectures import find_architecture, refuses_architecture
-from exporters.onnx.options import Options
+from exporters.onnx.options import FUSION_ENTRY, Options
 from exporters.onnx.planned import Plan, PlannedTensor
 from exporters.onnx.rounded_rows import grid_of
 from exporters.onnx.rows import code_bits, code_type
-from exporters.onnx.storage import refuses_grid, storage_of
+from exporters.onnx.storage import INTEGER_FORMS, refuses_grid, storage_of
 from exporters.onnx.tables import (
     FLOATS,
     INT8_ROWS,
@@ -113,11 +113,9 @@ def _add_product(made: Plan, name: str, shape: tuple[int, ...]) -> None:
     two_bits, integers = made.options.two_bit_type == "int2", str(made.options.integer_type)
     storage = storage_of(grid, shape[0], two_bits=two_bits, integers=integers)
     assert storage is not None  # refuses_grid
-    if integers == "unsigned":
-        ranges = {"block_scales": None, "block_zero_points": storage.dtype}
-    else:
-        ranges = {"scales": None} | ({"zero_points": storage.dtype} if grid.zero_point else {})
-    dtypes = {"integers": storage.dtype, **ranges}
+    dtypes = {"integers": storage.dtype, f"{integers}_scales": None}
+    if INTEGER_FORMS[integers].has_zero_points(grid):
+        dtypes[f"{integers}_zero_points"] = storage.dtype
     _add_parts(made, name, shape, dtypes)
 
 
@@ -194,7 +192,7 @@ def _notes(made: Plan) -> list[str]:
             "ONNX Runtime's CPU is slow with a head of 8 bits below --accuracy-level 4: slower "
             "than with one in float32"
         )
-    if made.options.integer_type == "unsigned":
+    if FUSION_ENTRY in made.options.session_entries:
         notes += _unfused(made)
     if made.options.float_dtype == ir.DataType.FLOAT16:
         notes.append("float16: what stays floating is rounded, and products are in half precision")
@@ -204,12 +202,12 @@ def _notes(made: Plan) -> list[str]:
 def _unfused(made: Plan) -> list[str]:
     """How many weights ONNX Runtime dequantises at every step, off its own kernels."""
     found = {t.source for t in made.tensors if t.kind == "integers" and t.dtype.bitwidth == 8}
-    found |= {t.source for t in made.tensors if t.kind == "block_scales" and len(t.shape) == 1}
+    found |= {t.source for t in made.tensors if t.kind == "unsigned_scales" and len(t.shape) == 1}
     if not found:
         return []
     return [
         f"{len(found)} weights have 8 bits, or rows that divide into no blocks of 16, and are "
-        f"dequantised at every step: of them ONNX Runtime 1.32 makes no quantised products for "
+        "dequantised at every step: of them ONNX Runtime 1.32 makes no quantised products for "
         f"--preset {made.options.preset}; train on 4 bits or less"
     ]
 

@@ -21,7 +21,7 @@ class Preset:
         float_type: of everything that is not an integer.
         accuracy_level: ONNX Runtime's, see `Options`.
         two_bit_type: type of 2-bit integers.
-        integer_type: of weights that are multiplied with, see `exporters.onnx.storage.STORAGES`.
+        integer_type: of weights that are multiplied with, see `exporters.onnx.storage`.
         attention: one node a layer, or products and a softmax.
         activation_form: how static ranges are written.
         embedding_type: of an embedding that was not trained on a grid, see `exporters.onnx.tables`.
@@ -50,7 +50,6 @@ class Preset:
 _NO_FAST = "there is no CPU kernel of ONNX Runtime's to be fast in"
 _NO_LEVEL = "only ONNX Runtime's own kernels have an accuracy level"
 _SIGNED = "its quantised kernels are found for signed types, which need no zero-points"
-_FUSED = ("unsigned", "signed")
 _NO_BFLOAT16 = "tables in bfloat16 were not tried there"
 _NO_BFLOAT16_TABLES = {"embedding_type": _NO_BFLOAT16, "head_type": _NO_BFLOAT16}
 _WITH_BFLOAT16 = (*_TABLES, "bfloat16")
@@ -80,7 +79,7 @@ PRESETS: dict[str, Preset] = {
         opset=(23,),
         accuracy_level=(1,),
         two_bit_type=("int4",),
-        integer_type=_FUSED,
+        integer_type=("unsigned", "signed"),
         attention=("products", "node"),
         activation_form=("qdq",),
         computes_ranges=False,
@@ -117,7 +116,7 @@ PRESETS: dict[str, Preset] = {
         opset=(23, 21, 22),
         float_type=("float16", "float32"),
         two_bit_type=("int4",),
-        integer_type=_FUSED,
+        integer_type=("unsigned", "signed"),
         attention=("products", "node"),
         activation_form=("arithmetic", "qdq"),
         reasons={

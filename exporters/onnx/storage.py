@@ -40,15 +40,55 @@ class Storage:
         return self.least <= grid.q_min and grid.q_max <= self.most
 
 
-STORAGES = {
-    "signed": (
-        Storage(ir.DataType.INT2, -2, 1, opset=25, outputs=4),
-        Storage(ir.DataType.INT4, -8, 7, opset=21),
-        Storage(ir.DataType.INT8, -128, 127, opset=21),
+def trained_block(grid: Grid, columns: int) -> int | None:
+    """Inputs that share a scale, as trained; None: one scale a row of `columns`."""
+    return grid.group_size
+
+
+def fusable_block(grid: Grid, columns: int) -> int | None:
+    """The same, but a row with one scale is in blocks of up to 256, where `columns` allow it."""
+    if grid.group_size is not None:
+        return grid.group_size
+    largest = min(columns & -columns, _MOST_BLOCK)  # the power of two in it
+    return largest if largest >= _LEAST_BLOCK else None
+
+
+@dataclass(frozen=True)
+class IntegerForm:
+    """What `--integer-type` chooses: how weights that are multiplied with lie in the file.
+
+    Attributes:
+        storages: the types, the narrowest first.
+        block_of: (grid, K) -> inputs that share a scale, or None: one scale a row.
+        all_have_zero_points: whether every weight has them, or just those whose grid has them.
+    """
+
+    storages: tuple[Storage, ...]
+    block_of: Callable[[Grid, int], int | None]
+    all_have_zero_points: bool
+
+    def has_zero_points(self, grid: Grid) -> bool:
+        """Whether a weight on `grid` has them in the file."""
+        return grid.zero_point or self.all_have_zero_points
+
+
+INTEGER_FORMS = {
+    "signed": IntegerForm(
+        storages=(
+            Storage(ir.DataType.INT2, -2, 1, opset=25, outputs=4),
+            Storage(ir.DataType.INT4, -8, 7, opset=21),
+            Storage(ir.DataType.INT8, -128, 127, opset=21),
+        ),
+        block_of=trained_block,
+        all_have_zero_points=False,
     ),
-    "unsigned": (
-        Storage(ir.DataType.UINT4, -8, 7, opset=21),
-        Storage(ir.DataType.UINT8, -128, 127, opset=21),
+    "unsigned": IntegerForm(
+        storages=(
+            Storage(ir.DataType.UINT4, -8, 7, opset=21),
+            Storage(ir.DataType.UINT8, -128, 127, opset=21),
+        ),
+        block_of=fusable_block,
+        all_have_zero_points=True,
     ),
 }
 
@@ -62,9 +102,9 @@ def storage_of(
         grid: without minima.
         outputs: N, rows of the weight.
         two_bits: whether INT2 may be used.
-        integers: a key of `STORAGES`.
+        integers: a key of `INTEGER_FORMS`.
     """
-    for storage in STORAGES[integers]:
+    for storage in INTEGER_FORMS[integers].storages:
         allowed = two_bits or storage.dtype != ir.DataType.INT2
         if allowed and storage.holds(grid) and outputs % storage.outputs == 0:
             return storage
@@ -87,23 +127,3 @@ def refuses_grid(grid: Grid, float_type: ir.DataType) -> str | None:
     if storage_of(grid, 1, two_bits=False) is None:  # a grid wider than any there is today
         return f"no integer type of ONNX holds {grid.q_min} to {grid.q_max}; train on int8-{size}"
     return None
-
-
-def trained_block(grid: Grid, columns: int) -> int | None:
-    """Inputs that share a scale, as trained; None: one scale a row of `columns`."""
-    return grid.group_size
-
-
-def fusable_block(grid: Grid, columns: int) -> int | None:
-    """The same, but a row with one scale is in blocks of up to 256, where `columns` allow it."""
-    if grid.group_size is not None:
-        return grid.group_size
-    largest = min(columns & -columns, _MOST_BLOCK)  # the power of two in it
-    return largest if largest >= _LEAST_BLOCK else None
-
-
-# By what `STORAGES` goes by.
-BLOCKS: dict[str, Callable[[Grid, int], int | None]] = {
-    "signed": trained_block,
-    "unsigned": fusable_block,
-}

@@ -22,7 +22,7 @@ from exporters.onnx.options import OPTIONS_KEY, Options
 from exporters.onnx.planned import Plan, PlannedTensor
 from exporters.onnx.planning import plan
 from exporters.onnx.rounded_rows import grid_of
-from exporters.onnx.storage import BLOCKS
+from exporters.onnx.storage import INTEGER_FORMS
 from exporters.onnx.weights import pieces
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import UserError
@@ -110,11 +110,10 @@ def _multiplied(value: ir.Value, tensor: PlannedTensor, planned: Plan) -> bool:
     if len(consumers) != 1 or consumers[0].op_type != "DequantizeLinear":
         return False
     node, grid = consumers[0], grid_of(planned.checkpoint, tensor.source)
-    integers = str(planned.options.integer_type)
+    form = INTEGER_FORMS[str(planned.options.integer_type)]
     parts = [tensor.name, f"{tensor.source}.weight_scale"]
-    has_zero_points = grid.zero_point or integers == "unsigned"
-    parts += [f"{tensor.source}.weight_zero_point"] if has_zero_points else []
-    block = BLOCKS[integers](grid, tensor.shape[0])
+    parts += [f"{tensor.source}.weight_zero_point"] if form.has_zero_points(grid) else []
+    block = form.block_of(grid, tensor.shape[0])
     expected = (1, 0) if block is None else (0, block)
     return _inputs(node) == parts and _blocks(node) == expected
 
@@ -182,9 +181,10 @@ def exported_options(model: ir.Model) -> Options:
         return Options()
     try:
         said = json.loads(text)
-        # Before there was a choice, embedding and head were of the type of everything floating.
-        tables = dict.fromkeys(("embedding_type", "head_type"), said.get("float_type"))
-        return Options(**(tables | {"integer_type": "signed", "attention": "node"} | said))
+        # What there was before there was a choice.
+        before = dict.fromkeys(("embedding_type", "head_type"), said.get("float_type"))
+        before |= {"integer_type": "signed", "attention": "node"}
+        return Options(**(before | said))
     except (ValueError, TypeError, AttributeError, RecursionError, UserError):
         raise OnnxFileError(f"{OPTIONS_KEY} of the file is damaged; export it again") from None
 

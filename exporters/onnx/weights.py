@@ -48,7 +48,7 @@ from exporters.onnx.rounded_rows import (
     zero_points_of,
 )
 from exporters.onnx.rows import code_shape, pack_rows
-from exporters.onnx.storage import UNSIGNED, fusable_block, trained_block
+from exporters.onnx.storage import INTEGER_FORMS, UNSIGNED
 from lrqat.activations import find_activation_grid
 from lrqat.checkpoint import Checkpoint
 from lrqat.errors import CheckpointError, ExportRefusedError
@@ -225,10 +225,11 @@ def _scalar_shape(shape: Shape, grid: Grid | None) -> Shape:
 
 KINDS: dict[str, Kind] = {
     "integers": Kind(_transposed_shape, _read_integers, centred=True),
-    "scales": _ranges(scales_of, trained_block),
-    "zero_points": _ranges(zero_points_of, trained_block, centred=True),
-    "block_scales": _ranges(scales_of, fusable_block),
-    "block_zero_points": _ranges(zero_points_of, fusable_block, centred=True),
+    **{f"{name}_scales": _ranges(scales_of, form.block_of) for name, form in INTEGER_FORMS.items()},
+    **{
+        f"{name}_zero_points": _ranges(zero_points_of, form.block_of, centred=True)
+        for name, form in INTEGER_FORMS.items()
+    },
     "codes": Kind(_code_shape, _read_codes),
     "row_scales": Kind(_row_shape, _read_row_scales),
     "row_zero_points": Kind(_row_shape, _read_row_zero_points),
