@@ -35,7 +35,7 @@ def text_file(text, tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_model(text, tmp_path_factory):
     """Folder of a random two-layer Llama with a byte-level BPE tokenizer of 512 tokens."""
-    from lrqat.base_model import make_tokenizer, make_untrained_model
+    from lrqat.models.small_llama import make_tokenizer, make_untrained_model
 
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     tokenizer = make_tokenizer([text], vocabulary=512)
@@ -52,7 +52,7 @@ def make_fused(tiny_model, tmp_path_factory):
     """Function grid -> folder of a fused checkpoint whose A and s have been moved at random."""
     import torch
 
-    from lrqat import fuse, hub, prepare, surgery
+    from lrqat.models import fuse, hub, preparation, surgery
 
     made = {}
 
@@ -62,8 +62,8 @@ def make_fused(tiny_model, tmp_path_factory):
             torch.manual_seed(0)
             model = hub.load_model(str(source), dtype=torch.float32)
             plan = surgery.plan_surgery(model, grid, keep)
-            prepare.prepare(model, plan, prepare.Settings(rank=4))
-            for _, layer in prepare.quantized_layers(model):
+            preparation.prepare(model, plan, preparation.Settings(rank=4))
+            for _, layer in preparation.quantized_layers(model):
                 torch.nn.init.normal_(layer.lora_a, std=2.0)
                 layer.scale.data.mul_(torch.empty_like(layer.scale).uniform_(0.9, 1.1))
             folder = tmp_path_factory.mktemp("fused") / grid
@@ -83,9 +83,9 @@ def make_small(tiny_model, tmp_path_factory):
     """
     import torch
 
-    from lrqat import fuse, hub, prepare, surgery
-    from lrqat.base_model import make_untrained_model
-    from lrqat.checkpoint import Checkpoint
+    from lrqat.checkpoint.reader import Checkpoint
+    from lrqat.models import fuse, hub, preparation, surgery
+    from lrqat.models.small_llama import make_untrained_model
 
     made = {}
 
@@ -95,8 +95,8 @@ def make_small(tiny_model, tmp_path_factory):
             sizes = {"hidden": hidden, "intermediate": intermediate, "layers": 1, "heads": 4}
             model = make_untrained_model(512, **sizes, kv_heads=2, seed=1, tied=tied)
             plan = surgery.plan_surgery(model, grid, grid_for=grid_for)
-            prepare.prepare(model, plan, prepare.Settings(rank=2, range_init="minmax"))
-            for _, layer in prepare.quantized_layers(model):
+            preparation.prepare(model, plan, preparation.Settings(rank=2, range_init="minmax"))
+            for _, layer in preparation.quantized_layers(model):
                 torch.nn.init.normal_(layer.lora_a, std=2.0)
             folder = tmp_path_factory.mktemp("small") / "fused"
             base = {"name": "small", "revision": None, "dtype": "float32"}
@@ -117,7 +117,7 @@ def fused_checkpoint(make_fused):
 def onnx_folder(make_fused, tmp_path_factory):
     """Function grid -> ONNX folder of `make_fused(grid)`; made once, not to be changed."""
     from exporters import onnx
-    from lrqat.checkpoint import Checkpoint
+    from lrqat.checkpoint.reader import Checkpoint
 
     made = {}
 

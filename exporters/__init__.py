@@ -11,11 +11,10 @@ Every format is a package with the same four names:
 so that one can be installed without the other's dependencies.
 """
 
-import difflib
 import importlib
 from typing import Any
 
-from lrqat.errors import RuntimeUnavailableError, UserError
+from lrqat.errors import RuntimeUnavailableError, UserError, did_you_mean
 
 FORMATS = {
     "gguf": "exporters.gguf",
@@ -32,8 +31,7 @@ def load_format(name: str) -> Any:
         RuntimeUnavailableError: its dependencies are not installed.
     """
     if name not in FORMATS:
-        near = difflib.get_close_matches(name, FORMATS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(name, FORMATS)
         raise UserError(f"unknown format {name!r}: {hint}known formats are {', '.join(FORMATS)}")
     try:
         return importlib.import_module(FORMATS[name])

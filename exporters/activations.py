@@ -1,6 +1,6 @@
 """Refusing what a runtime would not compute: activations that were rounded in training."""
 
-from lrqat.checkpoint import Checkpoint
+from lrqat.checkpoint.reader import Checkpoint
 
 
 def activation_grid(checkpoint: Checkpoint, name: str) -> str | None:

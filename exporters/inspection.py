@@ -11,9 +11,9 @@ from pathlib import Path
 from exporters import load_format
 from exporters.description import Description, plain_items, totals
 from exporters.provenance import provenance
-from lrqat.checkpoint import Checkpoint
+from lrqat.checkpoint.manifest import FILE_NAME
+from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import UserError
-from lrqat.manifest import FILE_NAME
 
 _CONFIGURATION = (
     "architectures", "model_type", "hidden_size", "intermediate_size", "num_hidden_layers",

@@ -1,7 +1,7 @@
 """lrqat: quantisation-aware training through low-rank matrices inside the rounding (LR-QAT).
 
 The names below are the public API. They are imported on first use, so that the exporters, which
-need only `lrqat.grid` and `lrqat.checkpoint`, never load torch.
+need only `lrqat.grids.grid` and `lrqat.checkpoint.reader`, never load torch.
 """
 
 import importlib
@@ -10,18 +10,18 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "GRIDS": "lrqat.grid",
-    "Grid": "lrqat.grid",
-    "find_grid": "lrqat.grid",
-    "Checkpoint": "lrqat.checkpoint",
-    "LRQATLinear": "lrqat.layer",
-    "prepare": "lrqat.prepare",
-    "plan_surgery": "lrqat.surgery",
-    "TrainConfig": "lrqat.config",
-    "train": "lrqat.training",
-    "plan_training": "lrqat.plan",
-    "load_reference": "lrqat.reference",
-    "onnx_perplexity": "lrqat.onnx_evaluation",
+    "GRIDS": "lrqat.grids.grid",
+    "Grid": "lrqat.grids.grid",
+    "find_grid": "lrqat.grids.grid",
+    "Checkpoint": "lrqat.checkpoint.reader",
+    "LRQATLinear": "lrqat.layers.linear",
+    "prepare": "lrqat.models.preparation",
+    "plan_surgery": "lrqat.models.surgery",
+    "TrainConfig": "lrqat.training.config",
+    "train": "lrqat.training.run",
+    "plan_training": "lrqat.training.plan",
+    "load_reference": "lrqat.models.reference",
+    "onnx_perplexity": "lrqat.runtimes.onnx_runtime.perplexity",
     "UserError": "lrqat.errors",
 }
 

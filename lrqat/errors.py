@@ -1,5 +1,8 @@
 """Errors that a user can cause. Every message names the thing, its value, and what to do next."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """Bad input: the tools print the message alone and exit with status 2."""
@@ -35,3 +38,10 @@ class NonFiniteLossError(UserError):
 
 class RuntimeUnavailableError(UserError):
     """A runtime (llama.cpp, ONNX Runtime) that is needed here is not installed or cannot load."""
+
+
+def did_you_mean(asked: object, known: Iterable[str]) -> str:
+    """What goes into a message about an unknown name: "did you mean a or b? ", or nothing."""
+    order = list(known)
+    near = difflib.get_close_matches(str(asked).lower(), order, n=3, cutoff=0.4)
+    return f"did you mean {' or '.join(near)}? " if near else ""

@@ -2,10 +2,10 @@
 
 import pytest
 
-from lrqat.base_model import make_tokenizer, make_untrained_model, train_base_model
-from lrqat.config import TrainConfig
-from lrqat.data import pack
-from lrqat.training import train
+from lrqat.models.small_llama import make_tokenizer, make_untrained_model, train_base_model
+from lrqat.training.config import TrainConfig
+from lrqat.training.data.documents import pack
+from lrqat.training.run import train
 
 
 @pytest.fixture(scope="session")

@@ -10,15 +10,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from conftest import SYMMETRIC_GRIDS
 from exporters import gguf
-from lrqat.activation_quantizer import attach
-from lrqat.activations import ACTIVATION_GRIDS, find_activation_grid, quantize, range_of
-from lrqat.checkpoint import Checkpoint
+from lrqat.activations.grids import ACTIVATION_GRIDS, find_activation_grid, quantize, range_of
+from lrqat.activations.quantizer import attach
+from lrqat.activations.runtime_rounding import sums_q8_1
+from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import RuntimeUnavailableError
-from lrqat.reference import load_reference, torch_logits
-from lrqat.runtime_rounding import sums_q8_1
-from runtime_tests import llama_cpp_ffi as ffi
-from runtime_tests.llama_cpp import LlamaCpp
-from runtime_tests.onnx_runtime import OnnxRuntime
+from lrqat.models.reference import load_reference, torch_logits
+from lrqat.runtimes.llama_cpp import ffi
+from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
+from lrqat.runtimes.onnx_runtime.session import OnnxRuntime
 
 # grid -> name in llama.cpp, values and bytes of a block (ggml/src/ggml-common.h)
 LLAMA_CPP = {"q8_0": ("q8_0", 32, 34), "q8_k": ("q8_K", 256, 292)}
@@ -109,7 +109,7 @@ def test_ties_and_every_level(library):
 
 
 def test_which_form_the_loaded_library_runs(library):
-    """On AVX2 not the portable one: they differ where lrqat.runtime_rounding says they do."""
+    """On AVX2 not the portable one: they differ where `runtime_rounding` says they do."""
     x = np.resize(np.arange(-254, 255, dtype=np.float32) / 2, (509, 32))
     x[:, 0] = 127
     portable, _ = through_c(library, "q8_0", x, "_ref")

@@ -15,11 +15,11 @@ from made_checkpoints import fused_in_llama_cpp
 from exporters import gguf
 from exporters.gguf.architectures import known_architectures
 from lrqat.errors import RuntimeUnavailableError
-from lrqat.reference import load_reference, torch_logits
-from runtime_tests import llama_cpp_ffi as ffi
-from runtime_tests.llama_cpp import LlamaCpp
-from runtime_tests.llama_cpp_gelu import GELU_BOUND, with_table_gelu
-from runtime_tests.parity import L1_BOUND
+from lrqat.models.reference import load_reference, torch_logits
+from lrqat.runtimes.llama_cpp import ffi
+from lrqat.runtimes.llama_cpp.gelu import GELU_BOUND, with_table_gelu
+from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
+from lrqat.runtimes.parity import L1_BOUND
 
 TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, 128)
 TWIN = gguf.Options(type="f32", float_type="f32")

@@ -15,19 +15,19 @@ from made_architectures import IN_LLAMA_CPP, SIZES, VOCABULARY
 from made_checkpoints import fused, fused_in_llama_cpp
 
 from exporters import gguf
-from exporters.gguf import key_values as kv
-from exporters.gguf.header import read_header
+from exporters.gguf.converter.trained_rows import TrainedRows
+from exporters.gguf.converter.upstream import verify_rows
+from exporters.gguf.file import key_values as kv
+from exporters.gguf.file.header import read_header
 from exporters.gguf.provenance import CONVERTER
-from exporters.gguf.trained_rows import TrainedRows
-from exporters.gguf.upstream import verify_rows
-from lrqat.checkpoint import Checkpoint
+from lrqat.checkpoint.manifest import FILE_NAME
+from lrqat.checkpoint.reader import Checkpoint
+from lrqat.cli import export
 from lrqat.errors import ExportRefusedError, OutputError
-from lrqat.manifest import FILE_NAME
-from lrqat.reference import load_reference, torch_logits
-from runtime_tests.llama_cpp import LlamaCpp
-from runtime_tests.llama_cpp_gelu import GELU_BOUND
-from runtime_tests.parity import L1_BOUND
-from tools import export
+from lrqat.models.reference import load_reference, torch_logits
+from lrqat.runtimes.llama_cpp.gelu import GELU_BOUND
+from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
+from lrqat.runtimes.parity import L1_BOUND
 
 TREE = os.environ.get("LLAMA_CPP_TREE")
 needs_tree = pytest.mark.skipif(not TREE, reason="LLAMA_CPP_TREE names no source tree of llama.cpp")

@@ -20,8 +20,8 @@ from made_tokenizers import sentencepiece_like
 from transformers import PreTrainedTokenizerFast
 
 from exporters import gguf
-from exporters.gguf.header import read_header
-from lrqat.reference import load_reference
+from exporters.gguf.file.header import read_header
+from lrqat.models.reference import load_reference
 
 TREE = os.environ.get("LLAMA_CPP_TREE")
 pytestmark = [

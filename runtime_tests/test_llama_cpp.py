@@ -12,14 +12,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from exporters import gguf
-from lrqat import fuse, hub, prepare, surgery
-from lrqat.base_model import make_tokenizer
-from lrqat.checkpoint import Checkpoint
+from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import DataError, ModelError, RuntimeUnavailableError
-from lrqat.reference import load_reference, torch_logits
-from runtime_tests import llama_cpp_ffi as ffi
-from runtime_tests.llama_cpp import LlamaCpp, dequantize_row
-from runtime_tests.parity import L1_POSITIONS
+from lrqat.models import fuse, hub, preparation, surgery
+from lrqat.models.reference import load_reference, torch_logits
+from lrqat.models.small_llama import make_tokenizer
+from lrqat.runtimes.llama_cpp import ffi
+from lrqat.runtimes.llama_cpp.runtime import LlamaCpp, dequantize_row
+from lrqat.runtimes.parity import L1_POSITIONS
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 VOCABULARY = 400
@@ -75,8 +75,8 @@ def tokenizer() -> Any:
 def fused(model: Any, tokenizer: Any, folder: Path) -> Checkpoint:
     """Put `model` on the q4_0 grid with random A and write it as a fused checkpoint."""
     plan = surgery.plan_surgery(model, "q4_0")
-    prepare.prepare(model, plan, prepare.Settings(rank=4))
-    for _, layer in prepare.quantized_layers(model):
+    preparation.prepare(model, plan, preparation.Settings(rank=4))
+    for _, layer in preparation.quantized_layers(model):
         torch.nn.init.normal_(layer.lora_a, std=1.0)
     base = {"name": "tiny", "revision": None, "dtype": "float32"}
     fuse.fuse(model, tokenizer, folder, plan=plan, base_model=base)
@@ -125,7 +125,7 @@ def shared(name: str, folder: Path) -> Checkpoint:
     keep = ["down_proj"] if name == "stories260k" else []
     model = hub.load_model(str(source), dtype=torch.float32)
     plan = surgery.plan_surgery(model, "q4_0", keep)
-    prepare.prepare(model, plan, prepare.Settings(rank=4))
+    preparation.prepare(model, plan, preparation.Settings(rank=4))
     base = {"name": name, "revision": None, "dtype": "float32"}
     fuse.fuse(model, hub.load_tokenizer(source), folder, plan=plan, base_model=base)
     return Checkpoint.open(folder)

@@ -14,10 +14,10 @@ from made_checkpoints import fused_in_llama_cpp
 
 from exporters import gguf
 from lrqat.errors import RuntimeUnavailableError
-from lrqat.reference import load_reference, torch_logits
-from runtime_tests import llama_cpp_ffi as ffi
-from runtime_tests.llama_cpp import LlamaCpp
-from runtime_tests.llama_cpp_gelu import table_gelu, with_table_gelu
+from lrqat.models.reference import load_reference, torch_logits
+from lrqat.runtimes.llama_cpp import ffi
+from lrqat.runtimes.llama_cpp.gelu import table_gelu, with_table_gelu
+from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
 
 PROMPTS = np.random.default_rng(5).integers(0, VOCABULARY, (24, 2))
 TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, 128)

@@ -12,18 +12,18 @@ import torch
 from conftest import SHARED
 from exporters import gguf
 from exporters.gguf.blocks import integer_blocks
-from exporters.gguf.fields import Fields
-from exporters.gguf.ggml_types import TYPES
-from exporters.gguf.header import read_header
-from lrqat import fuse, hub, prepare, surgery
-from lrqat.activation_quantizer import attach
-from lrqat.activations import ACTIVATION_GRIDS
-from lrqat.checkpoint import Checkpoint
+from exporters.gguf.file.header import read_header
+from exporters.gguf.layout.fields import Fields
+from exporters.gguf.layout.ggml_types import TYPES
+from lrqat.activations.grids import ACTIVATION_GRIDS
+from lrqat.activations.quantizer import attach
+from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import RuntimeUnavailableError
-from lrqat.reference import load_reference, torch_logits
-from runtime_tests import llama_cpp_ffi as ffi
-from runtime_tests.llama_cpp import LlamaCpp
-from runtime_tests.llama_cpp_q8_1 import attach_q8_1
+from lrqat.models import fuse, hub, preparation, surgery
+from lrqat.models.reference import load_reference, torch_logits
+from lrqat.runtimes.llama_cpp import ffi
+from lrqat.runtimes.llama_cpp.q8_1 import attach_q8_1
+from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
 
 TYPES_OF_OURS = sorted(integer_blocks())
 TOKENS = np.random.default_rng(0).integers(0, 500, 96)
@@ -142,7 +142,7 @@ def test_a_real_model_with_all_types_at_once(library: Any, tmp_path: Path) -> No
     ]
     grid_for = {f"layers.{k}": name for k, name in zip(kinds, TYPES_OF_OURS, strict=True)}
     plan = surgery.plan_surgery(model, "q8_0", grid_for=grid_for)
-    prepare.prepare(model, plan, prepare.Settings(rank=1, range_init="minmax"))
+    preparation.prepare(model, plan, preparation.Settings(rank=1, range_init="minmax"))
     base = {"name": "pycode-8m", "revision": None, "dtype": "float32"}
     folder = tmp_path / "fused"
     fuse.fuse(model, hub.load_tokenizer(str(source)), folder, plan=plan, base_model=base)

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
+from benchmarks.llama_cpp_speed import OURS, THEIRS, measure, write_forms
 from exporters import gguf
 from exporters.gguf.blocks import integer_blocks
-from exporters.gguf.header import Header, read_header
-from lrqat.checkpoint import Checkpoint
+from exporters.gguf.file.header import Header, read_header
+from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import OutputError, RuntimeUnavailableError, UserError
-from runtime_tests import llama_cpp_ffi as ffi
-from runtime_tests.llama_cpp_speed import OURS, THEIRS, measure, write_forms
-from runtime_tests.llama_quantize import quantize
+from lrqat.runtimes.llama_cpp import ffi
+from lrqat.runtimes.llama_cpp.llama_quantize import quantize
 
 TOOL = os.environ.get("LLAMA_QUANTIZE")
 needs_tool = pytest.mark.skipif(not TOOL, reason="LLAMA_QUANTIZE names no llama-quantize")
@@ -97,7 +97,7 @@ def test_a_tool_that_is_missing_or_fails_is_named(tmp_path: Path) -> None:
 
 @needs_tool
 def test_bench_compares_both_files(capsys: pytest.CaptureFixture[str]) -> None:
-    from tools import bench
+    from benchmarks import bench
 
     sizes = ["--width", "256", "--layers", "1", "--prompt", "4", "--rounds", "2"]
     assert bench.main(["gguf", "--llama-quantize", str(TOOL), *sizes]) == 0

@@ -14,14 +14,18 @@ from torch import nn
 
 from exporters import onnx as exporter
 from exporters.onnx.activations import ARITHMETIC, KERNEL, QDQ, Rounding
-from exporters.onnx.operators import TRANSLATION
 from exporters.onnx.passes.simplify import simplify
-from exporters.onnx.rounding import RoundedInput
-from lrqat.activations import ACTIVATION_GRIDS, quantize, range_of
-from lrqat.checkpoint import Checkpoint
-from lrqat.reference import load_reference, torch_logits
-from runtime_tests.onnx_roundings import differing_roundings, unrounded_twin, without_rounding
-from runtime_tests.onnx_runtime import OnnxRuntime
+from exporters.onnx.tracing.operators import TRANSLATION
+from exporters.onnx.tracing.rounded_input import RoundedInput
+from lrqat.activations.grids import ACTIVATION_GRIDS, quantize, range_of
+from lrqat.checkpoint.reader import Checkpoint
+from lrqat.models.reference import load_reference, torch_logits
+from lrqat.runtimes.onnx_runtime.roundings import (
+    differing_roundings,
+    unrounded_twin,
+    without_rounding,
+)
+from lrqat.runtimes.onnx_runtime.session import OnnxRuntime
 
 CACHE = ["present.0.key", "present.0.value"]
 PROMPTS = np.random.default_rng(0).integers(0, 512, (20, 9))

@@ -17,10 +17,10 @@ from made_checkpoints import KEPT, fused
 
 from exporters import onnx as exporter
 from lrqat.errors import ExportRefusedError
-from lrqat.reference import load_reference, torch_logits
-from runtime_tests.genai import continue_tokens
-from runtime_tests.onnx_runtime import OnnxRuntime
-from runtime_tests.openvino_runtime import OpenVino
+from lrqat.models.reference import load_reference, torch_logits
+from lrqat.runtimes.genai import continue_tokens
+from lrqat.runtimes.onnx_runtime.session import OnnxRuntime
+from lrqat.runtimes.openvino import OpenVino
 
 TOKENS = np.random.default_rng(0).integers(1, VOCABULARY, (2, 80))
 PADDING = 9  # tokens before the second sequence
@@ -156,7 +156,7 @@ def test_the_cache_keeps_the_shape_that_genai_config_says(made):
 
 
 def test_frequencies_that_depend_on_earlier_texts_are_refused(fused_checkpoint, monkeypatch):
-    from lrqat.checkpoint import Checkpoint
+    from lrqat.checkpoint.reader import Checkpoint
 
     checkpoint = Checkpoint.open(fused_checkpoint)
     checkpoint.config["rope_parameters"] = {"rope_type": "dynamic", "factor": 2.0}

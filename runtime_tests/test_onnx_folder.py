@@ -12,10 +12,11 @@ import pytest
 from tokenizers import Tokenizer
 
 from exporters import onnx as exporter
-from exporters.onnx import external_data, folder
-from lrqat.checkpoint import Checkpoint
-from lrqat.reference import load_reference, torch_logits
-from runtime_tests.onnx_runtime import OnnxRuntime
+from exporters.onnx.folder import companions as folder
+from exporters.onnx.folder import external_data
+from lrqat.checkpoint.reader import Checkpoint
+from lrqat.models.reference import load_reference, torch_logits
+from lrqat.runtimes.onnx_runtime.session import OnnxRuntime
 
 PROMPT = "Once upon a time"
 TOKENS = np.arange(3, 60)

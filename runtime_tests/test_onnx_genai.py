@@ -12,11 +12,11 @@ from transformers import LlamaConfig
 
 from exporters import load_format, onnx_genai
 from exporters.onnx_genai.olive import pack, unpack
-from lrqat.checkpoint import Checkpoint
+from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import ExportRefusedError, OutputError
-from lrqat.reference import load_reference, torch_logits
-from runtime_tests.genai import continue_tokens
-from runtime_tests.onnx_runtime import OnnxRuntime
+from lrqat.models.reference import load_reference, torch_logits
+from lrqat.runtimes.genai import continue_tokens
+from lrqat.runtimes.onnx_runtime.session import OnnxRuntime
 
 TOKENS = np.random.default_rng(0).integers(1, SIZES["vocab_size"], 60)
 # The builder was once seen to take another matrix of as many rows for the head.

@@ -13,13 +13,13 @@ from made_ranges import make
 from test_onnx_grids import EXACT, arrays
 
 from exporters import onnx as exporter
-from lrqat import fuse, hub, prepare, surgery
-from lrqat.base_model import make_untrained_model
-from lrqat.checkpoint import Checkpoint
-from lrqat.grid import GRIDS
-from lrqat.perplexity import Windows, compare
-from lrqat.reference import load_reference, torch_logits
-from runtime_tests.onnx_runtime import OnnxRuntime
+from lrqat.checkpoint.reader import Checkpoint
+from lrqat.evaluation.perplexity import Windows, compare
+from lrqat.grids.grid import GRIDS
+from lrqat.models import fuse, hub, preparation, surgery
+from lrqat.models.reference import load_reference, torch_logits
+from lrqat.models.small_llama import make_untrained_model
+from lrqat.runtimes.onnx_runtime.session import OnnxRuntime
 
 TOKENS = np.arange(3, 60)
 QUANTISED = ("MatMulNBits", "DequantizeLinear")
@@ -37,8 +37,8 @@ def all_grids(tiny_model, tmp_path_factory):
     ]
     grids = {f"^{n}$": EXACT[i % len(EXACT)].name for i, n in enumerate(names)}
     plan = surgery.plan_surgery(model, "q4_0", grid_for=grids)
-    prepare.prepare(model, plan, prepare.Settings(rank=2, range_init="minmax"))
-    for _, layer in prepare.quantized_layers(model):
+    preparation.prepare(model, plan, preparation.Settings(rank=2, range_init="minmax"))
+    for _, layer in preparation.quantized_layers(model):
         torch.nn.init.normal_(layer.lora_a, std=2.0)
     folder = tmp_path_factory.mktemp("all")
     base = {"name": "all", "revision": None, "dtype": "float32"}
@@ -193,7 +193,7 @@ def test_fused_products_are_right_for_any_number_of_outputs(name, outputs, tmp_p
 
 @pytest.mark.skipif(not onnxruntime.__version__.startswith("1.32."), reason="another version")
 def test_the_fault_that_the_table_of_types_avoids_is_still_there():
-    """If this fails the runtime has been mended: lift the limit in exporters/onnx/weights.py."""
+    """If this fails the runtime has been mended: lift the limit in `weights/initializers.py`."""
     tensor = make(GRIDS["int2-g32"], 6, 256)
     tensor.scale[:] = 1
     x = np.ones((1, 256), np.float32)

@@ -26,17 +26,17 @@ from tokenizers import Tokenizer
 from exporters import onnx as exporter
 from exporters.onnx.presets import PRESETS
 from lrqat.errors import UserError
-from lrqat.reference import load_reference, torch_logits
-from runtime_tests.genai import continue_tokens
-from runtime_tests.onnx_roundings import (
+from lrqat.models.reference import load_reference, torch_logits
+from lrqat.runtimes.genai import continue_tokens
+from lrqat.runtimes.onnx_runtime.roundings import (
     differing_roundings,
     unrounded_graph,
     unrounded_twin,
     without_rounding,
 )
-from runtime_tests.onnx_runtime import OnnxRuntime
-from runtime_tests.openvino_runtime import OpenVino
-from runtime_tests.qnn_runtime import Qnn
+from lrqat.runtimes.onnx_runtime.session import OnnxRuntime
+from lrqat.runtimes.openvino import OpenVino
+from lrqat.runtimes.qnn import Qnn
 
 GRIDS = {
     "k_proj": "int2-g32", "v_proj": "int4-asym-g32", "o_proj": "int8-asym-channel",

@@ -17,13 +17,13 @@ from transformers import (
 
 from conftest import SHARED, SYMMETRIC_GRIDS, shared_model
 from exporters import onnx as exporter
-from lrqat import fuse, hub, prepare, surgery
-from lrqat.checkpoint import Checkpoint
+from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import UserError
-from lrqat.reference import load_reference, torch_logits
-from lrqat.text import encode
-from runtime_tests.genai import generate_tokens
-from runtime_tests.onnx_runtime import OnnxRuntime, provenance
+from lrqat.evaluation.text import encode
+from lrqat.models import fuse, hub, preparation, surgery
+from lrqat.models.reference import load_reference, torch_logits
+from lrqat.runtimes.genai import generate_tokens
+from lrqat.runtimes.onnx_runtime.session import OnnxRuntime, provenance
 
 TOKENS = np.arange(3, 200)
 
@@ -114,14 +114,14 @@ def test_genai_generates_the_tokens_that_pytorch_does(onnx_folder, make_fused):
 
 def test_the_file_itself_carries_its_provenance(onnx_folder):
     facts = provenance(onnx_folder("q8_0"))
-    assert facts["lrqat.grid"] == "q8_0"
-    assert facts["lrqat.base_model"] == "tiny-llama"
+    assert facts["lrqat.grids.grid"] == "q8_0"
+    assert facts["lrqat.models.small_llama"] == "tiny-llama"
 
 
 def fuse_model(model, grid, tokenizer_folder, target, keep=()):
     """A fused checkpoint of a model at round-to-nearest."""
     plan = surgery.plan_surgery(model, grid, keep)
-    prepare.prepare(model, plan, prepare.Settings(rank=4))
+    preparation.prepare(model, plan, preparation.Settings(rank=4))
     base = {"name": "model", "revision": None, "dtype": "float32"}
     tokenizer = hub.load_tokenizer(tokenizer_folder)
     return fuse.fuse(model, tokenizer, target, plan=plan, base_model=base)

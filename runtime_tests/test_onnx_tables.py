@@ -11,13 +11,13 @@ from made_architectures import IN_ONNX, SIZES
 from made_checkpoints import fused
 
 from exporters import onnx as exporter
-from exporters.onnx.rounded_rows import round_rows
-from exporters.onnx.tables import find_tables
-from lrqat.checkpoint import Checkpoint
-from lrqat.reference import load_reference, torch_logits
-from runtime_tests.genai import continue_tokens
-from runtime_tests.onnx_runtime import OnnxRuntime
-from runtime_tests.openvino_runtime import OpenVino
+from exporters.onnx.weights.embedding_and_head import find_tables
+from exporters.onnx.weights.rounded_rows import round_rows
+from lrqat.checkpoint.reader import Checkpoint
+from lrqat.models.reference import load_reference, torch_logits
+from lrqat.runtimes.genai import continue_tokens
+from lrqat.runtimes.onnx_runtime.session import OnnxRuntime
+from lrqat.runtimes.openvino import OpenVino
 
 TOKENS = np.random.default_rng(0).integers(1, SIZES["vocab_size"], 40)
 INT8 = {"embedding_type": "int8"}

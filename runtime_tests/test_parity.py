@@ -14,12 +14,12 @@ from conftest import SHARED, SYMMETRIC_GRIDS, shared_model
 from exporters import gguf
 from exporters import onnx as onnx_exporter
 from exporters.gguf.architectures import find_architecture
-from lrqat import fuse, hub, prepare, surgery
-from lrqat.checkpoint import Checkpoint
+from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import UserError
-from runtime_tests.genai import generate_tokens
-from runtime_tests.llama_cpp import LlamaCpp
-from runtime_tests.parity import prove
+from lrqat.models import fuse, hub, preparation, surgery
+from lrqat.runtimes.genai import generate_tokens
+from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
+from lrqat.runtimes.parity import prove
 
 
 @pytest.fixture(scope="session")
@@ -71,12 +71,12 @@ def test_trained_is_what_the_runtimes_compute(grid, proven):
 def test_the_artefacts_carry_the_reference_perplexity(proven):
     folder, (gguf_file, onnx_folder), _ = proven("q4_0")
     recorded = Checkpoint.open(folder).manifest["reference"]["perplexity"]
-    field = GGUFReader(gguf_file).get_field("lrqat.reference.perplexity")
+    field = GGUFReader(gguf_file).get_field("lrqat.models.reference.perplexity")
     assert field is not None
     assert field.contents() == recorded
     model = onnx.load(f"{onnx_folder}/model.onnx", load_external_data=False)
     properties = {entry.key: entry.value for entry in model.metadata_props}
-    assert float(properties["lrqat.reference.perplexity"]) == recorded
+    assert float(properties["lrqat.models.reference.perplexity"]) == recorded
 
 
 @pytest.mark.slow
@@ -240,7 +240,7 @@ def fuse_rounded(model_folder, target):
     config = hub.load_config(str(model_folder))
     model = hub.load_model(str(model_folder), dtype=torch.float32)
     plan = surgery.plan_surgery(model, "q4_0")
-    prepare.prepare(model, plan)
+    preparation.prepare(model, plan)
     base = {
         "name": model_folder.name,
         "revision": None,

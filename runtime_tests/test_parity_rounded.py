@@ -7,12 +7,12 @@ import onnx
 import pytest
 
 from exporters import onnx as exporter
-from lrqat.checkpoint import Checkpoint
-from lrqat.onnx_evaluation import feeds_of
-from runtime_tests.onnx_runtime import OnnxRuntime
-from runtime_tests.openvino_runtime import OpenVino
-from runtime_tests.parity import prove
-from runtime_tests.targets import continuation
+from lrqat.checkpoint.reader import Checkpoint
+from lrqat.runtimes.onnx_runtime.perplexity import feeds_of
+from lrqat.runtimes.onnx_runtime.session import OnnxRuntime
+from lrqat.runtimes.openvino import OpenVino
+from lrqat.runtimes.parity import prove
+from lrqat.runtimes.targets import continuation
 
 
 @pytest.fixture(scope="module")

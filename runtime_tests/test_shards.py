@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from exporters import gguf
-from lrqat.checkpoint import Checkpoint
+from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import ModelError, OutputError, RuntimeUnavailableError
-from lrqat.perplexity import log_softmax
-from lrqat.reference import load_reference, torch_logits
-from runtime_tests import llama_cpp_ffi as ffi
-from runtime_tests.llama_cpp import LlamaCpp
-from runtime_tests.parity import prove
-from runtime_tests.targets import open_target
+from lrqat.evaluation.perplexity import log_softmax
+from lrqat.models.reference import load_reference, torch_logits
+from lrqat.runtimes.llama_cpp import ffi
+from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
+from lrqat.runtimes.parity import prove
+from lrqat.runtimes.targets import open_target
 
 CONTEXT = 32
 

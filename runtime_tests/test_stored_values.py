@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from exporters import gguf
-from lrqat import fuse, prepare, surgery
-from lrqat.base_model import make_tokenizer, make_untrained_model
-from lrqat.checkpoint import Checkpoint
-from lrqat.reference import load_reference
-from runtime_tests.parity import prove
-from runtime_tests.stored_values import as_stored
+from lrqat.checkpoint.reader import Checkpoint
+from lrqat.models import fuse, preparation, surgery
+from lrqat.models.reference import load_reference
+from lrqat.models.small_llama import make_tokenizer, make_untrained_model
+from lrqat.runtimes.llama_cpp.stored_values import as_stored
+from lrqat.runtimes.parity import prove
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -23,7 +23,7 @@ def checkpoint(text, tmp_path_factory):
         len(tokenizer), hidden=256, intermediate=256, layers=1, heads=4, kv_heads=2, seed=0
     )
     plan = surgery.plan_surgery(model, "q4_0")
-    prepare.prepare(model, plan, prepare.Settings(rank=4, range_init="minmax"))
+    preparation.prepare(model, plan, preparation.Settings(rank=4, range_init="minmax"))
     base = {"name": "tiny", "revision": None, "dtype": "float32"}
     folder = tmp_path_factory.mktemp("stored") / "fused"
     fuse.fuse(model, tokenizer, folder, plan=plan, base_model=base)

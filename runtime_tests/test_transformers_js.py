@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from exporters import onnx as exporter
-from lrqat import hub
-from lrqat.checkpoint import Checkpoint
-from lrqat.reference import load_reference
-from runtime_tests.browser import posted_by
+from lrqat.checkpoint.reader import Checkpoint
+from lrqat.models import hub
+from lrqat.models.reference import load_reference
+from lrqat.runtimes.transformers_js import posted_by
 
 PACKAGES = os.environ.get("TRANSFORMERS_JS")
 CHROMIUM = os.environ.get("CHROMIUM")

@@ -3,9 +3,9 @@
 import torch
 from made_architectures import IN_LLAMA_CPP, VOCABULARY, make_from
 
-from lrqat import fuse, prepare, surgery
-from lrqat.base_model import make_tokenizer
-from lrqat.checkpoint import Checkpoint
+from lrqat.checkpoint.reader import Checkpoint
+from lrqat.models import fuse, preparation, surgery
+from lrqat.models.small_llama import make_tokenizer
 
 TEXT = "some text to make merges of, and more of it still\n" * 40
 # A part of the last layer, of every kind: linear, Conv1D, experts.
@@ -20,8 +20,8 @@ def fused(
     model = make_from(config)
     model = model.to(getattr(torch, dtype)).float()
     plan = surgery.plan_surgery(model, grid, keep, TRAINED if grid_for is None else grid_for)
-    prepare.prepare(model, plan, prepare.Settings(rank=4, range_init="minmax"))
-    for _, layer in prepare.quantized_layers(model):
+    preparation.prepare(model, plan, preparation.Settings(rank=4, range_init="minmax"))
+    for _, layer in preparation.quantized_layers(model):
         torch.nn.init.normal_(layer.lora_a, std=layer.grid.q_max / 64)
     tokenizer = tokenizer or make_tokenizer([TEXT], vocabulary=VOCABULARY)
     base = {"name": "tiny", "revision": None, "dtype": dtype}

@@ -15,7 +15,7 @@ needs_proc = pytest.mark.skipif(
 _PRELUDE = '''
 import json, sys
 from pathlib import Path
-from lrqat.checkpoint import Checkpoint
+from lrqat.checkpoint.reader import Checkpoint
 
 def forget_the_peak():
     Path("/proc/self/clear_refs").write_text("5")

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from lrqat.checkpoint import QuantizedTensor
-from lrqat.grid import FloatScale, PowerOfTwoScale
-from lrqat.stored_ranges import StoredRanges
+from lrqat.checkpoint.reader import QuantizedTensor
+from lrqat.checkpoint.stored_scales import StoredRanges
+from lrqat.grids.grid import FloatScale, PowerOfTwoScale
 
 # Smallest subnormal, largest subnormal, smallest normal, one, largest.
 EXTREMES = np.array([2**-24, 1023 * 2**-24, 2**-14, 1.0, 65504.0], np.float32)

@@ -2,13 +2,13 @@
 
 import torch
 
-from lrqat import fuse, hub, prepare, surgery
-from lrqat.activation_quantizer import attach
-from lrqat.activation_ranges import calibrate
-from lrqat.activations import ACTIVATION_GRIDS
-from lrqat.base_model import make_untrained_model
-from lrqat.checkpoint import Checkpoint
-from lrqat.kv_cache import quantize_kv_cache
+from lrqat.activations.grids import ACTIVATION_GRIDS
+from lrqat.activations.kv_cache import quantize_kv_cache
+from lrqat.activations.quantizer import attach
+from lrqat.activations.ranges import calibrate
+from lrqat.checkpoint.reader import Checkpoint
+from lrqat.models import fuse, hub, preparation, surgery
+from lrqat.models.small_llama import make_untrained_model
 
 SIZES = {"hidden": 256, "intermediate": 256, "heads": 4, "kv_heads": 2}
 
@@ -23,8 +23,8 @@ def make_rounded(
     torch.manual_seed(0)
     model = make_untrained_model(512, layers=1, seed=1, **SIZES)
     plan = surgery.plan_surgery(model, grid, grid_for=grid_for)
-    prepare.prepare(model, plan, prepare.Settings(rank=2, range_init="minmax"))
-    for _, layer in prepare.quantized_layers(model):
+    preparation.prepare(model, plan, preparation.Settings(rank=2, range_init="minmax"))
+    for _, layer in preparation.quantized_layers(model):
         torch.nn.init.normal_(layer.lora_a, std=2.0)
     text, ranges = [torch.randint(0, 512, (2, 64))], {}
     for i, name in enumerate(plan.quantized if activations else ()):

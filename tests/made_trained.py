@@ -6,11 +6,11 @@ import torch
 from made_architectures import VOCABULARY
 from torch import nn
 
-from lrqat.base_model import make_tokenizer
-from lrqat.checkpoint import Checkpoint
-from lrqat.fuse import fuse
-from lrqat.prepare import Settings, quantized_layers
-from lrqat.reference import load_reference
+from lrqat.checkpoint.reader import Checkpoint
+from lrqat.models.fuse import fuse
+from lrqat.models.preparation import Settings, quantized_layers
+from lrqat.models.reference import load_reference
+from lrqat.models.small_llama import make_tokenizer
 
 # The layer adds a bias to the product; transformers does both in one kernel, which rounds once.
 WITH_BIAS = {"qwen2", "qwen2_moe", "gpt2", "gpt_neox"}

@@ -21,7 +21,7 @@ def vocabulary_of(tokenizer, folder, size=None, pre=None, **settings):
 
 def opened(vocabulary, path):
     """llama.cpp's tokenizer for it."""
-    from runtime_tests.llama_cpp import LlamaCpp
+    from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
 
     writer = GGUFWriter(path, "llama")
     for entry in vocabulary.metadata():

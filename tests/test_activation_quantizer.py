@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from lrqat import surgery
-from lrqat.activation_quantizer import (
+from lrqat.activations.grids import ACTIVATION_GRIDS, Ranges, quantize, range_of
+from lrqat.activations.quantizer import (
     ActivationQuantizer,
     attach,
     attach_described,
@@ -17,10 +17,10 @@ from lrqat.activation_quantizer import (
     detach,
     quantizers,
 )
-from lrqat.activation_ranges import BINS, RANGE_METHODS, calibrate
-from lrqat.activations import ACTIVATION_GRIDS, Ranges, quantize, range_of
+from lrqat.activations.ranges import BINS, RANGE_METHODS, calibrate
 from lrqat.errors import CheckpointError, DataError, GridError, UserError
-from lrqat.prepare import Settings, prepare
+from lrqat.models import surgery
+from lrqat.models.preparation import Settings, prepare
 
 
 @pytest.fixture

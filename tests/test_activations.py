@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrqat.activations import (
+from lrqat.activations.grids import (
     ACTIVATION_GRIDS,
     Ranges,
     find_activation_grid,

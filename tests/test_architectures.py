@@ -12,11 +12,12 @@ from made_architectures import MODELS, STACKS, TIED, make
 from made_trained import IDS, SETTINGS, assert_computes_the_same, logits, loss, move, round_trip
 from transformers.pytorch_utils import Conv1D
 
-from lrqat import hub
-from lrqat.layer import full_precision
-from lrqat.prepare import prepare, quantized_layers
-from lrqat.surgery import OUTPUT_HEAD, ROUTER, plan_surgery
-from lrqat.tables import LRQATEmbedding, LRQATExperts
+from lrqat.layers.embedding import LRQATEmbedding
+from lrqat.layers.experts import LRQATExperts
+from lrqat.layers.modes import full_precision
+from lrqat.models import hub
+from lrqat.models.preparation import prepare, quantized_layers
+from lrqat.models.surgery import OUTPUT_HEAD, ROUTER, plan_surgery
 
 # One of every kind of embedding: plain and scaled, tied and not, other names.
 EMBEDDINGS = ("llama", "qwen3", "gemma3", "granite", "gpt2", "gpt_neox")

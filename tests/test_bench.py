@@ -7,12 +7,13 @@ import sys
 import pytest
 import torch
 
-from lrqat import bench, turns
+from benchmarks import bench as tool
+from benchmarks import timing as turns
+from benchmarks import training_step as bench
+from lrqat.cli import command
 from lrqat.errors import GridError, ModelError, UserError
-from lrqat.layer import LRQATLinear
-from lrqat.methods import LoRALinear
-from tools import bench as tool
-from tools import command
+from lrqat.layers.linear import LRQATLinear
+from lrqat.layers.methods import LoRALinear
 
 TINY = {"width": 256, "layers": 1, "rank": 4}
 
@@ -59,7 +60,7 @@ def test_contenders_train_what_they_say(dtype):
 @pytest.mark.parametrize("dtype", bench.DTYPES)
 def test_a_step_needs_at_most_two_matrices_beside_activations(dtype, monkeypatch):
     # Blocks as small beside this layer as the real ones are beside a large one.
-    monkeypatch.setattr("lrqat.weight.BLOCK_WEIGHTS", 1 << 13)
+    monkeypatch.setattr("lrqat.layers.weight.BLOCK_WEIGHTS", 1 << 13)
     stack = bench.Stack(dtype=dtype, **TINY)
     memory = bench.measure_memory(stack, ["q4_0", "int4-channel"], tokens=64)
     for grid in ("q4_0", "int4-channel"):

@@ -8,14 +8,15 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from conftest import KINDS_OF_GRIDS
-from lrqat import hub, manifest, prepare, surgery
-from lrqat.checkpoint import PACKED, Checkpoint
+from lrqat.checkpoint import manifest
+from lrqat.checkpoint.reader import PACKED, Checkpoint
+from lrqat.checkpoint.stored_scales import PARTS
 from lrqat.errors import CheckpointError, ModelError
-from lrqat.fuse import fuse
-from lrqat.grid import GRIDS
-from lrqat.quantize import dequantize
-from lrqat.reference import load_reference, torch_logits
-from lrqat.stored_ranges import PARTS
+from lrqat.grids.grid import GRIDS
+from lrqat.grids.quantize import dequantize
+from lrqat.models import hub, preparation, surgery
+from lrqat.models.fuse import fuse
+from lrqat.models.reference import load_reference, torch_logits
 
 
 @pytest.fixture
@@ -52,8 +53,8 @@ def test_transformers_computes_the_same_logits(grid, make_fused):
 def test_what_is_read_is_what_was_trained(grid, tiny_model, tmp_path):
     model = hub.load_model(str(tiny_model), dtype=torch.float32)
     plan = surgery.plan_surgery(model, grid, keep=["layers.0.mlp.up_proj"])
-    prepare.prepare(model, plan, prepare.Settings(rank=4))
-    for _, layer in prepare.quantized_layers(model):
+    preparation.prepare(model, plan, preparation.Settings(rank=4))
+    for _, layer in preparation.quantized_layers(model):
         torch.nn.init.normal_(layer.lora_a)
     base = {"name": "tiny", "revision": None, "dtype": "float32"}
     tokens = np.arange(3, 90)
@@ -64,7 +65,7 @@ def test_what_is_read_is_what_was_trained(grid, tiny_model, tmp_path):
     assert checkpoint.quantized_names == list(plan.quantized)
     assert checkpoint.manifest["kept"] == plan.kept
     assert "model.layers.0.mlp.up_proj.weight" in checkpoint.floating_names
-    for name, layer in prepare.quantized_layers(model):
+    for name, layer in preparation.quantized_layers(model):
         tensor = checkpoint.quantized(name)
         assert np.array_equal(tensor.q, layer.integers().numpy())
         stored = layer.stored()
@@ -155,8 +156,8 @@ def test_a_manifest_cannot_point_outside_its_folder(copy):
 def test_nan_in_a_trained_tensor_is_never_written(tiny_model, tmp_path):
     model = hub.load_model(str(tiny_model), dtype=torch.float32)
     plan = surgery.plan_surgery(model, "q4_0")
-    prepare.prepare(model, plan, prepare.Settings(rank=4))
-    next(prepare.quantized_layers(model))[1].lora_a.data[0, 0] = torch.nan
+    preparation.prepare(model, plan, preparation.Settings(rank=4))
+    next(preparation.quantized_layers(model))[1].lora_a.data[0, 0] = torch.nan
     base = {"name": "tiny", "revision": None, "dtype": "float32"}
     with pytest.raises(ModelError, match="NaN"):
         fuse(model, hub.load_tokenizer(tiny_model), tmp_path / "out", plan=plan, base_model=base)
@@ -164,7 +165,7 @@ def test_nan_in_a_trained_tensor_is_never_written(tiny_model, tmp_path):
 
 
 def test_tied_embeddings_are_stored_once_and_bf16_stays_bf16(text, tmp_path):
-    from lrqat.base_model import make_tokenizer, make_untrained_model
+    from lrqat.models.small_llama import make_tokenizer, make_untrained_model
 
     tokenizer = make_tokenizer([text], vocabulary=300)
     model = make_untrained_model(
@@ -173,7 +174,7 @@ def test_tied_embeddings_are_stored_once_and_bf16_stays_bf16(text, tmp_path):
     for parameter in model.parameters():  # values that bf16 holds, in float32
         parameter.data = parameter.data.bfloat16().float()
     plan = surgery.plan_surgery(model, "q4_0")
-    prepare.prepare(model, plan, prepare.Settings(rank=4))
+    preparation.prepare(model, plan, preparation.Settings(rank=4))
     base = {"name": "tied", "revision": None, "dtype": "bfloat16"}
     fuse(model, tokenizer, tmp_path / "out", plan=plan, base_model=base)
     checkpoint = Checkpoint.open(tmp_path / "out")

@@ -3,10 +3,10 @@ import shutil
 
 import pytest
 
-from lrqat.comparison import compare_methods
-from lrqat.config import TrainConfig
+from lrqat.cli import compare
 from lrqat.errors import UserError
-from tools import compare
+from lrqat.training.comparison import compare_methods
+from lrqat.training.config import TrainConfig
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import datasets
 import numpy as np
 import pytest
 
-from lrqat import hub
-from lrqat.data import documents, pack, split_held_out
 from lrqat.errors import DataError
-from lrqat.text import EvaluationText, encode, window_bos
+from lrqat.evaluation.text import EvaluationText, encode, window_bos
+from lrqat.models import hub
+from lrqat.training.data.documents import documents, pack, split_held_out
 
 ROWS = ["first document\nwith two lines", "a second", "and a third one"] * 20
 
@@ -69,7 +69,7 @@ def test_held_out_text_is_not_trained_on(tokenizer, text):
 
 
 def test_reading_stops_when_the_run_has_enough(tokenizer, monkeypatch):
-    monkeypatch.setattr("lrqat.data._MOST_TOKENS", 100)
+    monkeypatch.setattr("lrqat.training.data.documents._MOST_TOKENS", 100)
     seen = []
     endless = (seen.append(i) or "some more words" for i in range(10**9))
     blocks = pack(endless, tokenizer, length=10, needed_tokens=500)

@@ -13,14 +13,15 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from lrqat import hub, weight
-from lrqat.config import TrainConfig
-from lrqat.estimate import estimate_memory, trainable_parameters
-from lrqat.layer import full_precision
-from lrqat.losses import ModelTeacher, Objective, SelfTeacher
-from lrqat.memory_probe import tensor_peak
-from lrqat.prepare import prepare
-from lrqat.surgery import plan_surgery
+from benchmarks.memory_probe import tensor_peak
+from lrqat.layers import weight
+from lrqat.layers.modes import full_precision
+from lrqat.models import hub
+from lrqat.models.preparation import prepare
+from lrqat.models.surgery import plan_surgery
+from lrqat.training.config import TrainConfig
+from lrqat.training.estimate import estimate_memory, trainable_parameters
+from lrqat.training.objectives.losses import ModelTeacher, Objective, SelfTeacher
 
 
 @dataclass(frozen=True)

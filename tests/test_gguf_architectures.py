@@ -13,9 +13,9 @@ from made_checkpoints import fused, fused_in_llama_cpp
 
 from exporters import gguf
 from exporters.gguf.architectures import find_architecture
-from exporters.gguf.hyperparameters import hyperparameters, refusals
-from exporters.gguf.rope import interleaved_rows
-from exporters.gguf.sources import find_sources
+from exporters.gguf.graph.hyperparameters import hyperparameters, refusals
+from exporters.gguf.graph.rope import interleaved_rows
+from exporters.gguf.tensors.sources import find_sources
 from lrqat.errors import CheckpointError
 
 HF_NAMES = {

@@ -12,9 +12,9 @@ import pytest
 
 from exporters import gguf
 from exporters.gguf import writer as writing
-from lrqat.checkpoint import Checkpoint
+from lrqat.atomic_files import replaced_file
+from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import OutputError
-from lrqat.publish import replaced_file
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -76,7 +76,7 @@ _KILLED = """
 import os, signal, sys
 from exporters import gguf
 from exporters.gguf import writer
-from lrqat.checkpoint import Checkpoint
+from lrqat.checkpoint.reader import Checkpoint
 def kill(name):
     if name.startswith("blk.1"):
         os.kill(os.getpid(), signal.SIGKILL)

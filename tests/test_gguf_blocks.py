@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporters.gguf.blocks import float_blocks, integer_blocks, row_bytes
-from exporters.gguf.fields import Fields
-from exporters.gguf.ggml_types import TYPES, ggml_type
+from exporters.gguf.layout.fields import Fields
+from exporters.gguf.layout.ggml_types import TYPES, ggml_type
 from lrqat.errors import RuntimeUnavailableError
 
 INTEGER = sorted(integer_blocks().items())
@@ -20,7 +20,7 @@ NOT_IN_GGUF_PY = {"q2_0"}
 
 def c_dequantize(name, data):
     """What llama.cpp's C makes of rows of bytes, float32 (out, in)."""
-    llama_cpp = pytest.importorskip("runtime_tests.llama_cpp")
+    llama_cpp = pytest.importorskip("lrqat.runtimes.llama_cpp.runtime")
     kind = ggml_type(name)
     count = data.size // kind.nbytes * kind.weights
     try:
@@ -130,7 +130,7 @@ def test_random_floats_never_crash(name, block, data):
 
 
 def test_sizes_are_those_of_ggml():
-    library = pytest.importorskip("runtime_tests.llama_cpp_ffi").load_library()
+    library = pytest.importorskip("lrqat.runtimes.llama_cpp.ffi").load_library()
     for name, block in INTEGER + FLOAT:
         kind = block.TYPE
         assert TYPES[kind.number] is kind

@@ -18,9 +18,9 @@ from test_gguf_blocks import (
 )
 
 from exporters.gguf.blocks import integer_blocks, row_bytes
-from exporters.gguf.selection import exact_types
+from exporters.gguf.tensors.selection import exact_types
 from lrqat.errors import ExportRefusedError
-from lrqat.grid import GRIDS, FloatScale, Grid
+from lrqat.grids.grid import GRIDS, FloatScale, Grid
 
 WIDTHS = (256, 512, 576, 896, 172)
 

@@ -11,10 +11,10 @@ from gguf import GGUFReader
 
 from conftest import shared_model
 from exporters import gguf
-from exporters.gguf.header import read_header
-from lrqat.checkpoint import Checkpoint
+from exporters.gguf.file.header import read_header
+from lrqat.checkpoint.manifest import FILE_NAME, sha256_of
+from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import CheckpointError, ExportRefusedError
-from lrqat.manifest import FILE_NAME, sha256_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -143,12 +143,12 @@ def test_metadata(make_fused, tiny_model, tmp_path):
         "llama.rope.dimension_count": 32,
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
-        "lrqat.grid": "q4_0",
-        "lrqat.base_model": tiny_model.name,
+        "lrqat.grids.grid": "q4_0",
+        "lrqat.models.small_llama": tiny_model.name,
         "lrqat.data_sha256": "ab" * 32,
-        "lrqat.reference.perplexity": 12.5,
-        "lrqat.reference.tokens": 1000,
-        "lrqat.reference.rule": "llama-perplexity",
+        "lrqat.models.reference.perplexity": 12.5,
+        "lrqat.models.reference.tokens": 1000,
+        "lrqat.models.reference.rule": "llama-perplexity",
         "lrqat.checkpoint_sha256": sha256_of(folder / FILE_NAME),
     }
     assert {key: found.get(key) for key in expected} == expected
@@ -165,7 +165,7 @@ def test_same_input_same_bytes(fused_checkpoint, tmp_path):
 def test_f16_only_where_nothing_is_lost(make_fused, tiny_model, tmp_path):
     import torch
 
-    from lrqat import hub
+    from lrqat.models import hub
 
     model = hub.load_model(str(tiny_model), dtype=torch.float32)
     model.get_input_embeddings().weight.data = (
@@ -181,7 +181,7 @@ def test_f16_only_where_nothing_is_lost(make_fused, tiny_model, tmp_path):
 
 
 def test_a_row_that_fits_no_block_is_refused(make_fused, tmp_path):
-    from lrqat.base_model import make_untrained_model
+    from lrqat.models.small_llama import make_untrained_model
 
     source = tmp_path / "narrow"
     model = make_untrained_model(
@@ -272,7 +272,7 @@ def test_verify_counts_what_differs(checkpoint, make_fused, tmp_path):
 
 def test_needs_no_torch(checkpoint, tmp_path):
     code = (
-        "import sys; from exporters import gguf; from lrqat.checkpoint import Checkpoint\n"
+        "import sys; from exporters import gguf; from lrqat.checkpoint.reader import Checkpoint\n"
         "gguf.write(gguf.plan(Checkpoint.open(sys.argv[1])), sys.argv[2])\n"
         "assert not {'torch', 'transformers'} & set(sys.modules), 'torch was imported'"
     )

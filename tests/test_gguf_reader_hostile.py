@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from exporters import gguf
-from exporters.gguf.header import read_header
-from lrqat.checkpoint import Checkpoint
+from exporters.gguf.file.header import read_header
+from lrqat.checkpoint.reader import Checkpoint
 
 SECONDS = 2.0
 

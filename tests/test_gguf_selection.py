@@ -8,9 +8,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from exporters import gguf
-from exporters.gguf.header import read_header
-from lrqat.checkpoint import ACTIVATION_FILE, Checkpoint
-from lrqat.manifest import FILE_NAME
+from exporters.gguf.file.header import read_header
+from lrqat.checkpoint.manifest import FILE_NAME
+from lrqat.checkpoint.reader import ACTIVATION_FILE, Checkpoint
 
 
 def types_of(plan):

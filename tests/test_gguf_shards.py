@@ -10,11 +10,11 @@ from gguf import GGUFReader
 
 from exporters import gguf
 from exporters.gguf import writer as writing
-from exporters.gguf.header import GgufFileError, read_header
-from exporters.gguf.shards import parse_size, read_model, shard_paths, split_sizes
-from lrqat.checkpoint import Checkpoint
+from exporters.gguf.file.header import GgufFileError, read_header
+from exporters.gguf.file.shards import parse_size, read_model, shard_paths, split_sizes
+from lrqat.checkpoint.manifest import sha256_of
+from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import ExportRefusedError, OutputError
-from lrqat.manifest import sha256_of
 
 SIZE = 120_000
 
@@ -153,7 +153,7 @@ def test_the_first_part_gets_its_name_last(plan, tmp_path, monkeypatch):
         done.append(target.name)
         original(source, target)
 
-    monkeypatch.setattr("lrqat.publish.os.replace", fail)
+    monkeypatch.setattr("lrqat.atomic_files.os.replace", fail)
     with pytest.raises(OutputError, match="disk is full"):
         gguf.write(plan, tmp_path / "model.gguf", overwrite=True)
     assert first not in done

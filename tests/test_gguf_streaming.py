@@ -5,9 +5,9 @@ import pytest
 from made_memory import needs_proc, run_measured
 
 from exporters import gguf, parallel
-from exporters.gguf import sources
 from exporters.gguf.architectures import find_architecture
-from lrqat.checkpoint import Checkpoint
+from exporters.gguf.tensors import sources
+from lrqat.checkpoint.reader import Checkpoint
 
 _MEASURED = """
 from exporters import gguf
@@ -28,7 +28,7 @@ def many_layers(tmp_path_factory):
     """A checkpoint of 114 million weights, none of its tensors more than a million."""
     from transformers import LlamaConfig
 
-    from lrqat.random_fused import write_random_fused
+    from benchmarks.random_fused import write_random_fused
 
     config = LlamaConfig(
         vocab_size=512, hidden_size=512, intermediate_size=2048, num_hidden_layers=29,

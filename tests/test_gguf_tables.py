@@ -9,9 +9,9 @@ import pytest
 from gguf import GGMLQuantizationType, dequantize
 
 from exporters import gguf
-from exporters.gguf.header import read_header
-from exporters.gguf.rounding import ROUNDED, quantize_q6_k, value_blocks
-from lrqat.checkpoint import Checkpoint
+from exporters.gguf.file.header import read_header
+from exporters.gguf.tensors.rounded_values import ROUNDED, quantize_q6_k, value_blocks
+from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import ExportRefusedError, RuntimeUnavailableError
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
@@ -19,7 +19,7 @@ EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
 def by_llama_cpp(kind, values):
     """Bytes of the rows of `values` by llama.cpp's own quantiser."""
-    from runtime_tests import llama_cpp_ffi as ffi
+    from lrqat.runtimes.llama_cpp import ffi
 
     try:
         library = ffi.load_library()
@@ -64,10 +64,10 @@ def test_rounding_in_pieces_and_of_zeros(kind, monkeypatch):
     values = np.random.default_rng(1).standard_normal((7, 512)).astype(np.float32)
     values[2] = 0
     whole = ROUNDED[kind].pack(values)
-    monkeypatch.setattr("exporters.gguf.rounding._CHUNK_WEIGHTS", 1024)
+    monkeypatch.setattr("exporters.gguf.tensors.rounded_values._CHUNK_WEIGHTS", 1024)
     np.testing.assert_array_equal(ROUNDED[kind].pack(values), whole)
     assert not ROUNDED[kind].unpack(whole)[2].any()
-    from runtime_tests.llama_cpp import dequantize_row
+    from lrqat.runtimes.llama_cpp.runtime import dequantize_row
 
     in_c = kind.replace("_k", "_K")
     found = dequantize_row(in_c, whole.tobytes(), values.size).reshape(values.shape)
@@ -79,7 +79,7 @@ def bfloat16_checkpoint(make_fused, tiny_model, tmp_path_factory):
     """As most models are published: embedding and head in bfloat16, with values beyond float16."""
     import torch
 
-    from lrqat import hub
+    from lrqat.models import hub
 
     folder = tmp_path_factory.mktemp("bf16") / "model"
     model = hub.load_model(str(tiny_model), dtype=torch.float32)
@@ -100,7 +100,7 @@ def types_of(plan):
 
 def logits(path):
     try:
-        from runtime_tests.llama_cpp import LlamaCpp
+        from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
 
         with LlamaCpp.open(path) as llama:
             return llama.logits(np.arange(64))
@@ -152,7 +152,7 @@ def test_rounded_as_asked(embedding, head, tiny_model, make_fused, tmp_path):
 
 def wide_model(tiny_model, folder):
     """A model whose rows are whole blocks of 256."""
-    from lrqat.base_model import make_untrained_model
+    from lrqat.models.small_llama import make_untrained_model
 
     model = make_untrained_model(
         512, hidden=256, intermediate=256, layers=1, heads=4, kv_heads=2, seed=0
@@ -208,12 +208,12 @@ def test_a_tied_head_has_the_embeddings_type(bfloat16_checkpoint, tmp_path):
 def test_what_was_trained_keeps_its_type(tiny_model, tmp_path):
     import torch
 
-    from lrqat import fuse, hub, prepare, surgery
+    from lrqat.models import fuse, hub, preparation, surgery
 
     model = hub.load_model(str(tiny_model), dtype=torch.float32)
     grids = {"lm_head": "q8_0", "embed_tokens": "q8_0"}
     plan = surgery.plan_surgery(model, "q4_0", grid_for=grids)
-    prepare.prepare(model, plan, prepare.Settings(rank=4))
+    preparation.prepare(model, plan, preparation.Settings(rank=4))
     base = {"name": "tiny", "revision": None, "dtype": "float32"}
     fuse.fuse(model, hub.load_tokenizer(tiny_model), tmp_path / "f", plan=plan, base_model=base)
     checkpoint = Checkpoint.open(tmp_path / "f")

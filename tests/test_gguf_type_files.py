@@ -5,7 +5,7 @@ import pytest
 
 from exporters import gguf
 from exporters.gguf.blocks import integer_blocks
-from exporters.gguf.header import read_header
+from exporters.gguf.file.header import read_header
 
 TENSOR = "blk.0.ffn_down.weight"
 # Grids of other forms than the type's own, which its own numbers are made for.

@@ -6,8 +6,8 @@ import gguf
 import pytest
 
 from exporters.gguf.blocks import bits_per_weight, float_blocks, integer_blocks
-from exporters.gguf.selection import exact_types
-from lrqat.grid import GRIDS
+from exporters.gguf.tensors.selection import exact_types
+from lrqat.grids.grid import GRIDS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, README = ROOT / "docs" / "gguf-types.md", ROOT / "README.md"

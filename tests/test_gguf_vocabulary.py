@@ -16,7 +16,7 @@ from tokenizers import processors as post
 from conftest import SHARED, shared_model
 from exporters import gguf
 from exporters.gguf.vocabulary import TokenizerFiles, load_vocabulary
-from lrqat.checkpoint import Checkpoint
+from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import ExportRefusedError, RuntimeUnavailableError
 
 
@@ -31,7 +31,7 @@ def checkpoint_with(fused, folder, tokenizer, **settings):
 
 def opened(checkpoint, folder, options=None):
     try:
-        from runtime_tests.llama_cpp import LlamaCpp
+        from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
 
         path = folder / "model.gguf"
         gguf.write(gguf.plan(checkpoint, options), path, overwrite=True)

@@ -10,7 +10,7 @@ from transformers import Qwen3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from exporters.gguf.architectures import find_architecture
-from exporters.gguf.hyperparameters import hyperparameters, refusals
+from exporters.gguf.graph.hyperparameters import hyperparameters, refusals
 from lrqat.errors import CheckpointError
 
 QWEN3 = HEAD_DIM | EXTENDED | {"architectures": ["Qwen3ForCausalLM"], "hidden_act": "silu"}

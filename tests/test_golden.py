@@ -20,17 +20,19 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from exporters import gguf, onnx, onnx_genai
-from lrqat import fuse, manifest, prepare, surgery
-from lrqat.checkpoint import Checkpoint
-from lrqat.write_json import write_json
+from lrqat.atomic_files import write_json
+from lrqat.checkpoint import manifest
+from lrqat.checkpoint.reader import Checkpoint
+from lrqat.models import fuse, preparation, surgery
 
 RECORDED = Path(__file__).with_name("golden.json")
 # Frequencies 1/theta^(2i/d) are exact: 16^(1/4) = 2.
-CONFIG = dict(
-    vocab_size=512, hidden_size=256, intermediate_size=512, num_hidden_layers=2,
-    num_attention_heads=32, num_key_value_heads=8, head_dim=8, max_position_embeddings=128,
-    rope_parameters={"rope_type": "default", "rope_theta": 16.0},
-)  # fmt: skip
+CONFIG = {
+    "vocab_size": 512, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 8,
+    "max_position_embeddings": 128,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 16.0},
+}  # fmt: skip
 GRIDS_OF_GGUF = {
     r"0\.self_attn\.q": "q4_0", r"0\.self_attn\.k": "q4_1", r"0\.self_attn\.v": "q6_k",
     r"0\.self_attn\.o": "q5_0", r"0\.mlp\.gate": "q4_k", r"0\.mlp\.up": "q5_k",
@@ -76,8 +78,8 @@ def fixed_checkpoint(folder, grid, grid_for=None, tied=False):
     """A fused checkpoint that does not say which commit made it, nor by which words."""
     model = fixed_model(tied)
     plan = surgery.plan_surgery(model, grid, grid_for=grid_for)
-    prepare.prepare(model, plan, prepare.Settings(rank=2, range_init="minmax"))
-    for _, layer in prepare.quantized_layers(model):
+    preparation.prepare(model, plan, preparation.Settings(rank=2, range_init="minmax"))
+    for _, layer in preparation.quantized_layers(model):
         layer.lora_a.data.zero_()
     base = {"name": "golden", "revision": None, "dtype": "float32"}
     fuse.fuse(model, fixed_tokenizer(), folder, plan=plan, base_model=base)

@@ -2,7 +2,7 @@ import gguf
 import pytest
 
 from lrqat.errors import GridError
-from lrqat.grid import GRIDS, find_grid
+from lrqat.grids.grid import GRIDS, find_grid
 
 
 def test_every_grid_is_consistent():

@@ -6,10 +6,10 @@ import transformers as hf
 from made_architectures import HEAD_DIM, SIZES, make
 from made_trained import SETTINGS, logits, move, round_trip
 
-from lrqat import hub
 from lrqat.errors import UserError
-from lrqat.prepare import prepare
-from lrqat.surgery import ROUTER, WHOLE_STACK, plan_surgery
+from lrqat.models import hub
+from lrqat.models.preparation import prepare
+from lrqat.models.surgery import ROUTER, WHOLE_STACK, plan_surgery
 
 
 def wide_llama(**changes):

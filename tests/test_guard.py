@@ -9,25 +9,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lrqat.base_model import make_untrained_model
-from lrqat.callbacks import ProgressLine
-from lrqat.config import TrainConfig
-from lrqat.data import TokenBlocks
+from lrqat.atomic_files import write_json
 from lrqat.errors import CheckpointError, NonFiniteLossError, UserError
-from lrqat.guard import MOST_IN_A_ROW, StepGuard
-from lrqat.losses import Objective
-from lrqat.optimizers import make_optimizer, refuse_unavailable
-from lrqat.prepare import Settings, prepare, quantized_layers
-from lrqat.states import ADAPTERS, OPTIMIZER, TRAINING, read_training
-from lrqat.surgery import plan_surgery
-from lrqat.trainer import (
+from lrqat.models.preparation import Settings, prepare, quantized_layers
+from lrqat.models.small_llama import make_untrained_model
+from lrqat.models.surgery import plan_surgery
+from lrqat.training.callbacks import ProgressLine
+from lrqat.training.config import TrainConfig
+from lrqat.training.data.documents import TokenBlocks
+from lrqat.training.guard import MOST_IN_A_ROW, StepGuard
+from lrqat.training.objectives.losses import Objective
+from lrqat.training.optimizers import make_optimizer, refuse_unavailable
+from lrqat.training.states.folder import ADAPTERS, OPTIMIZER, TRAINING, read_training
+from lrqat.training.trainer import (
     LRQATTrainer,
     _refuse_fsdp_left_off,
     trained_parameters,
     training_arguments,
 )
-from lrqat.training_model import TrainingModel
-from lrqat.write_json import write_json
+from lrqat.training.training_model import TrainingModel
 
 RATES = {"low_rank": 1e-2, "scale": 1e-4}
 BAD = (float("nan"), float("inf"), -float("inf"))

@@ -18,10 +18,10 @@ from made_models import (
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lrqat import losses
-from lrqat.evaluating import evaluating
-from lrqat.head import split, split_or_whole
-from lrqat.losses import (
+from lrqat.layers.modes import evaluating
+from lrqat.models.split import split, split_or_whole
+from lrqat.training.objectives import losses
+from lrqat.training.objectives.losses import (
     Objective,
 )
 

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_imatrix import COLUMNS, ENTRIES, OWN, TAILS, Q, legacy, write_gguf
 
-from lrqat import imatrix_file
-from lrqat.imatrix_format import ImatrixFileError, read_entries
+from lrqat.init import imatrix_file
+from lrqat.init.imatrix_format import ImatrixFileError, read_entries
 
 
 def tensor(name=b"a", dims=(4,), kind=0, offset=0):

@@ -4,8 +4,9 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
-from lrqat import hub, importance
 from lrqat.errors import DataError, ModelError, UserError
+from lrqat.init import importance
+from lrqat.models import hub
 
 
 @pytest.fixture(scope="module")

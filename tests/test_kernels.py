@@ -5,11 +5,11 @@ import shutil
 import pytest
 import torch
 
-from lrqat import kernels
-from lrqat.downcast import DOWNCASTS
-from lrqat.grid import GRIDS
-from lrqat.layer import LRQATLinear
-from lrqat.range_init import find_ranges
+from lrqat.grids.grid import GRIDS
+from lrqat.init.range_init import find_ranges
+from lrqat.layers import kernels
+from lrqat.layers.frozen import DOWNCASTS
+from lrqat.layers.linear import LRQATLinear
 
 pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="no compiler for Inductor")
 

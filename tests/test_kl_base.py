@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lrqat.errors import OutputError
-from lrqat.kl_base import encode_rows, write_kl_base
-from lrqat.perplexity import Windows, log_softmax
+from lrqat.evaluation.kl_base import encode_rows, write_kl_base
+from lrqat.evaluation.perplexity import Windows, log_softmax
 
 CONTEXT = 16
 

@@ -5,12 +5,13 @@ import torch
 from torch import nn
 
 from conftest import KINDS_OF_GRIDS
-from lrqat import weight
-from lrqat.downcast import DOWNCASTS
-from lrqat.grid import GRIDS
-from lrqat.layer import LRQATLinear, full_precision
-from lrqat.quantize import dequantize, inside, integers, per_weight, to_latent
-from lrqat.range_init import find_ranges
+from lrqat.grids.grid import GRIDS
+from lrqat.grids.quantize import dequantize, inside, integers, per_weight, to_latent
+from lrqat.init.range_init import find_ranges
+from lrqat.layers import weight
+from lrqat.layers.frozen import DOWNCASTS
+from lrqat.layers.linear import LRQATLinear
+from lrqat.layers.modes import full_precision
 
 
 def make_layer(grid_name, *, columns=256, rows=24, phi="fp32", bias=True, rank=4, trained=True):
@@ -79,7 +80,7 @@ CASES = [("fp32", grid) for grid in GRIDS] + [
 @pytest.mark.parametrize(("phi", "grid"), CASES)
 def test_gradients_equal_plain_autograd(grid, phi, monkeypatch):
     # The dense path, also for one scale a row; tests/test_thin.py has the other.
-    monkeypatch.setattr("lrqat.thin.MOST_CLIPPED", -1.0)
+    monkeypatch.setattr("lrqat.layers.per_row.MOST_CLIPPED", -1.0)
     _, layer = make_layer(grid, phi=phi)
     parameters = list(layer.trained().values())
     for parameter in parameters:
@@ -106,7 +107,7 @@ def test_row_blocks_do_not_change_the_result(monkeypatch):
     x = torch.randn(7, layer.in_features, requires_grad=True)
     results = []
     for block in (1 << 22, 256 * 5):
-        monkeypatch.setattr("lrqat.weight.BLOCK_WEIGHTS", block)
+        monkeypatch.setattr("lrqat.layers.weight.BLOCK_WEIGHTS", block)
         y = layer(x)
         inputs = [x, layer.lora_a, layer.lora_b, layer.scale]
         results.append([y, *torch.autograd.grad(y.square().sum(), inputs)])

@@ -5,14 +5,15 @@ import torch
 from torch import nn
 
 from conftest import KINDS_OF_GRIDS
-from lrqat import hub, input_statistics
-from lrqat.downcast import DOWNCASTS
-from lrqat.grid import GRIDS
-from lrqat.importance import sum_of_squares
-from lrqat.input_directions import find_directions, sketch_of
-from lrqat.layer import LRQATLinear
-from lrqat.lora_init import LORA_INITS, initialise, round_to_nearest
-from lrqat.range_init import find_ranges
+from lrqat.grids.grid import GRIDS
+from lrqat.init import input_statistics
+from lrqat.init.importance import sum_of_squares
+from lrqat.init.input_directions import find_directions, sketch_of
+from lrqat.init.lora_init import LORA_INITS, initialise, round_to_nearest
+from lrqat.init.range_init import find_ranges
+from lrqat.layers.frozen import DOWNCASTS
+from lrqat.layers.linear import LRQATLinear
+from lrqat.models import hub
 
 RANK = 8
 
@@ -128,7 +129,7 @@ def test_b_along_the_inputs_leaves_round_to_nearest():
 def test_blocks_of_rows_do_not_matter(monkeypatch):
     inputs, results = directions_of(correlated()), []
     for block in (1 << 22, 256 * 5):
-        monkeypatch.setattr("lrqat.weight.BLOCK_WEIGHTS", block)
+        monkeypatch.setattr("lrqat.layers.weight.BLOCK_WEIGHTS", block)
         linear, layer = made("q3_k")
         initialise(layer, linear.weight.detach(), inputs, LORA_INITS["error"])
         results.append(layer.integers())

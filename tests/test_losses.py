@@ -20,9 +20,9 @@ from made_models import (
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lrqat import losses
 from lrqat.errors import UserError
-from lrqat.losses import (
+from lrqat.training.objectives import losses
+from lrqat.training.objectives.losses import (
     CachedTeacher,
     ModelTeacher,
     Objective,

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from exporters.measure import measure_exports
+from benchmarks import bench
+from benchmarks.export_cost import measure_exports
+from benchmarks.random_fused import write_random_fused
 from lrqat.errors import GridError, UserError
-from lrqat.random_fused import write_random_fused
-from tools import bench
 
 # Long enough at its largest for a sample to be taken.
 _CONVERT = """

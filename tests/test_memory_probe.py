@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from lrqat import memory_probe
-from lrqat.memory_probe import Peak, TensorCounter, process_peak, tensor_peak
+from benchmarks import memory_probe
+from benchmarks.memory_probe import Peak, TensorCounter, process_peak, tensor_peak
 
 MB = 1 << 20
 FLOAT = 4
@@ -199,7 +199,7 @@ def test_a_fresh_process_starts_with_its_own_mark():
     """`ru_maxrss` of a child may be its parent's; what is used here must not be."""
     ballast = torch.ones(300 * MB // FLOAT)
     code = (
-        "from lrqat.memory_probe import process_peak, Peak\n"
+        "from benchmarks.memory_probe import process_peak, Peak\n"
         "found = process_peak(lambda: bytearray(8 << 20).count(b'x'))\n"
         "print(found.added)"
     )

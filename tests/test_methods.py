@@ -7,11 +7,12 @@ from made_trained import assert_computes_the_same, logits, loss, round_trip
 from torch import nn
 
 from lrqat.errors import UserError
-from lrqat.layer import LRQATLinear, full_precision
-from lrqat.methods import METHODS, LoRALinear
-from lrqat.prepare import Settings, check_settings, merge_and_round, prepare
-from lrqat.surgery import plan_surgery
-from lrqat.weight import QuantizedWeight
+from lrqat.layers.linear import LRQATLinear
+from lrqat.layers.methods import METHODS, LoRALinear
+from lrqat.layers.modes import full_precision
+from lrqat.layers.weight import QuantizedWeight
+from lrqat.models.preparation import Settings, check_settings, merge_and_round, prepare
+from lrqat.models.surgery import plan_surgery
 
 
 @pytest.mark.parametrize("method", METHODS)

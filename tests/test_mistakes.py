@@ -6,7 +6,8 @@ import sys
 import pytest
 from made_runs import last_json, run
 
-from tools import command, evaluate, export, inspection, parity, train
+from lrqat.cli import command, evaluate, export, parity, train
+from lrqat.cli import inspect as inspection
 
 TOOLS = {
     "train": train, "export": export, "evaluate": evaluate, "parity": parity, "inspect": inspection,
@@ -154,7 +155,7 @@ def test_a_mistake_is_no_traceback_in_a_real_process(places):
 @pytest.fixture(scope="module")
 def odd_rows(text, tmp_path_factory):
     """A model whose down_proj has 172 inputs, which no block of 32 fits."""
-    from lrqat.base_model import make_tokenizer, make_untrained_model
+    from lrqat.models.small_llama import make_tokenizer, make_untrained_model
 
     folder = tmp_path_factory.mktemp("odd") / "odd-llama"
     make_tokenizer([text], vocabulary=300).save_pretrained(folder)

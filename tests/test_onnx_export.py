@@ -16,11 +16,11 @@ import pytest
 from conftest import SYMMETRIC_GRIDS
 from exporters import onnx as exporter
 from exporters.inspection import inspect
-from exporters.onnx.folder import genai_config
-from exporters.onnx.model_file import OnnxFileError
-from lrqat import hub
-from lrqat.checkpoint import Checkpoint
+from exporters.onnx.folder.companions import genai_config
+from exporters.onnx.folder.model_file import OnnxFileError
+from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import ExportRefusedError, OutputError
+from lrqat.models import hub
 
 
 def export(folder, target, **options):
@@ -94,7 +94,7 @@ def test_two_exports_are_the_same_bytes(onnx_folder, make_fused, tmp_path):
 def test_the_file_says_where_it_comes_from_and_nothing_about_the_machine(onnx_folder, make_fused):
     path = onnx_folder("q4_0") / "model.onnx"
     properties = {p.key: p.value for p in onnx.load(path, load_external_data=False).metadata_props}
-    assert properties["lrqat.grid"] == "q4_0"
+    assert properties["lrqat.grids.grid"] == "q4_0"
     assert len(properties["lrqat.checkpoint_sha256"]) == 64
     data = path.read_bytes()
     for private in (os.getcwd(), sys.prefix, str(make_fused("q4_0")), "site-packages"):
@@ -184,7 +184,7 @@ def test_a_graph_that_nothing_runs_is_not_published(
 
 
 def test_verification_keeps_no_tensor_in_memory(copy, fused_checkpoint, monkeypatch):
-    module = sys.modules["exporters.onnx.verify"]  # the package's own name is the function
+    module = sys.modules["exporters.onnx.verification"]  # the package's own name is the function
     original, read = module.read_model, []
 
     def remember(folder):
@@ -216,7 +216,7 @@ def test_a_killed_export_leaves_the_old_folder_and_the_next_one_cleans_up(copy, 
 import sys, time
 from exporters import onnx
 from exporters.onnx import writer
-from lrqat.checkpoint import Checkpoint
+from lrqat.checkpoint.reader import Checkpoint
 writer.write_companions = lambda *arguments: time.sleep(60)
 onnx.write(onnx.plan(Checkpoint.open(sys.argv[1])), sys.argv[2], overwrite=True)
 """

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from made_ranges import make
 
 from exporters import onnx as exporter
-from exporters.onnx.storage import INTEGER_FORMS, refuses_grid, storage_of
-from exporters.onnx.weights import stored
+from exporters.onnx.weights.initializers import stored
+from exporters.onnx.weights.storage import INTEGER_FORMS, refuses_grid, storage_of
 from lrqat.errors import ExportRefusedError
-from lrqat.grid import GRIDS
+from lrqat.grids.grid import GRIDS
 
 WITH_MINIMA = [name for name, grid in GRIDS.items() if grid.minimum]
 EXACT = [grid for name, grid in GRIDS.items() if not grid.minimum]

@@ -12,7 +12,7 @@ CONTEXT, LIMIT = 64, 3
 
 
 def test_it_measures_what_the_tools_measure(onnx_folder, text):
-    from runtime_tests.targets import evaluate
+    from lrqat.runtimes.targets import evaluate
 
     folder, sample = onnx_folder("q4_0"), text[:4000]
     found = lrqat.onnx_perplexity(folder, sample, context=CONTEXT, limit=LIMIT)

@@ -11,10 +11,10 @@ import onnx_ir as ir
 import pytest
 
 from exporters import onnx as exporter
-from exporters.onnx import weights
 from exporters.onnx.passes.attach_weights import WeightOnDisk
 from exporters.onnx.planning import PlannedTensor
-from lrqat.checkpoint import Checkpoint
+from exporters.onnx.weights import initializers as weights
+from lrqat.checkpoint.reader import Checkpoint
 
 FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 ROWS, COLUMNS = 2003, 500  # 4 MB of float32
@@ -86,7 +86,7 @@ def test_comparing_counts_what_differs_in_any_piece(
     """The pieces of the checkpoint, a number of the first and of the last one changed."""
     checkpoint = Checkpoint.open(fused_checkpoint)
     assert not any(exporter.verify(onnx_folder("q4_0"), checkpoint).values())
-    verify = sys.modules["exporters.onnx.verify"]
+    verify = sys.modules["exporters.onnx.verification"]
     original = verify.pieces
 
     def changed(kind, checkpoint, source, dtype):

@@ -11,9 +11,9 @@ from made_rounded import make_rounded
 from exporters import onnx as exporter
 from exporters.onnx.options import Options
 from exporters.onnx.presets import PRESETS
-from lrqat.activations import ACTIVATION_GRIDS
+from lrqat.activations.grids import ACTIVATION_GRIDS
+from lrqat.cli import export
 from lrqat.errors import ExportRefusedError
-from tools import export
 
 SHOWN = ("opset", "float_type", "accuracy_level", "two_bit_type", "integer_type", "attention")
 SHOWN += ("activation_form",)

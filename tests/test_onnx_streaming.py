@@ -24,7 +24,7 @@ def small_and_large(tmp_path_factory):
     """Two checkpoints of one graph; the large one has a table of 154 MB in bfloat16."""
     from transformers import LlamaConfig
 
-    from lrqat.random_fused import write_random_fused
+    from benchmarks.random_fused import write_random_fused
 
     folders = []
     for name, width, vocabulary in (("small", 64, 64), ("large", 1024, 75000)):

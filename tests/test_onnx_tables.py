@@ -15,15 +15,15 @@ from made_architectures import IN_ONNX
 from made_checkpoints import fused
 
 from exporters import onnx as exporter
-from exporters.onnx.model_file import OnnxFileError
+from exporters.onnx.folder.model_file import OnnxFileError
+from exporters.onnx.folder.readme import rounded_tables
 from exporters.onnx.options import OPTIONS_KEY, Options
-from exporters.onnx.readme import rounded_tables
-from exporters.onnx.rounded_rows import ROWS, round_rows
-from exporters.onnx.rows import code_bits, code_shape, code_type, pack_rows
-from lrqat.checkpoint import Checkpoint
+from exporters.onnx.weights.packed_rows import code_bits, code_shape, code_type, pack_rows
+from exporters.onnx.weights.rounded_rows import ROWS, round_rows
+from lrqat.checkpoint.reader import Checkpoint
+from lrqat.cli import export
 from lrqat.errors import CheckpointError, ExportRefusedError
-from lrqat.grid import GRIDS
-from tools import export
+from lrqat.grids.grid import GRIDS
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 

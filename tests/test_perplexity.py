@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lrqat.errors import DataError
-from lrqat.perplexity import Windows, compare, perplexity
+from lrqat.evaluation.perplexity import Windows, compare, perplexity
 
 
 def random_logits(seed, vocabulary=50):
@@ -28,7 +28,9 @@ def test_the_rule_is_llama_perplexitys():
 
 
 def test_perplexity_and_its_error_agree_with_torch(monkeypatch):
-    monkeypatch.setattr("lrqat.perplexity._CHUNK_LOGITS", 50 * 7)  # several chunks a window
+    monkeypatch.setattr(
+        "lrqat.evaluation.perplexity._CHUNK_LOGITS", 50 * 7
+    )  # several chunks a window
     windows = Windows.cut(np.random.default_rng(0).integers(0, 50, 320), 64)
     logits = random_logits(1)
     result = perplexity(logits, windows)

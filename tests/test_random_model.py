@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import GPT2Config, LlamaConfig
 
-from lrqat import hub
+from benchmarks import random_model
+from benchmarks.memory_probe import TensorCounter
+from benchmarks.random_checkpoint import write_random_model
 from lrqat.errors import OutputError
-from lrqat.memory_probe import TensorCounter
-from lrqat.random_checkpoint import write_random_model
-from tools import random_model
+from lrqat.models import hub
 
 
 def test_the_command_writes_what_from_pretrained_reads(tmp_path, capfd):

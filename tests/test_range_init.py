@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from conftest import KINDS_OF_GRIDS
-from lrqat.grid import GRIDS, FloatScale, PowerOfTwoScale, TwoLevelScale, find_grid
-from lrqat.quantize import dequantize, integers, stored_scale, to_latent
-from lrqat.range_init import RANGE_INITS, find_ranges
+from lrqat.grids.grid import GRIDS, FloatScale, PowerOfTwoScale, TwoLevelScale, find_grid
+from lrqat.grids.quantize import dequantize, integers, stored_scale, to_latent
+from lrqat.init.range_init import RANGE_INITS, find_ranges
 
 
 def quantised_error(weight, ranges, grid, p=2.0, factors=None):

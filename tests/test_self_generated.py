@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from lrqat import hub
 from lrqat.errors import DataError
-from lrqat.self_generated import _GREEDY, generate_blocks, start_ids, write_blocks
+from lrqat.models import hub
+from lrqat.training.data.self_generated import _GREEDY, generate_blocks, start_ids, write_blocks
 
 VOCABULARY, BOS, EOS = 23, 1, 2
 STARTS = list(range(3, VOCABULARY))

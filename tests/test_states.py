@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lrqat import states
-from lrqat.config import TrainConfig
+from lrqat.atomic_files import write_json
 from lrqat.errors import CheckpointError, OutputError, UserError
-from lrqat.resume import find_state, record_run
-from lrqat.snapshot import (
+from lrqat.training.config import TrainConfig
+from lrqat.training.states import folder as states
+from lrqat.training.states.resume import find_state, record_run
+from lrqat.training.states.snapshot import (
     optimizer_snapshot,
     random_snapshot,
     restore_optimizer,
     restore_random,
 )
-from lrqat.write_json import write_json
 
 CONFIG = TrainConfig("model", "data", "output")
 

@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
-from lrqat import hub
-from lrqat.base_model import make_untrained_model
+from benchmarks.memory_probe import TensorCounter
 from lrqat.errors import ModelError
-from lrqat.memory_probe import TensorCounter
-from lrqat.prepare import Settings, prepare
-from lrqat.stream import load_streamed, open_weights
-from lrqat.surgery import plan_surgery
+from lrqat.models import hub
+from lrqat.models.preparation import Settings, prepare
+from lrqat.models.small_llama import make_untrained_model
+from lrqat.models.streaming import load_streamed, open_weights
+from lrqat.models.surgery import plan_surgery
 
 SIZES = {"hidden": 64, "intermediate": 96, "layers": 2, "heads": 4, "kv_heads": 2, "seed": 0}
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from conftest import shared_model
-from lrqat import hub, prepare, surgery
 from lrqat.errors import GridError, ModelError, UserError
+from lrqat.models import hub, preparation, surgery
 
 
 def test_the_head_stays_and_every_projection_goes(tiny_model):
@@ -51,8 +51,8 @@ def test_a_model_without_linear_layers_is_refused():
 
 def test_only_a_b_and_s_are_trained_and_the_weight_is_gone(tiny_model):
     model = hub.load_model(str(tiny_model), dtype=torch.bfloat16)
-    settings = prepare.Settings(rank=4, phi="fixed")
-    prepare.prepare(model, surgery.plan_surgery(model, "int4-g128"), settings)
+    settings = preparation.Settings(rank=4, phi="fixed")
+    preparation.prepare(model, surgery.plan_surgery(model, "int4-g128"), settings)
     trained = {name.rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {"lora_a", "lora_b", "scale"}
     assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
@@ -63,7 +63,7 @@ def test_nan_weights_are_refused(tiny_model):
     model = hub.load_model(str(tiny_model), dtype=torch.float32)
     model.model.layers[1].self_attn.q_proj.weight.data[0, 0] = torch.nan
     with pytest.raises(ModelError, match=r"layers\.1\.self_attn\.q_proj\.weight"):
-        prepare.prepare(model, surgery.plan_surgery(model, "q4_0"))
+        preparation.prepare(model, surgery.plan_surgery(model, "q4_0"))
 
 
 @pytest.mark.parametrize("path", [shared_model("stories260k")])

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from lrqat import teacher_cache
-from lrqat.data import TokenBlocks
 from lrqat.errors import DataError, OutputError, UserError
-from lrqat.losses import CachedTeacher, ModelTeacher, Objective
-from lrqat.teacher_cache import (
+from lrqat.training.data.documents import TokenBlocks
+from lrqat.training.objectives import teacher_cache
+from lrqat.training.objectives.losses import CachedTeacher, ModelTeacher, Objective
+from lrqat.training.objectives.teacher_cache import (
     FILE_NAME,
     CachedBlocks,
     CacheKey,

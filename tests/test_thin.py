@@ -4,9 +4,9 @@ import pytest
 import torch
 from test_layer import make_layer, nearest, plain_forward, ste
 
-from lrqat import thin
-from lrqat.grid import GRIDS
-from lrqat.quantize import inside
+from lrqat.grids.grid import GRIDS
+from lrqat.grids.quantize import inside
+from lrqat.layers import per_row
 
 PER_CHANNEL = [name for name, grid in GRIDS.items() if grid.group_size is None]
 
@@ -14,15 +14,15 @@ PER_CHANNEL = [name for name, grid in GRIDS.items() if grid.group_size is None]
 @pytest.fixture
 def taken(monkeypatch):
     """List with an entry for every backward pass that took the thin path."""
-    calls, real = [], thin.add_gradients
-    monkeypatch.setattr(thin, "add_gradients", lambda *given: calls.append(1) or real(*given))
+    calls, real = [], per_row.add_gradients
+    monkeypatch.setattr(per_row, "add_gradients", lambda *given: calls.append(1) or real(*given))
     return calls
 
 
 @pytest.fixture
 def always(monkeypatch):
     """However much is clipped."""
-    monkeypatch.setattr(thin, "MOST_CLIPPED", 1.0)
+    monkeypatch.setattr(per_row, "MOST_CLIPPED", 1.0)
 
 
 def double(layer):
@@ -101,7 +101,7 @@ def test_too_many_clipped_entries_take_the_dense_path(taken):
 )
 def test_other_grids_do_not_keep_the_output(grid, taken):
     layer = double(make_layer(grid)[1])
-    assert not thin.suits(layer)
+    assert not per_row.suits(layer)
     x, upstream = inputs(layer)
     gradients(layer, layer, x, upstream)
     assert taken == []

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from made_runs import ROOT, last_json, one_object, run
 
-from lrqat.checkpoint import Checkpoint
-from tools import evaluate, export, inspection, parity, train
+from lrqat.checkpoint.reader import Checkpoint
+from lrqat.cli import evaluate, export, parity, train
+from lrqat.cli import inspect as inspection
 
 
 @pytest.fixture(scope="module")

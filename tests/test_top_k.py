@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrqat.losses import (
+from lrqat.training.objectives.losses import (
     LogitTargets,
     TopKTargets,
 )

@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from lrqat.checkpoint import Checkpoint
-from lrqat.config import TrainConfig
+from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import CheckpointError, DataError, NonFiniteLossError, OutputError, UserError
-from lrqat.losses import Objective
-from lrqat.plan import plan_training
-from lrqat.trainer import ADAPTERS
-from lrqat.training import train
+from lrqat.training.config import TrainConfig
+from lrqat.training.objectives.losses import Objective
+from lrqat.training.plan import plan_training
+from lrqat.training.run import train
+from lrqat.training.trainer import ADAPTERS
 
 FAST = {"steps": 8, "batch_size": 2, "sequence_length": 32, "rank": 4, "context": 32}
 FAST |= {"eval_windows": 4, "save_every": 2}
@@ -52,11 +52,11 @@ def test_training_lowers_the_loss_and_the_checkpoint_is_what_was_measured(settin
 
 
 def test_the_recorded_reference_is_reproduced_from_the_checkpoint(settings):
-    from lrqat import hub
-    from lrqat.data import documents, split_held_out
-    from lrqat.perplexity import Windows, perplexity
-    from lrqat.reference import load_reference, torch_logits
-    from lrqat.text import EvaluationText, encode, window_bos
+    from lrqat.evaluation.perplexity import Windows, perplexity
+    from lrqat.evaluation.text import EvaluationText, encode, window_bos
+    from lrqat.models import hub
+    from lrqat.models.reference import load_reference, torch_logits
+    from lrqat.training.data.documents import documents, split_held_out
 
     report = train(TrainConfig(**settings))
     checkpoint = Checkpoint.open(report.output)
@@ -132,7 +132,7 @@ def losses_with(monkeypatch, change):
         loss = computed(self, *args, **kwargs)
         return loss if loss.is_meta else change(next(calls), loss)
 
-    monkeypatch.setattr("lrqat.losses.Objective.__call__", changed)
+    monkeypatch.setattr("lrqat.training.objectives.losses.Objective.__call__", changed)
 
 
 def test_five_non_finite_losses_in_a_row_stop_with_a_good_state(settings, monkeypatch):
@@ -170,7 +170,7 @@ import torch
 settings = json.loads(sys.argv[1])
 model = hub.load_model(settings["model"], dtype=torch.float32)
 plan = surgery.plan_surgery(model, "q4_0")
-prepare.prepare(model, plan, prepare.Settings(rank=4))
+preparation.prepare(model, plan, preparation.Settings(rank=4))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 base = {"name": "tiny", "revision": None, "dtype": "float32"}
@@ -243,19 +243,19 @@ def test_a_damaged_weight_file_is_named(settings, tiny_model, tmp_path):
 
 
 def test_the_plan_counts_what_training_trains(settings):
-    from lrqat import hub, prepare
-    from lrqat.trainer import trained_parameters
+    from lrqat.models import hub, preparation
+    from lrqat.training.trainer import trained_parameters
 
     config = TrainConfig(**settings)
     plan = plan_training(config)
     model = hub.load_model(config.model, dtype=torch.float32)
-    prepare.prepare(model, plan.surgery, config.settings())
+    preparation.prepare(model, plan.surgery, config.settings())
     assert plan.trainable == sum(p.numel() for p in trained_parameters(model).values())
     json.dumps(plan.to_json())
 
 
 def test_cross_entropy_is_the_models_own(tiny_model):
-    from lrqat import hub
+    from lrqat.models import hub
 
     model = hub.load_model(str(tiny_model), dtype=torch.float32)
     ids = torch.randint(0, 500, (2, 33))
@@ -266,7 +266,7 @@ def test_cross_entropy_is_the_models_own(tiny_model):
 def test_an_unfinished_state_is_not_resumed_from(settings):
     report = train(TrainConfig(**settings))
     (report.output / "checkpoints" / "checkpoint-8" / "trainer_state.json").unlink()
-    from lrqat.resume import find_state
+    from lrqat.training.states.resume import find_state
 
     state = find_state(report.output / "checkpoints", "auto", TrainConfig(**settings))
     assert state is not None
@@ -274,12 +274,12 @@ def test_an_unfinished_state_is_not_resumed_from(settings):
 
 
 def test_a_state_of_another_rank_cannot_be_loaded(settings, tiny_model):
-    from lrqat import hub, prepare, surgery
-    from lrqat.trainer import load_adapters
+    from lrqat.models import hub, preparation, surgery
+    from lrqat.training.trainer import load_adapters
 
     report = train(TrainConfig(**settings))
     model = hub.load_model(str(tiny_model), dtype=torch.float32)
-    prepare.prepare(model, surgery.plan_surgery(model, "q4_0"), prepare.Settings(rank=8))
+    preparation.prepare(model, surgery.plan_surgery(model, "q4_0"), preparation.Settings(rank=8))
     with pytest.raises(CheckpointError, match="--rank"):
         load_adapters(model, report.output / "checkpoints" / "checkpoint-8")
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from exporters import gguf, onnx
-from lrqat.checkpoint import Checkpoint
-from lrqat.config import TrainConfig
+from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import UserError
-from lrqat.perplexity import Windows, perplexity
-from lrqat.reference import load_reference, torch_logits
-from lrqat.text import EvaluationText, encode
-from lrqat.training import train
+from lrqat.evaluation.perplexity import Windows, perplexity
+from lrqat.evaluation.text import EvaluationText, encode
+from lrqat.models.reference import load_reference, torch_logits
+from lrqat.training.config import TrainConfig
+from lrqat.training.run import train
 
 SHORT = {"steps": 3, "batch_size": 2, "sequence_length": 32, "rank": 4, "context": 32}
 SHORT |= {"eval_windows": 2, "save_every": 3, "teacher": "self", "importance_tokens": 64}
@@ -24,7 +24,7 @@ def settings(tiny_model, text_file, tmp_path):
 
 def reference_perplexity(report, settings):
     """Perplexity of the checkpoint, loaded again."""
-    from lrqat import hub
+    from lrqat.models import hub
 
     tokenizer = hub.load_tokenizer(report.output)
     tokens = encode(tokenizer, EvaluationText.read(settings["eval_data"]).text)
@@ -113,7 +113,7 @@ def test_activations_are_exported_as_trained_or_refused(settings):
     ],
 )
 def test_impossible_combinations_name_both_flags(settings, options, match):
-    from lrqat.plan import plan_training
+    from lrqat.training.plan import plan_training
 
     with pytest.raises(UserError, match=match):
         plan_training(TrainConfig(**settings | options))

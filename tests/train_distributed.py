@@ -21,17 +21,17 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PrinterCallback, TrainerCallback
 
-from lrqat import processes
-from lrqat.base_model import make_untrained_model
-from lrqat.callbacks import ProgressLine
-from lrqat.config import TrainConfig
-from lrqat.data import TokenBlocks
-from lrqat.losses import Objective
-from lrqat.prepare import Settings, prepare, quantized_layers
-from lrqat.sharding import full
-from lrqat.surgery import plan_surgery
-from lrqat.trainer import LRQATTrainer, trained_parameters, training_arguments
-from lrqat.training_model import TrainingModel
+from lrqat.models.preparation import Settings, prepare, quantized_layers
+from lrqat.models.small_llama import make_untrained_model
+from lrqat.models.surgery import plan_surgery
+from lrqat.training import processes
+from lrqat.training.callbacks import ProgressLine
+from lrqat.training.config import TrainConfig
+from lrqat.training.data.documents import TokenBlocks
+from lrqat.training.objectives.losses import Objective
+from lrqat.training.states.sharding import full
+from lrqat.training.trainer import LRQATTrainer, trained_parameters, training_arguments
+from lrqat.training.training_model import TrainingModel
 
 BATCH = 4  # of all ranks together
 

@@ -1,21 +1,12 @@
-"""The command of tools/inspection.py.
-
-A script has its own folder first on the path, so for all scripts of this folder the `import
-inspect` of the standard library's modules finds this file. It then gives way to the module that was
-meant.
-"""
+"""`lrqat inspect` from a checkout."""
 
 import os
 import sys
 
-if __name__ == "inspect":
-    _here = os.path.dirname(__file__)
-    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != _here]
-    del sys.modules[__name__]
-    import inspect  # noqa: F401  # what is registered now is what the first import returns
-else:
-    from tools import command
-    from tools.inspection import main
+# This checkout in the place of tools/, whose inspect.py would hide the standard library's.
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-    if __name__ == "__main__":
-        command.run(main)
+from lrqat.cli import command, inspect
+
+if __name__ == "__main__":
+    command.run(inspect.main)

@@ -1,7 +1,7 @@
 r"""GGUF, the format of llama.cpp: trained integers and scales, bit for bit.
 
     from exporters import gguf
-    from lrqat.checkpoint import Checkpoint
+    from lrqat.checkpoint.reader import Checkpoint
 
     plan = gguf.plan(Checkpoint.open("fused"), gguf.Options())
     print("\n".join(plan.summary()))
@@ -10,13 +10,13 @@ r"""GGUF, the format of llama.cpp: trained integers and scales, bit for bit.
 Needs numpy and the `gguf` package, and no torch.
 """
 
-from exporters.gguf.header import GgufFileError
+from exporters.gguf.converter.upstream import twin_options
+from exporters.gguf.file.header import GgufFileError
+from exporters.gguf.file.shards import model_files
 from exporters.gguf.options import Options
 from exporters.gguf.planning import default_name, plan
 from exporters.gguf.plans import Plan, PlannedTensor
-from exporters.gguf.reader import TensorCheck, check_tensors, rounded_tensors, verify
-from exporters.gguf.shards import model_files
-from exporters.gguf.upstream import twin_options
+from exporters.gguf.verification import TensorCheck, check_tensors, rounded_tensors, verify
 from exporters.gguf.writer import Report, write
 
 __all__ = [

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters.description import Description, plain_items, totals
-from exporters.gguf.shards import model_files, read_model
+from exporters.gguf.file.shards import model_files, read_model
 
 _VOCABULARY = "tokenizer."
 

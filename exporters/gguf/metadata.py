@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from gguf import GGUFValueType as Type
 
-from exporters.gguf.architectures import Architecture
-from exporters.gguf.config_values import positive_int
-from exporters.gguf.header import Header
-from exporters.gguf.hyperparameters import hyperparameters
-from exporters.gguf.key_values import KeyValue
+from exporters.gguf.architecture import Architecture
+from exporters.gguf.file.header import Header
+from exporters.gguf.file.key_values import KeyValue
+from exporters.gguf.graph.config_values import positive_int
+from exporters.gguf.graph.hyperparameters import hyperparameters
 from exporters.gguf.vocabulary import TokenizerFiles, load_vocabulary
-from lrqat.checkpoint import Checkpoint
+from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import ExportRefusedError
 
 _PRE, _TOKENS, _NAME = "tokenizer.ggml.pre", "tokenizer.ggml.tokens", "general.name"

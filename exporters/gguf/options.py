@@ -1,12 +1,11 @@
 """What a user may choose about a GGUF export."""
 
-import difflib
 from dataclasses import dataclass, field
 
 from exporters.gguf.blocks import float_blocks, integer_blocks
-from exporters.gguf.rounding import value_blocks
-from exporters.gguf.shards import parse_size
-from lrqat.errors import ExportRefusedError
+from exporters.gguf.file.shards import parse_size
+from exporters.gguf.tensors.rounded_values import value_blocks
+from lrqat.errors import ExportRefusedError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,5 @@ class Options:
 def _check(what: str, value: str, known: list[str]) -> None:
     if value in known:
         return
-    near = difflib.get_close_matches(str(value).lower(), known, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(sorted(near, key=known.index))}? " if near else ""
+    hint = did_you_mean(value, known)
     raise ExportRefusedError(f"unknown {what} {value!r}: {hint}known are {', '.join(known)}")

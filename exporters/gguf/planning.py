@@ -9,24 +9,25 @@ from collections import Counter
 from collections.abc import Callable
 
 from exporters.activations import activation_grid, refuses_activations
-from exporters.gguf.architectures import Architecture, find_architecture
+from exporters.gguf.architecture import Architecture
+from exporters.gguf.architectures import find_architecture
 from exporters.gguf.blocks import float_blocks
-from exporters.gguf.hyperparameters import hyperparameters, refusals
+from exporters.gguf.converter.upstream import refuses_converter
+from exporters.gguf.graph.hyperparameters import hyperparameters, refusals
 from exporters.gguf.metadata import vocabulary_metadata, without_fatal_name
 from exporters.gguf.options import Options
 from exporters.gguf.plans import Plan, PlannedTensor
 from exporters.gguf.provenance import general_metadata, provenance
-from exporters.gguf.selection import choose_float_block, choose_integer_block, exact_types
-from exporters.gguf.sources import Source, find_sources
-from exporters.gguf.stored import stored_tensors
-from exporters.gguf.tables import (
+from exporters.gguf.tensors.embedding_and_head import (
     changed_values,
     check_trained,
     refuses_tables,
     table_choice,
 )
-from exporters.gguf.upstream import refuses_converter
-from lrqat.checkpoint import Checkpoint
+from exporters.gguf.tensors.selection import choose_float_block, choose_integer_block, exact_types
+from exporters.gguf.tensors.sources import Source, find_sources
+from exporters.gguf.tensors.stored import stored_tensors
+from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import ExportRefusedError
 
 _MAX_NAME_BYTES = 63  # GGML_MAX_NAME less its terminating zero

@@ -9,13 +9,13 @@ from typing import Any
 import gguf
 
 from exporters.gguf.blocks import Block, row_bytes
-from exporters.gguf.key_values import KeyValue
+from exporters.gguf.file.key_values import KeyValue
+from exporters.gguf.file.shards import parse_size, split_sizes
 from exporters.gguf.options import Options
-from exporters.gguf.shards import parse_size, split_sizes
-from exporters.gguf.sources import Source
-from exporters.gguf.tables import TableChoice
+from exporters.gguf.tensors.embedding_and_head import TableChoice
+from exporters.gguf.tensors.sources import Source
 from exporters.layers import any_layer
-from lrqat.checkpoint import Checkpoint
+from lrqat.checkpoint.reader import Checkpoint
 
 _ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import gguf
 
-from exporters.gguf import key_values as kv
-from exporters.gguf.key_values import KeyValue
+from exporters.gguf.file import key_values as kv
+from exporters.gguf.file.key_values import KeyValue
 from exporters.provenance import provenance as facts
-from lrqat.checkpoint import Checkpoint
+from lrqat.checkpoint.reader import Checkpoint
 
 CONVERTER = "lrqat.converter"  # only in files that llama.cpp's own converter has laid out
 

@@ -11,19 +11,19 @@ from typing import Any
 import gguf
 import numpy as np
 
-from exporters.gguf.header import TensorInfo
+from exporters.gguf.converter.upstream import run_converter
+from exporters.gguf.file.header import TensorInfo
+from exporters.gguf.file.shards import read_model, shard_entries, shard_paths
 from exporters.gguf.metadata import holds
 from exporters.gguf.plans import Plan, PlannedTensor, padded
-from exporters.gguf.reader import check_tensors
-from exporters.gguf.selection import packed_pieces
-from exporters.gguf.shards import read_model, shard_entries, shard_paths
-from exporters.gguf.upstream import run_converter
+from exporters.gguf.tensors.selection import packed_pieces
+from exporters.gguf.verification import check_tensors
 from exporters.parallel import in_order
 from exporters.refusals import refuse_inexact
-from lrqat.checkpoint import Checkpoint
+from lrqat.atomic_files import replaced_files
+from lrqat.checkpoint.manifest import sha256_of
+from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import OutputError
-from lrqat.manifest import sha256_of
-from lrqat.publish import replaced_files
 
 Progress = Callable[[str], None]
 

@@ -1,7 +1,7 @@
 r"""ONNX with standard QDQ: trained integers and scales, bit for bit, for ONNX Runtime and its kin.
 
     from exporters import onnx
-    from lrqat.checkpoint import Checkpoint
+    from lrqat.checkpoint.reader import Checkpoint
 
     plan = onnx.plan(Checkpoint.open("fused"), onnx.Options())
     print("\n".join(plan.summary()))
@@ -12,9 +12,9 @@ the names that ONNX Runtime GenAI, Optimum and transformers.js expect.
 """
 
 from exporters.onnx.options import Options
-from exporters.onnx.planned import Plan, PlannedTensor
 from exporters.onnx.planning import default_name, plan
-from exporters.onnx.verify import verify
+from exporters.onnx.plans import Plan, PlannedTensor
+from exporters.onnx.verification import verify
 from exporters.onnx.writer import Report, write
 
 __all__ = [

@@ -2,7 +2,8 @@
 
 The input of a projection is rounded in one of three forms:
 
-    arithmetic   the operations of `lrqat.activations`, traced into the graph as they are: any grid.
+    arithmetic   the operations of `lrqat.activations.grids`, traced into the graph as they are: any
+    grid.
                  The product stays a MatMulNBits.
     qdq          QuantizeLinear and DequantizeLinear with the trained range: grids of one fixed
                  range a layer. What NPU compilers look for; ONNX Runtime's CPU multiplies the
@@ -10,7 +11,7 @@ The input of a projection is rounded in one of three forms:
     kernel       nothing in the graph: ONNX Runtime's MatMulNBits at accuracy level 4 rounds so
                  itself (`ort-level4-gN`, with weights in the same blocks).
 
-Keys and values are rounded in the cache (`exporters.onnx.cache`).
+Keys and values are rounded in the cache (`exporters.onnx.tracing.cache`).
 """
 
 from dataclasses import dataclass
@@ -18,9 +19,9 @@ from dataclasses import dataclass
 from exporters.activations import activation_grid
 from exporters.onnx.options import Options
 from exporters.onnx.presets import PRESETS
-from exporters.onnx.tables import INT8_ROWS, asked_type, find_tables
-from lrqat.activations import BLOCK, ActivationGrid, find_activation_grid
-from lrqat.checkpoint import Checkpoint
+from exporters.onnx.weights.embedding_and_head import INT8_ROWS, asked_type, find_tables
+from lrqat.activations.grids import BLOCK, ActivationGrid, find_activation_grid
+from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import GridError
 
 ARITHMETIC, QDQ, KERNEL = "arithmetic", "qdq", "kernel"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters.description import Description, plain_items, totals
-from exporters.onnx.model_file import MODEL, OnnxFileError, data_files, read_model
+from exporters.onnx.folder.model_file import MODEL, OnnxFileError, data_files, read_model
 
 _VOCABULARY = ("bos_token_id", "eos_token_id", "pad_token_id", "vocab_size")
 

@@ -1,13 +1,12 @@
 """What a user may choose about an ONNX export."""
 
-import difflib
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import onnx_ir as ir
 
 from exporters.onnx.presets import PRESETS
-from lrqat.errors import ExportRefusedError
+from lrqat.errors import ExportRefusedError, did_you_mean
 
 # Under this name a file says what it was made with, so that `verify` can plan the same again.
 OPTIONS_KEY = "lrqat.options"
@@ -81,8 +80,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
-            near = difflib.get_close_matches(str(self.preset), PRESETS, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
+            hint = did_you_mean(self.preset, PRESETS)
             raise ExportRefusedError(
                 f"--preset {self.preset} is not offered: {hint}choose {', '.join(PRESETS)}"
             )

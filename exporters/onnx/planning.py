@@ -15,21 +15,21 @@ from exporters.onnx.activations import (
 )
 from exporters.onnx.architectures import find_architecture, refuses_architecture
 from exporters.onnx.options import FUSION_ENTRY, Options
-from exporters.onnx.planned import Plan, PlannedTensor
-from exporters.onnx.rounded_rows import grid_of
-from exporters.onnx.rows import code_bits, code_type
-from exporters.onnx.storage import INTEGER_FORMS, refuses_grid, storage_of
-from exporters.onnx.tables import (
+from exporters.onnx.plans import Plan, PlannedTensor
+from exporters.onnx.weights.embedding_and_head import (
     FLOATS,
     INT8_ROWS,
     find_tables,
     refuses_tables,
     table_choice,
 )
-from exporters.onnx.weights import KINDS
-from lrqat.checkpoint import Checkpoint
+from exporters.onnx.weights.initializers import KINDS
+from exporters.onnx.weights.packed_rows import code_bits, code_type
+from exporters.onnx.weights.rounded_rows import grid_of
+from exporters.onnx.weights.storage import INTEGER_FORMS, refuses_grid, storage_of
+from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import CheckpointError, UserError
-from lrqat.grid import Grid
+from lrqat.grids.grid import Grid
 
 # What holds a weight that a product takes: y = x @ weight.
 _PRODUCTS = ("linear", "conv1d")

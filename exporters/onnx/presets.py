@@ -21,10 +21,11 @@ class Preset:
         float_type: of everything that is not an integer.
         accuracy_level: ONNX Runtime's, see `Options`.
         two_bit_type: type of 2-bit integers.
-        integer_type: of weights that are multiplied with, see `exporters.onnx.storage`.
+        integer_type: of weights that are multiplied with, see `exporters.onnx.weights.storage`.
         attention: one node a layer, or products and a softmax.
         activation_form: how static ranges are written.
-        embedding_type: of an embedding that was not trained on a grid, see `exporters.onnx.tables`.
+        embedding_type: of an embedding that was not trained on a grid, see
+            `exporters.onnx.weights.embedding_and_head`.
         head_type: the same of an output head.
         keeps_half_steps: whether the runtime rounds to half precision where the graph does and goes
             on in float32, which is how `q8_0` rounds the steps of activations.

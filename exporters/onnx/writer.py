@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from exporters.onnx.activations import cache_bits
-from exporters.onnx.cache import cache_form
-from exporters.onnx.external_data import data_paths, save
-from exporters.onnx.folder import write_companions
-from exporters.onnx.graph import PREFIX, trace
-from exporters.onnx.loadable import refuse_invalid, refuse_unloadable
-from exporters.onnx.model_file import MODEL
+from exporters.onnx.folder.companions import write_companions
+from exporters.onnx.folder.external_data import data_paths, save
+from exporters.onnx.folder.loadable import refuse_invalid, refuse_unloadable
+from exporters.onnx.folder.model_file import MODEL
 from exporters.onnx.passes.attach_weights import attach_weights
 from exporters.onnx.passes.compact_attention import compact_attention
 from exporters.onnx.passes.describe import describe
@@ -19,12 +17,14 @@ from exporters.onnx.passes.name_initializers import name_initializers
 from exporters.onnx.passes.plain_mask import plain_mask
 from exporters.onnx.passes.raise_opset import TRACED, raise_opset
 from exporters.onnx.passes.simplify import simplify
-from exporters.onnx.planned import Plan
-from exporters.onnx.skeleton import build_skeleton
-from exporters.onnx.verify import verify
+from exporters.onnx.plans import Plan
+from exporters.onnx.tracing.cache import cache_form
+from exporters.onnx.tracing.skeleton import build_skeleton
+from exporters.onnx.tracing.trace import PREFIX, trace
+from exporters.onnx.verification import verify
 from exporters.refusals import refuse_inexact
+from lrqat.atomic_files import refuse_existing, replaced_folder
 from lrqat.errors import OutputError
-from lrqat.publish import refuse_existing, replaced_folder
 
 Progress = Callable[[str], None]
 

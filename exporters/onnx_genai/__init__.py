@@ -11,7 +11,7 @@ compared with the checkpoint.
 from exporters.onnx.writer import Report
 from exporters.onnx_genai.options import Options
 from exporters.onnx_genai.planning import Plan, default_name, plan
-from exporters.onnx_genai.verify import verify
+from exporters.onnx_genai.verification import verify
 from exporters.onnx_genai.writer import write
 
 __all__ = ["Options", "Plan", "Report", "default_name", "plan", "verify", "write"]

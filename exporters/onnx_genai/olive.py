@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from exporters.onnx_genai.parts import Part
 from exporters.onnx_genai.planning import Plan
-from lrqat.write_json import write_json
+from lrqat.atomic_files import write_json
 
 _NOT_COPIED = ("config.json", "lrqat.json", "README.md")
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lrqat.checkpoint import Checkpoint
-from lrqat.grid import Grid
+from lrqat.checkpoint.reader import Checkpoint
+from lrqat.grids.grid import Grid
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 _WIDTHS = (2, 4, 8)

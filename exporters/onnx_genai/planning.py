@@ -7,7 +7,7 @@ from typing import Any
 from exporters.layers import any_layer
 from exporters.onnx_genai.options import Options
 from exporters.onnx_genai.parts import Part, part_of, refuses
-from lrqat.checkpoint import Checkpoint
+from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import UserError
 
 # Architectures whose graphs gave PyTorch's logits; the builder knows more.

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from exporters.onnx.loadable import refuse_unloadable
-from exporters.onnx.model_file import MODEL
+from exporters.onnx.folder.loadable import refuse_unloadable
+from exporters.onnx.folder.model_file import MODEL
 from exporters.onnx.writer import Report
 from exporters.onnx_genai.building import build
 from exporters.onnx_genai.olive import write_olive
 from exporters.onnx_genai.parts import EMBEDDING
 from exporters.onnx_genai.planning import Plan
-from exporters.onnx_genai.verify import verify
+from exporters.onnx_genai.verification import verify
 from exporters.provenance import provenance
 from exporters.refusals import refuse_inexact
+from lrqat.atomic_files import refuse_existing, replaced_folder
 from lrqat.errors import OutputError
-from lrqat.publish import refuse_existing, replaced_folder
 
 Progress = Callable[[str], None]
 

@@ -7,11 +7,11 @@ Source: conversion/gemma.py, src/models/gemma2.cpp.
 
 from gguf import MODEL_ARCH
 
-from exporters.gguf import key_values as kv
-from exporters.gguf.architectures import Architecture, Config, biases, weights
-from exporters.gguf.config_values import positive_float, positive_int
-from exporters.gguf.gemma import BLOCK, GELU, read, refuses_scale, sliding
-from exporters.gguf.key_values import KeyValue
+from exporters.gguf.architecture import Architecture, Config, biases, weights
+from exporters.gguf.file import key_values as kv
+from exporters.gguf.file.key_values import KeyValue
+from exporters.gguf.graph.config_values import positive_float, positive_int
+from exporters.gguf.graph.gemma import BLOCK, GELU, read, refuses_scale, sliding
 
 _CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 _BLOCKS_27B = 46

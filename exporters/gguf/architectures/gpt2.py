@@ -6,8 +6,8 @@ Source: conversion/gpt2.py, src/models/gpt2.cpp.
 
 from gguf import MODEL_ARCH
 
-from exporters.gguf.architectures import Architecture, Config, biases, weights
-from exporters.gguf.gemma import GELU
+from exporters.gguf.architecture import Architecture, Config, biases, weights
+from exporters.gguf.graph.gemma import GELU
 
 _KINDS = ("attn_norm", "attn_qkv", "attn_output", "ffn_norm", "ffn_up", "ffn_down")
 # What would change the attention, and the value that llama.cpp's graph has.

@@ -5,8 +5,7 @@ Source: conversion/granite.py, src/models/granite.cpp.
 
 from gguf import MODEL_ARCH
 
-from exporters.gguf import key_values as kv
-from exporters.gguf.architectures import (
+from exporters.gguf.architecture import (
     ATTENTION,
     FEED_FORWARD,
     LLAMA_BLOCK,
@@ -15,9 +14,10 @@ from exporters.gguf.architectures import (
     biases,
     weights,
 )
-from exporters.gguf.config_values import positive_float
-from exporters.gguf.key_values import KeyValue
-from exporters.gguf.rope import interleaved_rows, llama3_divisors
+from exporters.gguf.file import key_values as kv
+from exporters.gguf.file.key_values import KeyValue
+from exporters.gguf.graph.config_values import positive_float
+from exporters.gguf.graph.rope import interleaved_rows, llama3_divisors
 
 _MULTIPLIERS = {
     "attention.scale": "attention_multiplier",

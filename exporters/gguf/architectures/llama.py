@@ -1,12 +1,12 @@
 """Llama, and Mistral, which is the same graph.
 
-Rows of q and k are interleaved and Llama 3's frequencies become a tensor (`exporters.gguf.rope`).
-Source: conversion/llama.py, src/models/llama.cpp.
+Rows of q and k are interleaved and Llama 3's frequencies become a tensor
+(`exporters.gguf.graph.rope`). Source: conversion/llama.py, src/models/llama.cpp.
 """
 
 from gguf import MODEL_ARCH
 
-from exporters.gguf.architectures import (
+from exporters.gguf.architecture import (
     ATTENTION,
     FEED_FORWARD,
     LLAMA_BLOCK,
@@ -14,7 +14,7 @@ from exporters.gguf.architectures import (
     biases,
     weights,
 )
-from exporters.gguf.rope import interleaved_rows, llama3_divisors
+from exporters.gguf.graph.rope import interleaved_rows, llama3_divisors
 
 ARCHITECTURE = Architecture(
     hf_names=("LlamaForCausalLM", "MistralForCausalLM"),

@@ -6,7 +6,7 @@ Source: conversion/olmo.py, src/models/olmo2.cpp.
 
 from gguf import MODEL_ARCH
 
-from exporters.gguf.architectures import ATTENTION, FEED_FORWARD, Architecture, biases, weights
+from exporters.gguf.architecture import ATTENTION, FEED_FORWARD, Architecture, biases, weights
 
 _NORMS = ("attn_q_norm", "attn_k_norm", "post_attention_norm", "post_ffw_norm")
 

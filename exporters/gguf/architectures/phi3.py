@@ -14,9 +14,10 @@ import numpy as np
 from gguf import MODEL_ARCH
 from numpy.typing import NDArray
 
-from exporters.gguf import key_values as kv
-from exporters.gguf.architectures import Architecture, Config, weights
-from exporters.gguf.config_values import (
+from exporters.gguf.architecture import Architecture, Config, weights
+from exporters.gguf.file import key_values as kv
+from exporters.gguf.file.key_values import KeyValue
+from exporters.gguf.graph.config_values import (
     original_context,
     positive_float,
     positive_int,
@@ -24,7 +25,6 @@ from exporters.gguf.config_values import (
     rope_parameters,
     rotated_elements,
 )
-from exporters.gguf.key_values import KeyValue
 from lrqat.errors import CheckpointError
 
 _CONTEXT_STEP = 256

@@ -5,7 +5,7 @@ Source: conversion/qwen.py, src/models/qwen2.cpp.
 
 from gguf import MODEL_ARCH
 
-from exporters.gguf.architectures import LLAMA_BLOCK, Architecture, biases, weights
+from exporters.gguf.architecture import LLAMA_BLOCK, Architecture, biases, weights
 
 ARCHITECTURE = Architecture(
     hf_names=("Qwen2ForCausalLM",),

@@ -7,10 +7,10 @@ Source: conversion/qwen.py `Qwen2MoeModel`, src/models/qwen3moe.cpp.
 
 from gguf import MODEL_ARCH
 
-from exporters.gguf import key_values as kv
-from exporters.gguf.architectures import ATTENTION, Architecture, Config, biases, weights
-from exporters.gguf.config_values import positive_int
-from exporters.gguf.key_values import KeyValue
+from exporters.gguf.architecture import ATTENTION, Architecture, Config, biases, weights
+from exporters.gguf.file import key_values as kv
+from exporters.gguf.file.key_values import KeyValue
+from exporters.gguf.graph.config_values import positive_int
 
 
 def _refuses(config: Config) -> list[str]:

@@ -5,9 +5,9 @@ Source: conversion/llama.py `SmolLM3Model`, src/models/smollm3.cpp.
 
 from gguf import MODEL_ARCH
 
-from exporters.gguf.architectures import LLAMA_BLOCK, Architecture, Config, biases, weights
-from exporters.gguf.config_values import positive_int
-from exporters.gguf.rope import interleaved_rows
+from exporters.gguf.architecture import LLAMA_BLOCK, Architecture, Config, biases, weights
+from exporters.gguf.graph.config_values import positive_int
+from exporters.gguf.graph.rope import interleaved_rows
 
 _STEP = 4  # n_no_rope_layer_step, which no key sets
 

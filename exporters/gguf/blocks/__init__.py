@@ -26,10 +26,10 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.gguf.fields import Factors, Fields
-from exporters.gguf.ggml_types import GgmlType
-from lrqat.grid import Grid
-from lrqat.stored_ranges import StoredRanges
+from exporters.gguf.layout.fields import Factors, Fields
+from exporters.gguf.layout.ggml_types import GgmlType
+from lrqat.checkpoint.stored_scales import StoredRanges
+from lrqat.grids.grid import Grid
 
 Ranges = Callable[[], Iterable[StoredRanges]]  # the scales of a weight, some rows at a time
 
@@ -45,8 +45,9 @@ class Block(Protocol):
 class IntegerBlock(Block, Protocol):
     """A type that stores integers and scales.
 
-    ACTIVATIONS names the rounding as in `lrqat.runtime_rounding`, or "q8_1", which is no grid that
-    can be trained: it also rounds the sum of a block (ggml-cpu/ggml-cpu.c `type_traits_cpu`).
+    ACTIVATIONS names the rounding as in `lrqat.activations.runtime_rounding`, or "q8_1", which is
+    no grid that can be trained: it also rounds the sum of a block (ggml-cpu/ggml-cpu.c
+    `type_traits_cpu`).
     """
 
     ACTIVATIONS: str

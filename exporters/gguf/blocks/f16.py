@@ -7,7 +7,7 @@ import numpy as np
 from gguf import LlamaFileType
 from numpy.typing import NDArray
 
-from exporters.gguf.ggml_types import ggml_type
+from exporters.gguf.layout.ggml_types import ggml_type
 
 NAME = "f16"
 TYPE = ggml_type(NAME)

@@ -15,13 +15,13 @@ import numpy as np
 from gguf import LlamaFileType
 from numpy.typing import NDArray
 
-from exporters.gguf import encoding
-from exporters.gguf.exactness import refuses_codebook
-from exporters.gguf.fields import Factors, Fields
-from exporters.gguf.ggml_types import ggml_type
-from exporters.gguf.rows import in_blocks, join, split, stack, unstack
-from lrqat.grid import GRIDS, Grid, PowerOfTwoScale
-from lrqat.stored_ranges import StoredRanges
+from exporters.gguf.layout import encoding
+from exporters.gguf.layout.exactness import refuses_codebook
+from exporters.gguf.layout.fields import Factors, Fields
+from exporters.gguf.layout.ggml_types import ggml_type
+from exporters.gguf.layout.rows import in_blocks, join, split, stack, unstack
+from lrqat.checkpoint.stored_scales import StoredRanges
+from lrqat.grids.grid import GRIDS, Grid, PowerOfTwoScale
 
 NAME = "mxfp4"
 TYPE = ggml_type(NAME)

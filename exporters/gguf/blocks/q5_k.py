@@ -2,7 +2,7 @@
 
     byte 0..1         fp16 d
     byte 2..3         fp16 dmin
-    byte 4..15        s[0..7] and m[0..7], see `exporters.gguf.k_scales`
+    byte 4..15        s[0..7] and m[0..7], see `exporters.gguf.layout.k_scales`
     byte 16+j         OR of (code[32i + j] >> 4) << i                            i = 0..7, j = 0..31
     byte 48+32h+j     code[64h + j] & 15 | (code[64h + 32 + j] & 15) << 4       j = 0..31, h = 0..3
 
@@ -18,14 +18,14 @@ import numpy as np
 from gguf import LlamaFileType
 from numpy.typing import NDArray
 
-from exporters.gguf import encoding
-from exporters.gguf.exactness import refuses_two_level_offset
-from exporters.gguf.fields import Factors, Fields, compose
-from exporters.gguf.ggml_types import ggml_type
-from exporters.gguf.k_scales import pack_scales, unpack_scales
-from exporters.gguf.rows import halves, in_blocks, join, split, stack, unstack
-from lrqat.grid import Grid, TwoLevelScale
-from lrqat.stored_ranges import StoredRanges
+from exporters.gguf.layout import encoding
+from exporters.gguf.layout.exactness import refuses_two_level_offset
+from exporters.gguf.layout.fields import Factors, Fields, compose
+from exporters.gguf.layout.ggml_types import ggml_type
+from exporters.gguf.layout.k_scales import pack_scales, unpack_scales
+from exporters.gguf.layout.rows import halves, in_blocks, join, split, stack, unstack
+from lrqat.checkpoint.stored_scales import StoredRanges
+from lrqat.grids.grid import Grid, TwoLevelScale
 
 NAME = "q5_k"
 TYPE = ggml_type(NAME)

@@ -16,13 +16,13 @@ import numpy as np
 from gguf import LlamaFileType
 from numpy.typing import NDArray
 
-from exporters.gguf import encoding
-from exporters.gguf.exactness import refuses_two_level
-from exporters.gguf.fields import Factors, Fields, compose
-from exporters.gguf.ggml_types import ggml_type
-from exporters.gguf.rows import halves, in_blocks, join, split, stack, unstack
-from lrqat.grid import Grid, TwoLevelScale
-from lrqat.stored_ranges import StoredRanges
+from exporters.gguf.layout import encoding
+from exporters.gguf.layout.exactness import refuses_two_level
+from exporters.gguf.layout.fields import Factors, Fields, compose
+from exporters.gguf.layout.ggml_types import ggml_type
+from exporters.gguf.layout.rows import halves, in_blocks, join, split, stack, unstack
+from lrqat.checkpoint.stored_scales import StoredRanges
+from lrqat.grids.grid import Grid, TwoLevelScale
 
 NAME = "q6_k"
 TYPE = ggml_type(NAME)

@@ -20,13 +20,13 @@ import numpy as np
 from gguf import LlamaFileType
 from numpy.typing import NDArray
 
-from exporters.gguf import encoding
-from exporters.gguf.exactness import refuses_scaled
-from exporters.gguf.fields import Factors, Fields
-from exporters.gguf.ggml_types import ggml_type
-from exporters.gguf.rows import halves, in_blocks, join, split
-from lrqat.grid import Grid
-from lrqat.stored_ranges import StoredRanges
+from exporters.gguf.layout import encoding
+from exporters.gguf.layout.exactness import refuses_scaled
+from exporters.gguf.layout.fields import Factors, Fields
+from exporters.gguf.layout.ggml_types import ggml_type
+from exporters.gguf.layout.rows import halves, in_blocks, join, split
+from lrqat.checkpoint.stored_scales import StoredRanges
+from lrqat.grids.grid import Grid
 
 NAME = "tq1_0"
 TYPE = ggml_type(NAME)

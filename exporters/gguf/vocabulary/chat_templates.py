@@ -11,8 +11,8 @@ from typing import Any
 
 from gguf import GGUFValueType
 
-from exporters.gguf import key_values as kv
-from exporters.gguf.key_values import KeyValue
+from exporters.gguf.file import key_values as kv
+from exporters.gguf.file.key_values import KeyValue
 from lrqat.errors import ExportRefusedError
 
 _KEY = "tokenizer.chat_template"

@@ -9,14 +9,13 @@ merging (`ignore_merges`). Where the table has the cut with the other habit, it 
 merging makes every token of the vocabulary out of its own text: then the habit changes nothing.
 """
 
-import difflib
 from typing import Any
 
 from tokenizers import models
 
 from exporters.gguf.vocabulary.files import TokenizerFiles, steps_of
 from exporters.gguf.vocabulary.pre_tokenizer_table import COVERING, KNOWN_NAMES, ROWS, Row, Step
-from lrqat.errors import ExportRefusedError
+from lrqat.errors import ExportRefusedError, did_you_mean
 
 
 def choose_pre_tokenizer(files: TokenizerFiles, asked: str | None) -> tuple[str, list[str]]:
@@ -31,8 +30,7 @@ def choose_pre_tokenizer(files: TokenizerFiles, asked: str | None) -> tuple[str,
             asked for is unknown, or known to cut otherwise.
     """
     if asked is not None and asked not in KNOWN_NAMES:
-        near = difflib.get_close_matches(asked, KNOWN_NAMES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(asked, sorted(KNOWN_NAMES))
         raise ExportRefusedError(
             f"--pre {asked!r} is no byte-level pre-tokenizer of the llama.cpp that this is made "
             f"for: {hint}known are {', '.join(sorted(KNOWN_NAMES))}"

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from gguf import GGUFValueType, TokenType
 
-from exporters.gguf import key_values as kv
-from exporters.gguf.key_values import KeyValue
+from exporters.gguf.file import key_values as kv
+from exporters.gguf.file.key_values import KeyValue
 from exporters.gguf.vocabulary.chat_templates import chat_template_metadata
 from lrqat.errors import ExportRefusedError
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from exporters.onnx.planned import Plan, PlannedTensor
-from exporters.onnx.weights import pieces, stored
-from lrqat.checkpoint import Checkpoint
+from exporters.onnx.plans import Plan, PlannedTensor
+from exporters.onnx.weights.initializers import pieces, stored
+from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import ExportRefusedError
 
 

@@ -6,7 +6,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from exporters.onnx.options import OPTIONS_KEY
-from exporters.onnx.planned import Plan
+from exporters.onnx.plans import Plan
 from exporters.provenance import provenance
 from lrqat import __version__
 

@@ -1,6 +1,6 @@
 """Constant folding and fusion, as torch.onnx.export does them, but never of a weight.
 
-Torch's own optimiser (switched off in `exporters.onnx.graph`) evaluates operations on small
+Torch's own optimiser (switched off in `exporters.onnx.tracing.trace`) evaluates operations on small
 initializers while exporting. Ours hold stand-ins at that time: Gemma's `1 + weight`, for one, would
 be computed from a stand-in, and the file would hold the sum where the trained weight belongs. So
 folding stops at every planned tensor; a runtime does it at load, from the real values.

@@ -1,0 +1,165 @@
+"""From a checkpoint's integers and ranges to the numbers of a block type, exactly or not at all.
+
+Grids and blocks cut a row differently, and where that costs nothing the numbers are said again:
+
+    a scale for a multiple of the block, or a whole row    is repeated in every block
+    a plain scale where the type has two levels            d = scale, every sub-scale 1
+    a zero-point where the type has no minimum             goes into the integers, q - zero_point
+    a zero-point where it has two levels of minima         dmin = scale, sub-minimum = its code
+    no minimum where the type has one                      the minimum that moves 0 to its code
+
+None of it changes a weight: the numbers multiply to the same float32. Whether a grid can be said
+so at all is decided by `exactness`, from the grid alone; here every number is checked once more,
+so nothing is ever rounded or wrapped.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporters.gguf.layout.ggml_types import GgmlType
+from lrqat.checkpoint.stored_scales import StoredRanges
+from lrqat.errors import ExportRefusedError
+from lrqat.grids.grid import Grid, TwoLevelScale
+
+TwoLevels = tuple[NDArray[np.float16], NDArray[np.int8]]
+
+
+def integers(
+    q: NDArray[np.int8],
+    low: int,
+    high: int,
+    kind: GgmlType,
+    zero_point: NDArray[np.int8] | None = None,
+) -> NDArray[np.int8]:
+    """The integers q - zero_point, (out, in). Raises ExportRefusedError outside low..high."""
+    if zero_point is None:
+        _check(q, low, high, "integers", kind)
+        return q
+    found = q.astype(np.int16)
+    found -= repeated(zero_point, q.shape[1])
+    _check(found, low, high, "integers", kind)
+    return found.astype(np.int8)
+
+
+def codes(
+    q: NDArray[np.int8],
+    low: int,
+    high: int,
+    kind: GgmlType,
+    zero_point: NDArray[np.int8] | None = None,
+) -> NDArray[np.uint8]:
+    """The same as codes uint8 (out, in), 0 for `low`."""
+    # Wraps in uint8, which is what we want: -8 - -8 is 248 - 248.
+    return integers(q, low, high, kind, zero_point).view(np.uint8) - np.uint8(low % 256)
+
+
+def indices(q: NDArray[np.int8], levels: NDArray[np.int8], kind: GgmlType) -> NDArray[np.uint8]:
+    """The place of each of `q` (out, in) in `levels`, the first where there are two.
+
+    Raises:
+        ExportRefusedError: an integer that is no level.
+    """
+    places = np.full(256, 255, np.uint8)
+    places[levels[::-1].view(np.uint8)] = np.arange(len(levels), dtype=np.uint8)[::-1]
+    found = places.take(q.view(np.uint8))
+    if (found == 255).any():
+        raise ExportRefusedError(f"{q[found == 255][0]} is none of {kind}'s levels")
+    return found
+
+
+def exponents(ranges: StoredRanges, kind: GgmlType, low: int, high: int) -> NDArray[np.int32]:
+    """The binary logarithm of every scale, int32 (out, groups).
+
+    Raises:
+        ExportRefusedError: a scale that is no power of two, or none of 2^low..2^high.
+    """
+    fraction, found = np.frexp(ranges.scale)
+    if (fraction != 0.5).any():
+        raise ExportRefusedError(f"scales that are no powers of two do not fit {kind}")
+    found = found.astype(np.int32) - 1
+    _check(found, low, high, "exponents", kind)
+    return found
+
+
+def half(values: NDArray[np.float32]) -> NDArray[np.float16]:
+    """`values` as float16. Raises ExportRefusedError if one is not exact."""
+    with np.errstate(over="ignore"):
+        found = values.astype(np.float16)
+    inexact = found.astype(np.float32) != values
+    if inexact.any():
+        raise ExportRefusedError(
+            f"{int(inexact.sum())} scales or minima are not exact in float16, the first is "
+            f"{values[inexact][0]}; train on a grid whose scales are float16"
+        )
+    return found
+
+
+def repeated(numbers: NDArray[Any], count: int) -> NDArray[Any]:
+    """Numbers (out, groups) repeated to (out, count), in runs of equal length.
+
+    Raises:
+        ExportRefusedError: the groups do not divide evenly.
+    """
+    groups = numbers.shape[1]
+    if groups == 0 or count % groups:
+        raise ExportRefusedError(f"{groups} scales do not divide evenly over {count} blocks")
+    return numbers if count == groups else numbers.repeat(count // groups, axis=1)
+
+
+def block_scales(ranges: StoredRanges, blocks: int) -> NDArray[np.float16]:
+    """The scale of every block, float16 (out, blocks)."""
+    scale: NDArray[np.float16] = repeated(half(ranges.scale), blocks)
+    return scale
+
+
+def block_minima(ranges: StoredRanges, grid: Grid, blocks: int) -> NDArray[np.float16]:
+    """What every block adds, float16 (out, blocks): less the minimum, or scale * q_min."""
+    added = ranges.scale * np.float32(grid.q_min) if ranges.minimum is None else -ranges.minimum
+    minima: NDArray[np.float16] = repeated(half(added), blocks)
+    return minima
+
+
+def two_levels(
+    ranges: StoredRanges, kind: GgmlType, blocks: int, parts: int, stored: TwoLevelScale
+) -> TwoLevels:
+    """The float16 d (out, blocks) and int8 sub-scales (out, parts).
+
+    Args:
+        ranges: of the checkpoint.
+        kind: the type.
+        blocks: super-blocks of a row.
+        parts: parts of a row that have a sub-scale each.
+        stored: the sub-scales that the type has.
+    """
+    if ranges.super_scale is None or ranges.sub_scale is None:
+        d = block_scales(ranges, blocks)
+        return d, np.ones((len(d), parts), np.int8)
+    _check(ranges.sub_scale, stored.least, stored.most, "sub-scales", kind)
+    return half(ranges.super_scale), repeated(ranges.sub_scale, parts)
+
+
+def two_level_minima(
+    ranges: StoredRanges, grid: Grid, kind: GgmlType, blocks: int, parts: int, stored: TwoLevelScale
+) -> TwoLevels:
+    """The float16 dmin (out, blocks) and int8 sub-minima (out, parts); see `two_levels`.
+
+    A grid without minima gets dmin = scale and the code of 0, or of its zero-point: the code is
+    q - q_min, and scale * (q - zero_point) = scale * (q - q_min) - scale * (zero_point - q_min).
+    """
+    if ranges.super_minimum is not None and ranges.sub_minimum is not None:
+        dmin, sub = half(ranges.super_minimum), ranges.sub_minimum
+    else:
+        dmin = block_scales(ranges, blocks)
+        zero = np.zeros_like(dmin, np.int8) if ranges.zero_point is None else ranges.zero_point
+        sub = zero - np.int8(grid.q_min)
+    _check(sub, stored.least, stored.most, "sub-minima", kind)
+    return dmin, repeated(sub, parts)
+
+
+def _check(numbers: NDArray[Any], low: int, high: int, what: str, kind: GgmlType) -> None:
+    if numbers.size and (numbers.min() < low or numbers.max() > high):
+        raise ExportRefusedError(
+            f"{what} {numbers.min()}..{numbers.max()} leave {kind}'s {low}..{high}"
+        )

@@ -1,0 +1,168 @@
+"""Whether a block type holds every weight that a grid can make, told from the grid alone.
+
+(But for one thing: `refuses_minima` looks at the scales.)
+
+One function for each form that a type's weights have; each returns a reason, or None if it holds:
+
+    scaled             d * q                     Q4_0 Q5_0 Q8_0 Q2_0 TQ1_0 TQ2_0
+    codebook           d * level                 IQ4_NL MXFP4
+    offset             d * q + m                 Q4_1 Q5_1
+    two_level          d * sub * q               Q3_K Q6_K
+    two_level_offset   d * sub * q - dmin * m    Q2_K Q4_K Q5_K
+
+`encoding` says how a grid of another form is put into one of these without changing a weight.
+"""
+
+from collections.abc import Collection
+
+import numpy as np
+
+from exporters.gguf.layout.ggml_types import GgmlType
+from lrqat.checkpoint.stored_scales import StoredRanges
+from lrqat.grids.grid import FloatScale, Grid, PowerOfTwoScale, ScaleCodec, TwoLevelScale
+
+_HALF = FloatScale("float16")
+
+
+def refuses_scaled(kind: GgmlType, low: int, high: int, grid: Grid, in_features: int) -> str | None:
+    """For integers low..high with a float16 scale for each block."""
+    return (
+        _minima(kind, grid)
+        or _integers(kind, low, high, grid)
+        or _codec(kind, "scales", grid.scale, _HALF, grid)
+        or _blocks(kind, grid, in_features)
+    )
+
+
+def refuses_codebook(
+    kind: GgmlType, levels: Collection[int], stored: ScaleCodec, grid: Grid, in_features: int
+) -> str | None:
+    """For certain levels with a scale of the kind `stored` for each block."""
+    needed = grid.levels or range(grid.q_min, grid.q_max + 1)
+    if grid.zero_point or not set(needed) <= set(levels):
+        return f"{grid.name}'s integers are not {kind}'s levels"
+    return (
+        _minima(kind, grid)
+        or _codec(kind, "scales", grid.scale, stored, grid)
+        or _blocks(kind, grid, in_features)
+    )
+
+
+def refuses_offset(kind: GgmlType, most: int, grid: Grid, in_features: int) -> str | None:
+    """For codes 0..most with a float16 scale and a float16 minimum for each block."""
+    if grid.zero_point:
+        return f"{grid.name}'s zero-points times its scales do not fit {kind}'s float16 minima"
+    return (
+        _codes(kind, most, grid)
+        or _codec(kind, "scales", grid.scale, _HALF, grid)
+        or (grid.minimum and _codec(kind, "minima", grid.minimum, _HALF, grid))
+        or _blocks(kind, grid, in_features)
+    )
+
+
+def refuses_minima(kind: GgmlType, ranges: StoredRanges, grid: Grid) -> str | None:
+    """For grids without minima in a type that has float16 ones: the scales that `ranges` has.
+
+    What moves q_min to code 0 is scale * q_min, a power of two times the scale: only its size can
+    keep it from being a float16.
+    """
+    largest = np.abs(ranges.scale).max(initial=0)
+    if grid.minimum or largest * -grid.q_min <= np.finfo(np.float16).max:
+        return None
+    return f"{grid.name}'s scale {largest:g} times {grid.q_min} leaves {kind}'s float16 minima"
+
+
+def refuses_two_level(
+    kind: GgmlType, part: int, low: int, high: int, scales: TwoLevelScale, grid: Grid,
+    in_features: int,
+) -> str | None:  # fmt: skip
+    """For integers low..high with a sub-scale for every `part` weights and a float16 for all."""
+    return (
+        _minima(kind, grid)
+        or _integers(kind, low, high, grid)
+        or _levels(kind, "scales", part, grid.scale, scales, grid)
+        or _rows(kind, in_features)
+    )
+
+
+def refuses_two_level_offset(
+    kind: GgmlType, part: int, most: int, scales: TwoLevelScale, minima: TwoLevelScale, grid: Grid,
+    in_features: int,
+) -> str | None:  # fmt: skip
+    """For codes 0..most with sub-scales and sub-minima for every `part` weights."""
+    if isinstance(grid.scale, TwoLevelScale) and grid.minimum is None:
+        return f"{grid.name} has two levels of scales and no minima, and {kind} has both"
+    return (
+        _codes(kind, most, grid)
+        or _levels(kind, "scales", part, grid.scale, scales, grid)
+        or (grid.minimum and _levels(kind, "minima", part, grid.minimum, minima, grid))
+        or _rows(kind, in_features)
+    )
+
+
+def _minima(kind: GgmlType, grid: Grid) -> str | None:
+    return f"{grid.name} has minima and {kind} has none" if grid.minimum else None
+
+
+def _integers(kind: GgmlType, low: int, high: int, grid: Grid) -> str | None:
+    least, most, what = grid.q_min, grid.q_max, "integers"
+    if grid.zero_point:
+        least, most, what = least - most, most - least, "integers less their zero-points,"
+    if low <= least and most <= high:
+        return None
+    return f"{grid.name}'s {what} {least}..{most} leave {kind}'s {low}..{high}"
+
+
+def _codes(kind: GgmlType, most: int, grid: Grid) -> str | None:
+    """Integers as codes from 0: those of grids without minima are moved by a minimum."""
+    if grid.q_max - grid.q_min <= most:
+        return None
+    return f"{grid.name}'s {grid.q_max - grid.q_min + 1} integers are more than {kind}'s {most + 1}"
+
+
+def _codec(
+    kind: GgmlType, what: str, codec: ScaleCodec, stored: ScaleCodec, grid: Grid
+) -> str | None:
+    if codec == stored:
+        return None
+    return f"{grid.name}'s {what} are {_described(codec)} and {kind}'s {_described(stored)}"
+
+
+def _described(codec: ScaleCodec) -> str:
+    if isinstance(codec, FloatScale):
+        return codec.dtype
+    return "powers of two" if isinstance(codec, PowerOfTwoScale) else "products of two levels"
+
+
+def _levels(
+    kind: GgmlType, what: str, part: int, codec: ScaleCodec, stored: TwoLevelScale, grid: Grid
+) -> str | None:
+    """Two levels in two levels, or a float16 for all of them."""
+    if not isinstance(codec, TwoLevelScale):
+        return _codec(kind, what, codec, _HALF, grid) or _groups(kind, kind.weights, grid)
+    if codec.super_block != kind.weights:
+        return f"{grid.name} has a float16 for every {codec.super_block} weights, {kind} for 256"
+    if codec.least < stored.least or codec.most > stored.most:
+        return (
+            f"{grid.name}'s sub-{what} {codec.least}..{codec.most} leave {kind}'s "
+            f"{stored.least}..{stored.most}"
+        )
+    return _groups(kind, part, grid)
+
+
+def _blocks(kind: GgmlType, grid: Grid, in_features: int) -> str | None:
+    return _rows(kind, in_features) or _groups(kind, kind.weights, grid)
+
+
+def _rows(kind: GgmlType, in_features: int) -> str | None:
+    if in_features % kind.weights == 0:
+        return None
+    return f"rows of {in_features} weights do not divide into {kind}'s blocks of {kind.weights}"
+
+
+def _groups(kind: GgmlType, size: int, grid: Grid) -> str | None:
+    if grid.group_size is None or grid.group_size % size == 0:
+        return None
+    return (
+        f"{grid.name} has a scale for every {grid.group_size} weights, {kind} only one for {size}"
+    )

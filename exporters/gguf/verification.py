@@ -1,0 +1,216 @@
+"""L0: what a GGUF file's own bytes hold, compared with the checkpoint, number by number.
+
+The file is parsed by `header`, not by the library that wrote it; the integers and scales come out
+of the file's bytes and are compared with the checkpoint's, whose rows are put in the file's order:
+every number that the file stores with the number that the checkpoint's become in its type, and what
+they multiply to with the checkpoint's weights.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporters.gguf.architectures import find_architecture
+from exporters.gguf.blocks import float_blocks, integer_blocks
+from exporters.gguf.converter.upstream import mismatching_rows
+from exporters.gguf.file.header import Header, TensorInfo
+from exporters.gguf.file.shards import read_model
+from exporters.gguf.layout.fields import Factors
+from exporters.gguf.metadata import differing
+from exporters.gguf.provenance import CONVERTER
+from exporters.gguf.tensors.rounded_values import value_blocks
+from exporters.gguf.tensors.sources import Source, find_sources
+from exporters.parallel import in_order
+from lrqat.checkpoint.reader import Checkpoint, QuantizedTensor
+from lrqat.errors import ExportRefusedError
+
+
+@dataclass(frozen=True)
+class TensorCheck:
+    """The comparison of one tensor; all zero and no problem means equal bit for bit.
+
+    Attributes:
+        name: its name in the file.
+        integers: codes that differ.
+        scales: scales, minima and their parts that differ.
+        values: weights that differ from the checkpoint's, or from what their type rounds them to.
+        rounded: floating values that their type does not hold exactly (as asked for).
+        problem: why it could not be compared at all (missing, another shape ...), or empty.
+    """
+
+    name: str
+    integers: int = 0
+    scales: int = 0
+    values: int = 0
+    rounded: int = 0
+    problem: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the file holds what it should."""
+        return not (self.integers or self.scales or self.values or self.problem)
+
+    def differences(self, source: Source | None) -> int:
+        """Elements that differ; all of them for a tensor that could not be compared."""
+        size = math.prod(source.shape) if source else 1
+        return size if self.problem else self.integers + self.scales or self.values
+
+
+def verify(path: str | Path, checkpoint: Checkpoint) -> dict[str, int]:
+    """Compare the GGUF file `path` with `checkpoint`: every tensor, and what the model is.
+
+    Of a model in several files, `path` is the first. Of a file that llama.cpp's own converter laid
+    out, the rows of its packed tensors are compared, see `upstream.mismatching_rows`.
+
+    Returns:
+        Elements that differ, by GGUF name: codes, scales and minima, and if all are equal, weights
+        that are not the checkpoint's (rounded to the type that they are stored in). All zero is a
+        pass; a missing tensor counts whole, one that the checkpoint does not have counts 1. A
+        hyperparameter or a part of the vocabulary that is not the checkpoint's counts 1, by key.
+
+    Raises:
+        GgufFileError: the file is not a valid GGUF file.
+        ExportRefusedError: the checkpoint has no form in GGUF.
+        CheckpointError: the checkpoint is not valid.
+    """
+    header = read_model(Path(path))
+    if CONVERTER in header.metadata:
+        return mismatching_rows(header, checkpoint)
+    by_name = {source.name: source for source in _sources(checkpoint)}
+    found = {c.name: c.differences(by_name.get(c.name)) for c in _checks(header, checkpoint)}
+    keys = differing(header, checkpoint, find_architecture(checkpoint.config))
+    return found | dict.fromkeys(keys, 1)
+
+
+def check_tensors(
+    path: str | Path,
+    checkpoint: Checkpoint,
+    progress: Callable[[str], None] = lambda name: None,
+    workers: int | None = None,
+) -> list[TensorCheck]:
+    """As `verify`, but of tensors alone, and saying what differs.
+
+    Args:
+        path: as for `verify`.
+        checkpoint: the same.
+        progress: called with the name of every tensor that was compared.
+        workers: processes; None: one a core.
+    """
+    return _checks(read_model(Path(path)), checkpoint, progress, workers)
+
+
+def rounded_tensors(
+    path: str | Path, checkpoint: Checkpoint
+) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Floating tensors that the file's types round, by the checkpoint's names: what they become.
+
+    Values are rounded one by one, or in blocks of rows that stay where they are (Q8_0, Q6_K), so it
+    does not matter how the file orders them.
+
+    Raises:
+        ExportRefusedError: an embedding that is stored a second time as the head, in two types.
+    """
+    header = read_model(Path(path))
+    if CONVERTER in header.metadata:  # whose floating tensors are float32
+        return
+    tensors, kinds = header.tensors, dict[str, str]()
+    for source in _sources(checkpoint):
+        if source.quantized or source.values is not None or source.name not in tensors:
+            continue
+        kind = tensors[source.name].type_name.lower()
+        if kinds.setdefault(source.origin, kind) != kind:
+            raise ExportRefusedError(
+                f"{source.origin} is stored as {kinds[source.origin]} and as {kind}, and PyTorch "
+                "has it once; export it with the same --embedding-type and --head-type"
+            )
+    for name, kind in kinds.items():
+        if kind in value_blocks() and kind != "f32":
+            exact = checkpoint.floating(name).astype(np.float32)
+            rows = exact.reshape(-1, exact.shape[-1])
+            block = value_blocks()[kind]
+            kept = block.unpack(block.pack(rows))
+            if not np.array_equal(kept, rows):
+                yield name, kept.reshape(exact.shape)
+
+
+def _checks(
+    header: Header,
+    checkpoint: Checkpoint,
+    progress: Callable[[str], None] = lambda name: None,
+    workers: int | None = None,
+) -> list[TensorCheck]:
+    sources = _sources(checkpoint)
+    checks = []
+    for check in in_order(
+        partial(_check, checkpoint),
+        [(source, header.tensors.get(source.name)) for source in sources],
+        lambda pair: pair[0].working_bytes,
+        workers,
+    ):
+        progress(check.name)
+        checks.append(check)
+    extra = sorted(set(header.tensors) - {source.name for source in sources})
+    return checks + [TensorCheck(name, problem="not in the checkpoint") for name in extra]
+
+
+def _sources(checkpoint: Checkpoint) -> list[Source]:
+    return find_sources(checkpoint, find_architecture(checkpoint.config))
+
+
+def _check(checkpoint: Checkpoint, pair: tuple[Source, TensorInfo | None]) -> TensorCheck:
+    source, info = pair
+    if info is None:
+        return TensorCheck(source.name, problem="missing")
+    if info.shape != source.shape:
+        return TensorCheck(source.name, problem=f"shape {info.shape}, not {source.shape}")
+    kind = info.type_name.lower()
+    if kind in integer_blocks() and source.quantized:
+        return _check_integers(info, source, checkpoint, kind)
+    if kind in float_blocks() or (kind in value_blocks() and not source.quantized):
+        return _check_values(info, source, checkpoint, kind)
+    return TensorCheck(source.name, problem=f"type {info.type_name}")
+
+
+def _check_integers(
+    info: TensorInfo, source: Source, checkpoint: Checkpoint, kind: str
+) -> TensorCheck:
+    block = integer_blocks()[kind]
+    integers = scales = values = 0
+    for rows, tensor in source.quantized_pieces(checkpoint):
+        found = block.unpack(info.read(rows))
+        try:
+            expected = block.encode(tensor.q, tensor.ranges, tensor.grid)
+        except ExportRefusedError as error:
+            return TensorCheck(source.name, problem=str(error))
+        differences = found.differences(expected)
+        integers, scales = integers + differences[0], scales + differences[1]
+        values += _unlike_weights(block.factors(found), tensor)
+    return TensorCheck(source.name, integers, scales, values)
+
+
+def _unlike_weights(found: Factors, tensor: QuantizedTensor) -> int:
+    """How many weights differ. They are multiplied only where the factors differ."""
+    if found.are_those_of(tensor.q, tensor.scale, tensor.ranges.offset):
+        return 0
+    # Zeros are equal whatever their sign; NaN differs from all numbers.
+    return int(np.count_nonzero(found.weights() != tensor.dequantize()))
+
+
+def _check_values(
+    info: TensorInfo, source: Source, checkpoint: Checkpoint, kind: str
+) -> TensorCheck:
+    block = value_blocks()[kind]
+    wrong = rounded = 0
+    for rows, exact in source.read_pieces(checkpoint):
+        found = block.unpack(info.read(rows)).view(np.uint32)
+        expected = np.ascontiguousarray(exact).view(np.uint32)
+        if not np.array_equal(found, expected):  # then it must be what its type rounds them to
+            kept = block.unpack(block.pack(exact)).view(np.uint32)
+            wrong += int(np.count_nonzero(found != kept))
+            rounded += int(np.count_nonzero(kept != expected))
+    return TensorCheck(source.name, values=wrong, rounded=rounded)

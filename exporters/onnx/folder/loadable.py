@@ -1,0 +1,57 @@
+"""The last checks before a folder gets its name: the file is valid ONNX, and ONNX Runtime takes it.
+
+The checker reads the graph alone. ONNX Runtime is asked where it is installed; its session is made
+without graph optimisation, so that weights stay mapped in the file. Both take milliseconds and no
+memory, whatever the size of the model.
+"""
+
+from pathlib import Path
+
+import onnx
+
+from exporters.onnx.folder.model_file import MODEL
+from lrqat.errors import OutputError
+
+
+def refuse_invalid(folder: Path, target: Path) -> None:
+    """Raise OutputError if `folder`/model.onnx is not valid by onnx's own checker.
+
+    Args:
+        folder: where the files lie now.
+        target: where they were to go, for the message.
+    """
+    try:
+        onnx.checker.check_model(str(folder / MODEL))  # by path: a protobuf ends at 2 GB
+    except onnx.checker.ValidationError as error:
+        reason = str(error).strip().splitlines()[0].replace(str(folder), str(target))
+        raise OutputError(
+            f"{target} was not written: it is not valid ONNX ({reason}); report the architecture"
+        ) from None
+
+
+def refuse_unloadable(folder: Path, target: Path) -> None:
+    """Raise OutputError if the installed ONNX Runtime refuses `folder`/model.onnx.
+
+    Args:
+        folder: where the files lie now.
+        target: where they were to go, for the message.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        return  # the file has been compared with the checkpoint; a runtime is not needed to write
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # Prepacking would copy every floating matrix into memory.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.log_severity_level = 4
+    try:
+        onnxruntime.InferenceSession(
+            str(folder / MODEL), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # onnxruntime's errors share no base class
+        reason = str(error).strip().splitlines()[0].replace(str(folder), str(target))
+        raise OutputError(
+            f"{target} was not written: ONNX Runtime {onnxruntime.__version__} does not load it "
+            f"({reason}); install onnxruntime 1.26 or newer, or choose a lower --opset"
+        ) from None

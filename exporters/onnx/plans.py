@@ -1,0 +1,122 @@
+"""The plan of an ONNX folder, as what it says: every initializer, and every reason to refuse."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+
+from exporters.layers import any_layer
+from exporters.onnx.activations import Rounding, cache_bits
+from exporters.onnx.options import Options
+from exporters.onnx.weights.embedding_and_head import TableChoice, Tables
+from lrqat.checkpoint.reader import Checkpoint
+
+_INTEGERS = ("integers", "codes")
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One initializer of the file.
+
+    Attributes:
+        name: in the ONNX file.
+        kind: its form, a name in `exporters.onnx.weights.initializers.KINDS`.
+        source: module name of a projection, or name of a floating tensor, in the checkpoint.
+        dtype: ONNX element type.
+        shape: in the ONNX file.
+        rounded: whether it is a floating table that was rounded to integers, as asked for.
+    """
+
+    name: str
+    kind: str
+    source: str
+    dtype: ir.DataType
+    shape: tuple[int, ...]
+    rounded: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its data."""
+        return math.ceil(math.prod(self.shape) * self.dtype.bitwidth / 8)
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is trained integers."""
+        return self.kind in _INTEGERS and not self.rounded
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        return {
+            "name": self.name,
+            "type": self.dtype.name,
+            "shape": list(self.shape),
+            "bytes": self.nbytes,
+            "source": self.source,
+            "quantized": self.trained,
+        }
+
+
+@dataclass(eq=False)
+class Plan:
+    """What `write` will do.
+
+    Attributes:
+        checkpoint: the opened checkpoint.
+        options: the choices it was made with, none left open.
+        tensors: every initializer that holds weights.
+        tables: names of the embedding and the head.
+        choices: what those of them that stay floating are stored in.
+        roundings: how inputs of layers are rounded, by module name.
+        refusals: reasons not to write; a plan with any cannot be written.
+        notes: what a user should know.
+    """
+
+    checkpoint: Checkpoint
+    options: Options
+    tables: Tables
+    tensors: list[PlannedTensor] = field(default_factory=list)
+    choices: list[TableChoice] = field(default_factory=list)
+    roundings: dict[str, Rounding] = field(default_factory=dict)
+    refusals: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all weights."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def genai(self) -> bool:
+        """Whether ONNX Runtime GenAI can run it: its caches have two tensors a layer."""
+        return cache_bits(self.checkpoint) is None or self.options.kv_cache == "float"
+
+    def summary(self) -> list[str]:
+        """Lines of a table for people; the layers of a model share a line."""
+        groups: dict[tuple[str, str, str], list[PlannedTensor]] = {}
+        for tensor in self.tensors:
+            shape = " x ".join(map(str, tensor.shape))
+            name = any_layer(tensor.name)
+            groups.setdefault((name, tensor.dtype.name, shape), []).append(tensor)
+        lines = [f"{'initializer':<52} {'type':<8} {'shape':>14} {'count':>5} {'bytes':>14}"]
+        for (name, dtype, shape), members in groups.items():
+            total = sum(tensor.nbytes for tensor in members)
+            lines.append(f"{name:<52} {dtype:<8} {shape:>14} {len(members):>5} {total:>14,}")
+        lines.append(f"{len(self.tensors)} initializers, {self.tensor_bytes:,} bytes")
+        lines += [choice.line() for choice in self.choices]
+        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"refused: {reason}" for reason in self.refusals]
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        return {
+            "format": "onnx",
+            "checkpoint": str(self.checkpoint.path),
+            "options": self.options.to_json(),
+            "tensor_bytes": self.tensor_bytes,
+            "tensors": [tensor.to_json() for tensor in self.tensors],
+            "tables": [asdict(choice) for choice in self.choices],
+            "notes": self.notes,
+            "refusals": self.refusals,
+        }

@@ -1,0 +1,145 @@
+"""A Hugging Face model in the shape of the file to be: the real graph, stand-in weights.
+
+The model is built from its configuration without memory for weights. Every projection is replaced
+by a twin whose weight lies as in the file (see `exporters.onnx.weights.initializers`). Stand-ins
+are needed because the exporter traces with real tensors: large ones are a single zero seen as many
+(stride 0); small ones are random and all different, since the optimiser merges small initializers
+that are equal (`passes.simplify` keeps it from folding them). No stand-in survives into the file:
+`passes.attach_weights` replaces every one, and fails if one is missing.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from exporters.onnx.activations import KERNEL
+from exporters.onnx.plans import Plan, PlannedTensor
+from exporters.onnx.tracing.embeddings import FloatTable, IntegerTable, TiedHeadTwin, factor_of
+from exporters.onnx.tracing.projections import LinearTwin, QuantizedTwin
+from exporters.onnx.tracing.rounded_input import RoundedInput
+from exporters.onnx.weights.initializers import KINDS
+from exporters.onnx.weights.packed_rows import code_bits
+from exporters.onnx.weights.rounded_rows import grid_of
+from lrqat.errors import ExportRefusedError
+
+# Below this many elements torch's optimiser may look at the values of an initializer.
+_SMALL = 1 << 18
+_TORCH = {
+    ir.DataType.FLOAT16: torch.float16,
+    ir.DataType.BFLOAT16: torch.bfloat16,
+    ir.DataType.INT8: torch.int8,
+}
+# transformers' "eager" is written as products, and what it chooses by itself as one node.
+_ATTENTION = {"node": {}, "products": {"attn_implementation": "eager"}}
+_Planned = dict[str, PlannedTensor]
+
+
+def build_skeleton(plan: Plan) -> Any:
+    """The model of `plan.checkpoint`, in evaluation mode, with stand-in weights.
+
+    Raises:
+        ExportRefusedError: transformers does not know the architecture, or the checkpoint's tensors
+            are not the model's.
+    """
+    values = {k: v for k, v in plan.checkpoint.config.items() if k != "quantization_config"}
+    try:
+        config = AutoConfig.for_model(**(values | {"dtype": plan.options.float_type}))
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(
+                config, **_ATTENTION[str(plan.options.attention)]
+            )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExportRefusedError(
+            f"transformers cannot build the model of {plan.checkpoint.path}: {error}"
+        ) from None
+    planned = {tensor.name: tensor for tensor in plan.tensors}
+    for tensor in plan.tensors:
+        name = tensor.name.removesuffix(".weight")
+        if tensor.kind in _TWINS:
+            twin = _TWINS[tensor.kind](plan, tensor, planned, model.get_submodule(name))
+            model.set_submodule(name, twin)
+        elif name == plan.tables.embedding and tensor.dtype != plan.options.float_dtype:
+            embedding = model.get_submodule(name)
+            twin = FloatTable(_stand_in(tensor), model.dtype, factor_of(embedding))
+            model.set_submodule(name, twin)
+    if config.get_text_config().tie_word_embeddings:
+        model.set_output_embeddings(TiedHeadTwin(model.get_input_embeddings()))
+    for name, rounding in plan.roundings.items():
+        if rounding.form != KERNEL:
+            ranges = [planned.get(f"{name}.input.{part}") for part in ("scale", "zero_point")]
+            parts = [None if tensor is None else _stand_in(tensor) for tensor in ranges]
+            model.get_submodule(name).input = RoundedInput(rounding, *parts)
+    _fill_parameters(model, planned)
+    return model.eval()
+
+
+def _quantized_twin(plan: Plan, tensor: PlannedTensor, planned: _Planned, old: Any) -> nn.Module:
+    parts = _stand_ins(planned, tensor.source)
+    scales = planned[f"{tensor.source}.weight_scale"].shape
+    block = tensor.shape[0] // scales[0] if len(scales) == 2 else 0
+    return QuantizedTwin(*parts, block, getattr(old, "bias", None))
+
+
+def _table_twin(plan: Plan, tensor: PlannedTensor, planned: _Planned, old: Any) -> nn.Module:
+    bits = code_bits(grid_of(plan.checkpoint, tensor.source), old.embedding_dim)
+    parts = _stand_ins(planned, tensor.source)
+    return IntegerTable(*parts, bits, old.weight.dtype, factor_of(old))
+
+
+def _linear_twin(plan: Plan, tensor: PlannedTensor, planned: _Planned, old: Any) -> nn.Module:
+    return LinearTwin(_stand_in(tensor), old.bias)
+
+
+_TWINS: dict[str, Callable[[Plan, PlannedTensor, _Planned, Any], nn.Module]] = {
+    "integers": _quantized_twin,
+    "codes": _table_twin,
+    "linear": _linear_twin,
+}
+
+
+def _stand_ins(planned: _Planned, name: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Those of integers, scales and, where there are any, zero-points."""
+    zero = planned.get(f"{name}.weight_zero_point")
+    q, scale = (_stand_in(planned[f"{name}.{part}"]) for part in ("weight", "weight_scale"))
+    return q, scale, None if zero is None else _stand_in(zero)
+
+
+def _fill_parameters(model: nn.Module, planned: _Planned) -> None:
+    """Give every remaining parameter a stand-in; tied ones stay one tensor."""
+    made: dict[int, nn.Parameter] = {}
+    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
+        if id(parameter) not in made:
+            if name not in planned:
+                raise ExportRefusedError(f"the checkpoint has no tensor {name!r} for its model")
+            stand_in = _stand_in(planned[name])
+            made[id(parameter)] = nn.Parameter(stand_in, requires_grad=False)
+        module, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(module), leaf, made[id(parameter)])
+
+
+def _traced_type(tensor: PlannedTensor) -> torch.dtype:
+    """The type of a stand-in; passes.attach_weights gives the tensor its own."""
+    if KINDS[tensor.kind].centred:  # integers of all widths
+        return torch.int8
+    if tensor.kind == "codes" and tensor.dtype == ir.DataType.UINT8:  # several a byte
+        return torch.uint8
+    # Zero-points of activations, single numbers, would be equal too often as int8.
+    return _TORCH.get(tensor.dtype, torch.float32)
+
+
+def _stand_in(tensor: PlannedTensor) -> Tensor:
+    dtype = _traced_type(tensor)
+    elements = int(np.prod(tensor.shape))
+    if elements > _SMALL:
+        return torch.zeros((), dtype=dtype).expand(tensor.shape)
+    seed = np.frombuffer(tensor.name.encode(), np.uint8)
+    generator = np.random.default_rng(seed)
+    values = generator.integers(-8, 8, tensor.shape) if not dtype.is_floating_point else None
+    numbers = generator.normal(size=tensor.shape) if values is None else values
+    return torch.from_numpy(np.asarray(numbers)).to(dtype)

@@ -1,0 +1,73 @@
+"""Rounding an embedding or a head that nobody trained on a grid to 8 bits, because the user asked.
+
+Every row gets the scale that its largest value needs, and integers from -127 to 127. That loses
+something, so it is never done by default; nothing that was trained on a grid is ever rounded here.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrqat.checkpoint.reader import Checkpoint, QuantizedTensor
+from lrqat.checkpoint.stored_scales import StoredRanges
+from lrqat.errors import CheckpointError
+from lrqat.grids.grid import FloatScale, Grid
+
+ROWS = Grid("int8 rows", 8, -127, 127, None, "one float32 scale a row", FloatScale("float32"))
+_CHUNK_ROWS = 4096  # at a time, so that wide copies stay small
+
+
+def grid_of(checkpoint: Checkpoint, module: str) -> Grid:
+    """The grid of a weight that is stored as integers: the trained one, or that of rounded rows."""
+    return checkpoint.grid(module) if module in checkpoint.quantized_names else ROWS
+
+
+def integers_of(checkpoint: Checkpoint, module: str) -> QuantizedTensor:
+    """Integers and scales of `module`: those that were trained, or its floating rows rounded.
+
+    Raises:
+        CheckpointError: the checkpoint's numbers are not valid.
+    """
+    if module in checkpoint.quantized_names:
+        return checkpoint.quantized(module)
+    return round_rows(module, checkpoint.floating(f"{module}.weight"))
+
+
+def shape_of(checkpoint: Checkpoint, module: str) -> tuple[int, ...]:
+    """Shape (out, in) of the same."""
+    trained = module in checkpoint.quantized_names
+    return checkpoint.shape(module if trained else f"{module}.weight")
+
+
+def scales_of(checkpoint: Checkpoint, module: str) -> NDArray[np.float32]:
+    """The same's scales (rows, groups) alone; trained integers are not unpacked for them."""
+    if module in checkpoint.quantized_names:
+        return checkpoint.ranges(module).scale
+    return integers_of(checkpoint, module).scale
+
+
+def zero_points_of(checkpoint: Checkpoint, module: str) -> NDArray[np.int8]:
+    """The same's zero-points (rows, groups); zeros where its grid has none."""
+    if module not in checkpoint.quantized_names:
+        return np.zeros((shape_of(checkpoint, module)[0], 1), np.int8)
+    ranges = checkpoint.ranges(module)
+    return np.zeros(ranges.scale.shape, np.int8) if ranges.zero_point is None else ranges.zero_point
+
+
+def round_rows(module: str, values: NDArray[np.floating]) -> QuantizedTensor:
+    """The nearest integers of `values` (rows, columns) with one scale a row.
+
+    Raises:
+        CheckpointError: a value that is not finite.
+    """
+    q = np.empty(values.shape, np.int8)
+    scale = np.empty((len(values), 1), np.float32)
+    for start in range(0, len(values), _CHUNK_ROWS):
+        part = slice(start, start + _CHUNK_ROWS)
+        wide = values[part].astype(np.float32)
+        largest = np.abs(wide).max(axis=1, keepdims=True)
+        if not np.isfinite(largest).all():
+            raise CheckpointError(f"{module}.weight holds NaN or infinity; train again")
+        # Rows of zeros, and of numbers too small to divide by, become zeros.
+        scale[part] = np.maximum(largest / np.float32(127), np.finfo(np.float32).tiny)
+        q[part] = np.rint(wide / scale[part]).clip(ROWS.q_min, ROWS.q_max)
+    return QuantizedTensor(module, q, StoredRanges(scale), ROWS)

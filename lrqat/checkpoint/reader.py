@@ -1,0 +1,249 @@
+"""Reading a fused checkpoint: integers, scales and floating tensors, one at a time, without torch.
+
+A fused checkpoint is a Hugging Face folder in compressed-tensors' `pack-quantized` format plus
+`lrqat.json` (see `lrqat.checkpoint.manifest`). Each quantised weight X is three tensors:
+
+    X.weight_packed  int32 (out, ceil(in * bits / 32))   integers, see `lrqat.grids.packing`
+    X.weight_scale   float32 (out, groups)               values as the grid stores them
+    X.weight_shape   int64 (2,)                          out, in
+
+and, where its grid has them, the parts named in `lrqat.checkpoint.stored_scales`: zero-points,
+minima, and the two levels of scales. Everything else is a plain floating tensor. Files are treated
+as hostile: hashes are compared before anything is read, and shapes, integers and scales are checked
+when they are.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrqat.checkpoint import manifest as manifests
+from lrqat.checkpoint.safetensors_file import StoredTensor, TensorFile
+from lrqat.checkpoint.stored_scales import PARTS, StoredRanges, read_ranges
+from lrqat.errors import CheckpointError
+from lrqat.grids.grid import Grid, find_grid
+from lrqat.grids.packing import unpack_grid
+
+PACKED, SHAPE = ".weight_packed", ".weight_shape"
+# Scales and zero-points of static activation grids; see `lrqat.activations.quantizer.describe`.
+ACTIVATION_FILE = "lrqat-activations.safetensors"
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """One trained weight.
+
+    Attributes:
+        name: module name, without ".weight".
+        q: int8 (out, in), integers of the grid.
+        ranges: scales and what goes with them.
+        grid: the grid it was trained on.
+    """
+
+    name: str
+    q: NDArray[np.int8]
+    ranges: StoredRanges
+    grid: Grid
+
+    @property
+    def scale(self) -> NDArray[np.float32]:
+        """float32 (out, groups), finite, non-zero, as the grid stores them."""
+        return self.ranges.scale
+
+    def take(self, rows: NDArray[np.intp]) -> "QuantizedTensor":
+        """The rows `rows`; one index for all parts, so a row never parts from its scales."""
+        return QuantizedTensor(self.name, self.q[rows], self.ranges.take(rows), self.grid)
+
+    @classmethod
+    def join(cls, name: str, tensors: Sequence["QuantizedTensor"]) -> "QuantizedTensor":
+        """The rows of several tensors of one grid and one number of columns, as one tensor."""
+        q = np.concatenate([tensor.q for tensor in tensors])
+        ranges = StoredRanges.join([tensor.ranges for tensor in tensors])
+        return cls(name, q, ranges, tensors[0].grid)
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """The weights scale * q - offset as float32 (out, in); see `lrqat.grids.grid`."""
+        rows, columns = self.q.shape
+        values = self.q.reshape(rows, self.scale.shape[1], -1).astype(np.float32)
+        values *= self.scale[:, :, None]
+        offset = self.ranges.offset
+        if offset is not None:
+            values -= offset[:, :, None]
+        return values.reshape(rows, columns)
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """One trained weight as the file holds it: unpacked some rows at a time, it never is whole.
+
+    Attributes:
+        name: module name, without ".weight".
+        words: int32 (out, words), the packed integers.
+        ranges: scales and what goes with them, checked.
+        grid: the grid it was trained on.
+        columns: in.
+    """
+
+    name: str
+    words: NDArray[np.int32]
+    ranges: StoredRanges
+    grid: Grid
+    columns: int
+
+    def take(self, rows: NDArray[np.intp] | slice) -> "PackedTensor":
+        """The rows `rows`; one index for all parts, so a row never parts from its scales."""
+        ranges = self.ranges.take(rows)
+        return PackedTensor(self.name, self.words[rows], ranges, self.grid, self.columns)
+
+    def unpack(self) -> QuantizedTensor:
+        """All its rows. Raises CheckpointError if their integers are not the grid's."""
+        try:
+            q = unpack_grid(self.words, self.grid, self.columns)
+        except ValueError as error:
+            raise CheckpointError(f"{self.name}: {error}") from None
+        _refuse_foreign_integers(self.name, q, self.grid)
+        return QuantizedTensor(self.name, q, self.ranges, self.grid)
+
+
+class Checkpoint:
+    """A fused checkpoint that has been opened and verified. Use `Checkpoint.open`."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any], config: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.config = config
+        self._file_of = _index(path)
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: bool = True) -> "Checkpoint":
+        """Open the checkpoint in the folder `path`.
+
+        With `verify` (the default) the sha256 of every file is compared with lrqat.json first.
+        Raises CheckpointError if anything is missing, altered or inconsistent.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise CheckpointError(f"no checkpoint folder at {path}")
+        manifest = manifests.read(path)
+        if verify:
+            manifests.verify_files(path, manifest["files"])
+        try:
+            config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path / 'config.json'} cannot be read: {error}") from None
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{path / 'config.json'} holds no JSON object")
+        return cls(path, manifest, config)
+
+    @property
+    def quantized_names(self) -> list[str]:
+        """Module names of the quantised projections, in the manifest's order."""
+        return list(self.manifest["tensors"])
+
+    @cached_property
+    def floating_names(self) -> list[str]:
+        """Names of the tensors that stay in floating point, sorted."""
+        suffixes = (PACKED, SHAPE, *PARTS.values())
+        parts = {name + suffix for name in self.quantized_names for suffix in suffixes}
+        return sorted(set(self._file_of) - parts - set(self.activation_names))
+
+    @property
+    def activation_names(self) -> list[str]:
+        """Names of the tensors of static activation grids."""
+        return [name for name, file in self._file_of.items() if file.path.name == ACTIVATION_FILE]
+
+    @property
+    def grids(self) -> set[str]:
+        """Names of the grids that occur."""
+        return {entry["grid"] for entry in self.manifest["tensors"].values()}
+
+    def grid(self, name: str) -> Grid:
+        """The grid of the projection `name`. Raises CheckpointError for another name."""
+        return find_grid(self._entry(name)["grid"])
+
+    def kind(self, name: str) -> str:
+        """What holds the weight in the model: linear, conv1d, embedding or experts."""
+        return str(self._entry(name).get("kind", "linear"))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a quantised projection (out, in) or of a floating tensor; nothing is read."""
+        if name in self.manifest["tensors"]:
+            out_features, in_features = self._entry(name)["shape"]
+            return int(out_features), int(in_features)
+        return self._stored(name).shape
+
+    def quantized(self, name: str) -> QuantizedTensor:
+        """Read one projection. Raises CheckpointError if its integers or scales are not valid."""
+        return self.packed(name).unpack()
+
+    def packed(self, name: str) -> PackedTensor:
+        """Read one projection, without unpacking its integers; raises as `quantized` does."""
+        grid, (rows, columns) = self.grid(name), self.shape(name)
+        packed = self.floating(name + PACKED)
+        stored_shape = self.floating(name + SHAPE).tolist()
+        if stored_shape != [rows, columns]:
+            raise CheckpointError(
+                f"{name}: the tensor file says {stored_shape}, lrqat.json says {[rows, columns]}"
+            )
+        if packed.dtype != np.int32 or packed.ndim != 2 or packed.shape[0] != rows:
+            raise CheckpointError(f"{name}: packed integers are {packed.dtype} {packed.shape}")
+        return PackedTensor(name, packed, self.ranges(name), grid, columns)
+
+    def ranges(self, name: str) -> StoredRanges:
+        """Read the scales of one projection and what goes with them, but no integers.
+
+        Raises CheckpointError if they are not valid.
+        """
+        rows, columns = self.shape(name)
+        return read_ranges(self.floating, name, self.grid(name), rows, columns)
+
+    def floating(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
+        """Read one floating tensor, or consecutive rows of it, in the type it is stored in.
+
+        bfloat16 is ml_dtypes'.
+        """
+        self._stored(name)
+        return self._file_of[name].read(name, rows)
+
+    def floating_dtype(self, name: str) -> str:
+        """The safetensors name of a floating tensor's type: F32, F16 or BF16; nothing is read."""
+        return self._stored(name).dtype
+
+    def stored_bytes(self, name: str) -> int:
+        """Bytes that a projection (all its parts) or a floating tensor takes in the files."""
+        suffixes = (PACKED, SHAPE, *PARTS.values()) if name in self.manifest["tensors"] else ("",)
+        parts = [name + suffix for suffix in suffixes]
+        return sum(self._stored(part).nbytes for part in parts if part in self._file_of)
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        if name not in self.manifest["tensors"]:
+            raise CheckpointError(f"lrqat.json has no entry for {name!r}")
+        return self.manifest["tensors"][name]
+
+    def _stored(self, name: str) -> StoredTensor:
+        if name not in self._file_of:
+            raise CheckpointError(f"{self.path} has no tensor {name!r}")
+        return self._file_of[name].tensors[name]
+
+
+def _refuse_foreign_integers(name: str, q: NDArray[np.int8], grid: Grid) -> None:
+    if q.size and (q.min() < grid.q_min or q.max() > grid.q_max):
+        raise CheckpointError(
+            f"{name}: integers {q.min()}..{q.max()} leave {grid.name}'s {grid.q_min}..{grid.q_max}"
+        )
+    if grid.levels is not None and not np.isin(q, grid.levels).all():
+        raise CheckpointError(f"{name}: integers that are no level of {grid.name}; train again")
+
+
+def _index(path: Path) -> dict[str, TensorFile]:
+    """Map each tensor name to the safetensors file of `path` that holds it."""
+    files = sorted(file for file in path.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{path} holds no .safetensors file")
+    return {name: file for file in map(TensorFile, files) for name in file.tensors}

@@ -1,0 +1,117 @@
+"""Export a fused checkpoint to GGUF (llama.cpp) or ONNX (ONNX Runtime), bit for bit.
+
+What cannot be exact is refused, with the reason and the exact alternatives.
+"""
+
+import argparse
+import dataclasses
+import time
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from exporters import FORMATS, load_format
+from lrqat.checkpoint.reader import Checkpoint
+from lrqat.cli import command
+from lrqat.errors import UserError
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and leaves the lines of the epilog as they are."""
+
+
+def build_parser(name: str | None = None) -> argparse.ArgumentParser:
+    """The parser for one format; for none yet, one whose --help shows the options of all."""
+    parser = command.parser(__doc__ or "")
+    parser.add_argument("checkpoint", help="folder of a fused checkpoint, from tools/train.py")
+    parser.add_argument("--format", required=True, help=f"one of {', '.join(FORMATS)}")
+    parser.add_argument("--output", help="file or folder; default: inside the checkpoint's folder")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
+    if name:
+        _add_options(parser, name)
+    else:
+        parser.formatter_class = _Formatter
+        parser.epilog = "\n".join(_help_on_options(name) for name in FORMATS)
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, name: str) -> None:
+    group = parser.add_argument_group(f"options of {name}")
+    for field in dataclasses.fields(load_format(name).Options):
+        group.add_argument(
+            "--" + field.name.replace("_", "-"),
+            type=_converter(field.type),
+            default=argparse.SUPPRESS,
+            help=f"{field.metadata['help']} (default: "
+            f"{field.metadata.get('default', field.default)})",
+        )
+
+
+def _help_on_options(name: str) -> str:
+    """The options of a format alone: two formats may have one of the same name."""
+    alone = argparse.ArgumentParser(add_help=False, usage=argparse.SUPPRESS)
+    _add_options(alone, name)
+    return alone.format_help()
+
+
+def _converter(hint: Any) -> type:
+    """The type that the text of an option is converted to: str unless the field is a number."""
+    kinds = [hint, *typing.get_args(hint)]
+    return next((kind for kind in kinds if kind in (int, float)), str)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse with the options of the chosen format only; --help shows those of all."""
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--format")
+    chosen = first.parse_known_args(argv)[0].format
+    if chosen is None:
+        return build_parser().parse_args(argv)
+    load_format(chosen)  # a wrong name gets our message, with the nearest one
+    return build_parser(chosen).parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    out = command.Output(args.json)
+    exporter = load_format(args.format)
+    names = {field.name for field in dataclasses.fields(exporter.Options)} & vars(args).keys()
+    options = exporter.Options(**{n: getattr(args, n) for n in names})  # before anything is read
+    checkpoint = Checkpoint.open(args.checkpoint)
+    plan = exporter.plan(checkpoint, options)
+    name = args.output or checkpoint.path / exporter.default_name(checkpoint, options)
+    path = Path(name)
+    if args.dry_run:
+        for line in plan.summary():
+            out.say(line)
+        out.result(plan.to_json())
+        return command.BAD_INPUT if plan.refusals else command.OK
+    if path.resolve() in (checkpoint.path.resolve(), *checkpoint.path.resolve().parents):
+        raise UserError(f"--output {path} is or holds the checkpoint; name another file or folder")
+    start = time.monotonic()
+    # A converter tells nothing of its progress.
+    count = None if vars(args).get("converter") else len(plan.tensors)
+    with (
+        tqdm(desc=f"writing {path.name}", unit="tensor", total=count) as written,
+        tqdm(desc="verifying", unit="tensor", total=count) as verified,
+    ):
+        report = exporter.write(
+            plan,
+            path,
+            overwrite=args.overwrite,
+            progress=lambda name: written.update(1),
+            verified=lambda name: verified.update(1),
+        )
+    seconds = time.monotonic() - start
+    proved = "every trained tensor" if vars(args).get("converter") else "every tensor"
+    said = f"{report.bytes:,} bytes in {seconds:.1f} s, {proved} verified bit for bit"
+    rounded = report.to_json().get("rounded", 0)
+    if rounded:
+        said += f", {rounded:,} floating values rounded as asked"
+    out.say(f"{report.path}: {said}")
+    out.result(report.to_json() | {"seconds": seconds})
+    return command.OK

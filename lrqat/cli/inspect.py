@@ -1,0 +1,63 @@
+"""What a GGUF file, an ONNX folder or a fused checkpoint holds, and whether it is exact.
+
+Types with their bytes, bits a weight, hyperparameters, vocabulary, and where it comes from. Files
+are not trusted: one that is damaged gives a message. With --checkpoint every weight is compared
+with the checkpoint that it should hold, bit for bit; exit status 1 if any differs.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from exporters.description import Description
+from exporters.inspection import inspect, mismatches
+from lrqat.checkpoint.reader import Checkpoint
+from lrqat.cli import command
+
+
+def build_parser() -> Any:
+    parser = command.parser(__doc__ or "")
+    parser.add_argument("file", help=".gguf file (of several, the first), or folder")
+    parser.add_argument("--checkpoint", help="folder of the checkpoint to compare with")
+    return parser
+
+
+def show(out: command.Output, found: Description) -> None:
+    size = f"{found.bytes:,} bytes"
+    files = f" in {len(found.files)} files" if len(found.files) > 1 else ""
+    out.say(
+        f"{found.kind}, {size}{files}: {found.tensors} tensors, {found.weights:,} weights, "
+        f"{found.bits_per_weight:.3f} bits each"
+    )
+    rows = [
+        (
+            kind, total.tensors, f"{total.weights:,}", f"{total.bytes:,}",
+            f"{8 * total.bytes / total.weights:.3f}" if total.weights else "",
+        )
+        for kind, total in found.types.items()
+    ]  # fmt: skip
+    out.table("types", ("type", "tensors", "weights", "bytes", "bits/weight"), rows)
+    for title in ("hyperparameters", "vocabulary", "provenance"):
+        values: dict[str, Any] = getattr(found, title)
+        for key, value in values.items():
+            out.say(f"{title}: {key} = {value}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    out = command.Output(args.json)
+    found = inspect(args.file)
+    show(out, found)
+    result = found.to_json()
+    exact = None
+    if args.checkpoint is not None:
+        wrong = mismatches(args.file, Checkpoint.open(args.checkpoint))
+        exact = not wrong
+        result["mismatches"] = wrong
+        first = next(iter(wrong), "")
+        out.say(
+            f"exact: every weight is that of {args.checkpoint}, bit for bit"
+            if exact
+            else f"NOT exact: {len(wrong)} tensors or entries differ, the first {first}"
+        )
+    out.result(result | {"exact": exact})
+    return command.FAILED if exact is False else command.OK

@@ -1,0 +1,133 @@
+"""Train a model on a quantisation grid (LR-QAT) and write the fused checkpoint."""
+
+import argparse
+import dataclasses
+import os
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from lrqat.cli import command
+from lrqat.grids.grid import grid_families
+from lrqat.training.config import TrainConfig
+from lrqat.training.plan import TrainingPlan, plan_training
+from lrqat.training.report import TrainReport
+
+_REMEDY = "Try a lower --learning-rate, more --steps, or --teacher self"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = command.parser(__doc__ or "")
+    parser.add_argument("--model", required=True, help="model folder or Hugging Face hub id")
+    parser.add_argument(
+        "--data", required=True, help=".txt, .jsonl or .parquet file, or a Hugging Face dataset"
+    )
+    parser.add_argument("--output", required=True, help="folder for the fused checkpoint")
+    add_settings(parser)
+    parser.add_argument("--resume", metavar="auto|STATE", help="continue from a saved state")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in --output")
+    return parser
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """An option for every setting of a run that has a default."""
+    hints = typing.get_type_hints(TrainConfig)
+    for field in dataclasses.fields(TrainConfig):
+        if "help" in field.metadata:
+            _add_option(parser, field, hints[field.name])
+
+
+def _add_option(parser: argparse.ArgumentParser, field: Any, hint: Any) -> None:
+    flag = "--" + field.name.replace("_", "-")
+    text = field.metadata["help"]
+    if field.name == "grid":
+        text += "; " + "; ".join(grid_families())
+    options: dict[str, Any] = {"help": text, "default": field.default}
+    if hint is bool:
+        options["action"] = "store_true"
+    elif isinstance(field.default, tuple):
+        options.update(action="append", default=[], metavar="PATTERN")
+    else:
+        options["type"] = _plain_type(hint)
+    parser.add_argument(flag, **options)
+
+
+def _plain_type(hint: Any) -> Any:
+    """`int | None` and the like: the type that the text is converted to."""
+    if isinstance(hint, types.UnionType):
+        return next(part for part in typing.get_args(hint) if part is not type(None))
+    return hint
+
+
+def config_from(args: argparse.Namespace, **fixed: Any) -> TrainConfig:
+    """The settings that `args` holds, but for those that are `fixed`."""
+    names = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in fixed]
+    values = {name: getattr(args, name) for name in names} | fixed
+    return TrainConfig(**{**values, "keep": tuple(args.keep), "grid_for": tuple(args.grid_for)})
+
+
+def show_plan(out: command.Output, plan: TrainingPlan, config: TrainConfig) -> None:
+    surgery = plan.surgery
+    grids = ", ".join(sorted({target.grid.name for target in surgery.quantized.values()}))
+    out.say(
+        f"{len(surgery.quantized)} weights with {surgery.weights:,} values go on {grids} "
+        f"({surgery.bits_per_weight:.4g} bits a weight)"
+    )
+    for name, reason in surgery.kept.items():
+        out.say(f"stays in floating point: {name} ({reason})")
+    out.say(
+        f"{plan.trainable:,} trainable parameters (rank {config.rank}), "
+        f"{str(plan.dtype).removeprefix('torch.')} on {plan.device}"
+    )
+    memory = plan.memory.to_json()
+    total = memory.pop("total")
+    parts = ", ".join(f"{name} {_mib(size)}" for name, size in memory.items() if size)
+    out.say(f"estimated peak memory: {_mib(total)} ({parts})")
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
+
+
+def _change(report: TrainReport) -> str:
+    if report.kl_after is not None:
+        return f"KL {report.kl_after:.5f} against {report.kl_rounded:.5f}"
+    rounded = report.rounded.perplexity if report.rounded else float("nan")
+    return f"perplexity {report.after.perplexity:.4f} against {rounded:.4f}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    out = command.Output(args.json)
+    config = config_from(args)
+    plan = plan_training(config)
+    if _is_first():
+        show_plan(out, plan, config)
+    if args.dry_run:
+        out.result(plan.to_json())
+        return command.OK
+    from lrqat.training.run import train
+
+    report = train(config, overwrite=args.overwrite, resume=args.resume, say=out.say)
+    if _is_first():
+        _show_report(out, report)
+    return command.OK
+
+
+def _is_first() -> bool:
+    """Whether this is the process that talks: torchrun gives each a rank."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _show_report(out: command.Output, report: TrainReport) -> None:
+    out.say(
+        f"{report.changed:.2%} of the integers changed; {report.seconds:.0f} s of training; "
+        f"fused checkpoint in {report.output}"
+    )
+    if report.made_worse:
+        out.warn(f"training made the model worse: {_change(report)} at round-to-nearest. {_REMEDY}")
+    if report.skipped_steps:
+        out.warn(f"{report.skipped_steps} steps were skipped: loss or gradients were not finite")
+    out.result(report.to_json())

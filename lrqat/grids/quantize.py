@@ -1,0 +1,156 @@
+"""The one definition of the integers, of the scales and of the weights, in torch.
+
+    q = the grid's integer nearest to V     V = Phi0 + (alpha / r) A B, float32 (out, in)
+    W = s * q - o                           s and o one float per group of a row, as stored
+
+The layer's forward and backward, the fuse, the reference perplexity and (through the fused
+checkpoint) every exporter use these functions and nothing else, so exported equals trained by
+construction. Rounding is to nearest, ties to even; between two levels of a codebook, ties go to
+the lower one.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from lrqat.grids.grid import FloatScale, Grid
+from lrqat.grids.scale_codecs import round_scale
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """What turns integers into weights: W = scale * q - offset, see `lrqat.grids.grid`.
+
+    Attributes:
+        scale: float32 (out, groups).
+        minimum: float32 (out, groups) on a grid with minima, else None.
+        zero_point: float32 (out, groups), integers of the grid, if it has zero-points, else None.
+    """
+
+    scale: Tensor
+    minimum: Tensor | None = None
+    zero_point: Tensor | None = None
+
+    @property
+    def offset(self) -> Tensor | None:
+        """float32 (out, groups), or None on a symmetric grid."""
+        return self.minimum if self.zero_point is None else self.scale * self.zero_point
+
+    @classmethod
+    def of(cls, parts: Iterable[Tensor | None]) -> "Ranges":
+        """From scale, minimum and zero-point, in this order."""
+        scale, minimum, zero_point = parts
+        assert scale is not None
+        return cls(scale, minimum, zero_point)
+
+    def parts(self) -> tuple[Tensor | None, ...]:
+        """Scale, minimum and zero-point."""
+        return self.scale, self.minimum, self.zero_point
+
+    def __getitem__(self, rows: slice | Tensor) -> "Ranges":
+        """Those of some rows."""
+        return Ranges.of(None if part is None else part[rows] for part in self.parts())
+
+    def stored(self, grid: Grid, in_features: int) -> "Ranges":
+        """The same, rounded to what the file holds."""
+        size = in_features // self.scale.shape[1]
+        scale = round_scale(self.scale, grid.scale, signed=grid.signed_scale, group_size=size)
+        minimum = self.minimum
+        if minimum is not None and grid.minimum is not None:
+            minimum = stored_minimum(minimum, grid, size)
+        return Ranges(scale, minimum, self.zero_point)
+
+
+def stored_scale(scale: Tensor, grid: Grid, in_features: int) -> Tensor:
+    """Scales (out, groups) rounded to what the file can hold, see `lrqat.grids.scale_codecs`."""
+    return Ranges(scale).stored(grid, in_features).scale
+
+
+def stored_minimum(minimum: Tensor, grid: Grid, group_size: int) -> Tensor:
+    """Minima (out, groups) rounded to what the file can hold."""
+    assert grid.minimum is not None
+    # Q4_1 and Q5_1 store any float16; the K-quants only minima that are not negative.
+    signed = isinstance(grid.minimum, FloatScale)
+    return round_scale(minimum, grid.minimum, signed=signed, group_size=group_size)
+
+
+def integers(latent: Tensor, grid: Grid) -> Tensor:
+    """The grid's integers nearest to `latent`, in its dtype and shape; may overwrite `latent`."""
+    if grid.levels is None:
+        return latent.round_().clamp_(grid.q_min, grid.q_max)
+    levels, borders = _codebook(grid, latent.device, latent.dtype)
+    return levels[torch.bucketize(latent, borders)]
+
+
+def limits(grid: Grid) -> tuple[float, float]:
+    """Half a step beyond the outermost integers: what lies further out is clipped."""
+    below = above = 0.5
+    if grid.levels is not None:
+        below, above = (
+            (grid.levels[1] - grid.levels[0]) / 2,
+            (grid.levels[-1] - grid.levels[-2]) / 2,
+        )
+    return grid.q_min - below, grid.q_max + above
+
+
+def inside(latent: Tensor, grid: Grid) -> Tensor:
+    """Where nothing is clipped, as bool."""
+    low, high = limits(grid)
+    return (latent >= low) & (latent <= high)
+
+
+def where_inside(gradient: Tensor, latent: Tensor, grid: Grid) -> Tensor:
+    """`gradient` where nothing is clipped and 0 elsewhere: a new tensor of its shape and dtype."""
+    low, high = limits(grid)
+    # One pass, and none over bools. It keeps what is strictly between: widen by the least step.
+    eps = torch.finfo(latent.dtype).eps
+    low, high = low - abs(low) * eps, high + abs(high) * eps
+    return torch.ops.aten.hardtanh_backward(gradient, latent, low, high)
+
+
+@cache
+def _codebook(grid: Grid, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    levels = torch.tensor(grid.levels, dtype=dtype, device=device)
+    return levels, (levels[1:] + levels[:-1]) / 2
+
+
+def per_weight(scale: Tensor, in_features: int) -> Tensor:
+    """Repeat scales (out, groups) along the inputs: (out, in_features), a view for one group."""
+    rows, groups = scale.shape
+    if groups == 1:
+        return scale.expand(rows, in_features)
+    return scale[:, :, None].expand(-1, -1, in_features // groups).reshape(rows, in_features)
+
+
+def grouped(weights: Tensor, ranges: Ranges) -> Tensor:
+    """View (out, in) as (out, groups, group_size)."""
+    return weights.view(*ranges.scale.shape, -1)
+
+
+def to_weights(q: Tensor, ranges: Ranges) -> Tensor:
+    """W = s * q - o in place of the integers `q` (out, in), and return it."""
+    blocks = grouped(q, ranges).mul_(ranges.scale[:, :, None])
+    if ranges.offset is not None:
+        blocks.sub_(ranges.offset[:, :, None])
+    return q
+
+
+def to_latent(weights: Tensor, ranges: Ranges) -> Tensor:
+    """(W + o) / s: where weights (out, in) lie among the integers; a new tensor."""
+    blocks = grouped(weights.contiguous(), ranges)
+    if ranges.offset is not None:
+        blocks = blocks + ranges.offset[:, :, None]
+    return (blocks / ranges.scale[:, :, None]).view(weights.shape)
+
+
+def dequantize(q: Tensor, ranges: Ranges) -> Tensor:
+    """The weights that a file means: float32 (out, in).
+
+    Args:
+        q: integers (out, in), any dtype.
+        ranges: stored scales and offsets, float32.
+    """
+    return to_weights(q.to(torch.float32, copy=True), ranges)

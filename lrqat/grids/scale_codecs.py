@@ -1,0 +1,76 @@
+"""Rounding scales and minima to what a file can store, in torch: one function for each codec.
+
+    FloatScale         the nearest number of the type
+    PowerOfTwoScale    the nearest power of two (in its logarithm)
+    TwoLevelScale      d * c: d = fp16(largest magnitude of the super-block / largest sub-scale),
+                       c = the nearest integer to value / d
+
+Every rounding gives the same values back when applied to its own result, so a scale that was read
+from a file ships unchanged. In training the gradient goes straight through.
+"""
+
+import torch
+from torch import Tensor
+
+from lrqat.grids.grid import FloatScale, PowerOfTwoScale, ScaleCodec, TwoLevelScale
+
+_DTYPES = {"float16": torch.float16, "float32": torch.float32}
+
+
+def round_scale(values: Tensor, codec: ScaleCodec, *, signed: bool, group_size: int) -> Tensor:
+    """Round `values` (out, groups), float32 or float64, to what `codec` stores.
+
+    The magnitude is kept between the smallest positive and the largest number that can be stored,
+    so that a scale never ships as zero or infinity; a minimum may be zero (its codec's `least`).
+    Without `signed`, negative values become the least that can be stored. NaN stays NaN.
+
+    Args:
+        values: scales, or minima.
+        codec: how they are stored.
+        signed: whether negative values are allowed.
+        group_size: weights of a group, for the number of groups in a super-block.
+    """
+    if isinstance(codec, TwoLevelScale):
+        super_scale, sub = two_levels(values, codec, signed=signed, group_size=group_size)
+        return compose(super_scale, sub)
+    if isinstance(codec, PowerOfTwoScale):
+        return _power_of_two(values)
+    return _float(values, codec, signed)
+
+
+def two_levels(
+    values: Tensor, codec: TwoLevelScale, *, signed: bool, group_size: int
+) -> tuple[Tensor, Tensor]:
+    """Split `values` (out, groups) into super-scales (out, supers) and sub-scales (out, groups).
+
+    Both in the dtype of `values`: super-scales exact in float16, sub-scales integers.
+    """
+    rows, groups = values.shape
+    blocks = values.view(rows, -1, codec.super_block // group_size)
+    magnitude = blocks.abs() if signed else blocks.clamp_min(0)
+    super_scale = _float(magnitude.amax(-1) / codec.most, FloatScale(), signed=False)
+    sub = magnitude.div_(super_scale[..., None]).round_().clamp_(max(codec.least, 0), codec.most)
+    if signed:  # a scale never becomes zero: the sign stands and the magnitude is at least one
+        sub = torch.where(blocks < 0, -sub.clamp_min_(1), sub.clamp_min_(1))
+    return super_scale, sub.reshape(rows, groups)
+
+
+def compose(super_scale: Tensor, sub: Tensor) -> Tensor:
+    """The products of `two_levels`: (out, groups). Exact in float32: 11 + 8 significant bits."""
+    rows, supers = super_scale.shape
+    return (sub.view(rows, supers, -1) * super_scale[..., None]).reshape(rows, -1)
+
+
+def _float(values: Tensor, codec: FloatScale, signed: bool) -> Tensor:
+    dtype = _DTYPES[codec.dtype]
+    smallest, largest = torch.finfo(dtype).smallest_normal, torch.finfo(dtype).max
+    smallest *= torch.finfo(dtype).eps  # the smallest subnormal
+    magnitude = values.abs() if signed else values
+    magnitude = magnitude.clamp(smallest, largest).to(dtype).to(values.dtype)
+    return torch.where(values < 0, -magnitude, magnitude) if signed else magnitude
+
+
+def _power_of_two(values: Tensor) -> Tensor:
+    # ggml's half-scale form of E8M0 needs 2^-127 and above; 2^-126 is the smallest normal float32.
+    exponent = values.clamp(2.0**-126, 2.0**126).log2().round()
+    return torch.exp2(exponent)

@@ -1,0 +1,294 @@
+"""Fusing: a trained model becomes integers and scales in a Hugging Face folder.
+
+A and B disappear into the integers, so the result costs nothing at inference. The folder is in
+compressed-tensors' `pack-quantized` format, which transformers reads as it is, and `lrqat.json`
+(see `lrqat.checkpoint.manifest`) says the rest. The integers are written as they stand; the
+library's own `compress()`, which takes floats and quantises, is not used.
+"""
+
+import copy
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import lrqat
+from lrqat.activations.kv_cache import kv_bits, restore_kv_cache
+from lrqat.activations.quantizer import describe, detach
+from lrqat.atomic_files import staged_folder, write_json
+from lrqat.checkpoint import manifest as manifests
+from lrqat.checkpoint.reader import ACTIVATION_FILE, PACKED, SHAPE
+from lrqat.checkpoint.stored_scales import PARTS
+from lrqat.errors import ModelError
+from lrqat.grids.grid import Grid, TwoLevelScale
+from lrqat.grids.packing import container_bits, pack_grid
+from lrqat.grids.scale_codecs import two_levels
+from lrqat.layers.weight import QuantizedWeight
+from lrqat.models.preparation import quantized_layers
+from lrqat.models.surgery import LINEAR, SurgeryPlan, Target
+
+_CARD = """---
+library_name: transformers
+tags: [lr-qat, compressed-tensors]
+---
+Trained with LR-QAT on the grid `{grid}` from `{base}` by lrqat {version}.
+
+The integers and scales here are the ones that were trained; `lrqat.json` records the grid, where
+they came from, the reference perplexity and the sha256 of every file.
+
+{loading}
+
+    python tools/export.py . --format gguf                     # llama.cpp
+    python tools/export.py . --format onnx                     # ONNX Runtime
+"""
+_WITH_TRANSFORMERS = """    from transformers import AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_pretrained(".")          # float32: every weight is exact"""
+_WITH_LRQAT = """compressed-tensors has no form for what is on a grid here, so lrqat loads it:
+
+    from lrqat import Checkpoint, load_reference
+    model = load_reference(Checkpoint.open("."))               # float32: every weight is exact"""
+# The weights of a folder that transformers could not load rightly have a name it does not look for.
+_OWN_FILES = "lrqat{suffix}.safetensors"
+_EXTRA_FILE = "lrqat-scales.safetensors"
+
+
+def fuse(
+    model: Any,
+    tokenizer: Any,
+    path: str | Path,
+    *,
+    plan: SurgeryPlan,
+    base_model: dict[str, Any],
+    training: dict[str, Any] | None = None,
+    reference: dict[str, Any] | None = None,
+) -> Path:
+    """Write the fused checkpoint of a prepared (and usually trained) model.
+
+    Files appear in `path` together, `lrqat.json` last; if writing fails nothing is left behind.
+
+    Args:
+        model: the model that `prepare` returned.
+        tokenizer: its tokenizer, saved beside it.
+        path: folder; files of the same names are replaced.
+        plan: the plan the model was prepared with (its `kept` is recorded).
+        base_model: {"name", "revision", "dtype"}; dtype names the type the base was stored in, and
+            floating tensors go back to it where that loses nothing.
+        training: provenance: data, steps, seed, rates ...
+        reference: perplexity of the fake-quant model, see `lrqat.checkpoint.manifest`.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ModelError: a trained tensor holds NaN or infinity.
+        OutputError: the disk is full or the folder is not writable.
+    """
+    path = Path(path)
+    activations, activation_tensors = _activations(model)
+    state, extra = _state(model, plan, getattr(torch, str(base_model["dtype"])))
+    standard = loads_with_transformers(plan)
+    pattern = "model{suffix}.safetensors" if standard else _OWN_FILES
+    with staged_folder(path, last=manifests.FILE_NAME) as staging:
+        # One metadata entry only: safetensors writes several in random order.
+        save_torch_state_dict(
+            state, str(staging), filename_pattern=pattern, metadata={"format": "pt"}
+        )
+        if extra:
+            save_file(extra, staging / _EXTRA_FILE, metadata={"format": "pt"})
+        if activation_tensors:
+            save_file(activation_tensors, staging / ACTIVATION_FILE, metadata={"format": "pt"})
+        _save_config(model, plan, staging)
+        tokenizer.save_pretrained(staging)
+        card = _CARD.format(
+            grid=", ".join(sorted({t.grid.name for t in plan.quantized.values()})),
+            base=base_model["name"],
+            version=lrqat.__version__,
+            loading=_WITH_TRANSFORMERS if standard else _WITH_LRQAT,
+        )
+        (staging / "README.md").write_text(card, encoding="utf-8")
+        names = [file.name for file in staging.iterdir() if file.is_file()]
+        manifest = {
+            "format": manifests.FORMAT,
+            "version": manifests.VERSION,
+            "tool": {"name": "lrqat", "version": lrqat.__version__, "git_commit": git_commit()},
+            "tensors": {
+                name: {
+                    "grid": layer.grid.name,
+                    "shape": [layer.out_features, layer.in_features],
+                    "kind": _target_of(plan, name).kind,
+                }
+                for name, layer in quantized_layers(model)
+            },
+            "kept": plan.kept,
+            **({"activations": activations} if activations else {}),
+            "base_model": base_model,
+            "training": training or {},
+            **({"reference": reference} if reference else {}),
+            "files": manifests.describe_files(staging, names),
+        }
+        write_json(staging / manifests.FILE_NAME, manifest)
+    return path
+
+
+def loads_with_transformers(plan: SurgeryPlan) -> bool:
+    """Whether compressed-tensors, as transformers uses it, loads everything on a grid exactly.
+
+    It has no minima, and transformers refuses the packed zero-points that it writes itself.
+    """
+    return all(t.kind == LINEAR and t.grid.symmetric for t in plan.quantized.values())
+
+
+def quantization_config(plan: SurgeryPlan) -> dict[str, Any]:
+    """The `quantization_config` of config.json, as compressed-tensors defines it."""
+    by_grid: dict[Grid, list[str]] = {}
+    for name, target in plan.quantized.items():
+        by_grid.setdefault(target.grid, []).append(name)
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {
+            f"group_{i}": {
+                # With one grid, the layer type: runtimes that fuse projections expect it.
+                "targets": ["Linear"] if len(by_grid) == 1 else names,
+                "weights": _weight_arguments(grid),
+                "input_activations": None,
+                "output_activations": None,
+            }
+            for i, (grid, names) in enumerate(by_grid.items())
+        },
+        "ignore": sorted(plan.kept),
+        "kv_cache_scheme": None,
+    }
+
+
+def _activations(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What is rounded beside the weights; the quantisers are taken off the model."""
+    described, tensors = describe(model)
+    detach(model)
+    bits = kv_bits(model)
+    if bits is not None:
+        restore_kv_cache(model)
+    found = {} if not described["modules"] and bits is None else described | {"kv_bits": bits}
+    return found, tensors
+
+
+def _target_of(plan: SurgeryPlan, name: str) -> Target:
+    """What was planned for a weight; an expert's is that of its stack."""
+    return plan.quantized.get(name) or plan.quantized[name.rpartition(".")[0]]
+
+
+def git_commit() -> str | None:
+    """The commit of this source tree, or None outside a git checkout."""
+    root = Path(lrqat.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None if result.returncode == 0 else None
+
+
+def _weight_arguments(grid: Grid) -> dict[str, Any]:
+    by_group = {"strategy": "group", "group_size": grid.group_size}
+    return {
+        "num_bits": 8 if grid.levels else container_bits(grid.bits),
+        "type": "int",
+        "symmetric": True,
+        "dynamic": False,
+        **(by_group if grid.group_size else {"strategy": "channel"}),
+    }
+
+
+def _state(
+    model: nn.Module, plan: SurgeryPlan, stored_dtype: torch.dtype
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Tensors to write: what transformers knows of, and what only lrqat does.
+
+    The first holds packed weights, and the floating rest under its own names.
+    """
+    state: dict[str, Tensor] = {}
+    extra: dict[str, Tensor] = {}
+    trained: set[str] = set()
+    for name, layer in quantized_layers(model):
+        _refuse_non_finite(name, layer)
+        q = layer.integers().cpu().numpy()
+        state[name + PACKED] = torch.from_numpy(np.ascontiguousarray(pack_grid(q, layer.grid)))
+        state[name + SHAPE] = torch.tensor(q.shape, dtype=torch.int64)
+        known, own = _range_tensors(layer)
+        state |= {name + PARTS[part]: tensor for part, tensor in known.items()}
+        extra |= {name + PARTS[part]: tensor for part, tensor in own.items()}
+        bias: Tensor | None = getattr(layer, "bias", None)
+        if bias is not None:
+            state[f"{name}.bias"] = _narrowest(bias, stored_dtype)
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, QuantizedWeight):
+            trained |= {f"{name}.{own}" for own in module.state_dict()}
+    tied = _tied_head(model)
+    for name, tensor in model.state_dict().items():
+        if name not in trained and name != tied:
+            state[name] = _narrowest(tensor, stored_dtype)
+    return state, extra
+
+
+def _range_tensors(layer: QuantizedWeight) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Stored ranges by part: those of compressed-tensors, and those of our own."""
+    with torch.no_grad():
+        stored = layer.stored()
+    known, own = {"scale": stored.scale.cpu()}, {}
+    if stored.zero_point is not None:
+        own["zero_point"] = stored.zero_point.to(torch.int8).cpu()
+    if stored.minimum is not None:
+        own["minimum"] = stored.minimum.cpu()
+    size = layer.in_features // stored.scale.shape[1]
+    for part, codec in (("scale", layer.grid.scale), ("minimum", layer.grid.minimum)):
+        if isinstance(codec, TwoLevelScale):
+            values = getattr(stored, part)
+            signed = part == "scale" and layer.grid.signed_scale
+            top, sub = two_levels(values, codec, signed=signed, group_size=size)
+            own[f"super_{part}"], own[f"sub_{part}"] = top.cpu(), sub.to(torch.int8).cpu()
+    return known, own
+
+
+def _refuse_non_finite(name: str, layer: QuantizedWeight) -> None:
+    for parameter, value in layer.named_parameters():
+        if not torch.isfinite(value).all():
+            raise ModelError(
+                f"{name}.{parameter} holds NaN or infinity, so there are no integers to write; "
+                "train again with lower rates"
+            )
+
+
+def _tied_head(model: Any) -> str | None:
+    """Name of the head's weight if it is the embedding's, which is stored once."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    own, tied = getattr(head, "weight", None), getattr(embedding, "weight", None)
+    if own is None or own is not tied:
+        return None
+    return next(f"{name}.weight" for name, module in model.named_modules() if module is head)
+
+
+def _narrowest(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor` in the type its base model stored it in, if every value survives; else float32."""
+    wide = tensor.detach().cpu().float()
+    narrow = wide.to(dtype)
+    return (narrow if torch.equal(narrow.float(), wide) else wide).contiguous()
+
+
+def _save_config(model: Any, plan: SurgeryPlan, folder: Path) -> None:
+    config = copy.deepcopy(model.config)
+    # float32, so that from_pretrained without arguments loses no bit of a weight or a scale.
+    config.dtype = torch.float32
+    config.architectures = [type(model).__name__]  # unset on a model made from a configuration
+    if loads_with_transformers(plan):
+        config.quantization_config = quantization_config(plan)
+    config.save_pretrained(folder)
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.save_pretrained(folder)

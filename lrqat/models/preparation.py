@@ -1,0 +1,260 @@
+"""Putting a model's weights on their grids, one at a time.
+
+Each original weight is dropped as soon as its frozen form exists. With `load` the model may start
+on the meta device, and every weight is read from disk when its turn comes: then the model is never
+in memory in full precision, not even once.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrqat.errors import ModelError, UserError
+from lrqat.grids.quantize import Ranges
+from lrqat.init.input_directions import InputDirections
+from lrqat.init.lora_init import LORA_INITS, initialise
+from lrqat.init.range_init import find_ranges
+from lrqat.layers.embedding import LRQATEmbedding
+from lrqat.layers.experts import LRQATExperts
+from lrqat.layers.frozen import DOWNCASTS
+from lrqat.layers.linear import LRQATLinear
+from lrqat.layers.methods import METHODS, LoRALinear
+from lrqat.layers.weight import QuantizedWeight
+from lrqat.models.surgery import CONV1D, EXPERTS, LINEAR, TABLE, SurgeryPlan, Target
+
+_FACTOR_AT_32 = 16  # alpha / r at rank 32, see lrqat.training.config
+
+
+def default_alpha(rank: int) -> float:
+    """16 r at rank 32, and as the root of the rank elsewhere, so that good rates stay good.
+
+    With Adam each of the r columns of A moves by the rate, in unlike directions.
+    Source: Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023.
+    """
+    return _FACTOR_AT_32 * math.sqrt(32 * rank)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How weights are put on their grids.
+
+    Attributes:
+        rank: r, columns of A and rows of B.
+        alpha: the update is (alpha / r) A B; None means `default_alpha(rank)`.
+        phi: form of the frozen weights, a name in `lrqat.layers.frozen.DOWNCASTS`.
+        range_init: start ranges, a name in `lrqat.init.range_init.RANGE_INITS`.
+        lora_init: A and B at the start, a name in `lrqat.init.lora_init.LORA_INITS`.
+        method: a name in `lrqat.layers.methods.METHODS`.
+        train_ranges: whether scales and minima are trained, where the method does.
+    """
+
+    rank: int = 32
+    alpha: float | None = None
+    phi: str = "fp32"
+    range_init: str = "l2"
+    lora_init: str = "random"
+    method: str = "lr-qat"
+    train_ranges: bool = True
+
+
+def prepare(
+    model: Any,
+    plan: SurgeryPlan,
+    settings: Settings | None = None,
+    *,
+    importance: Mapping[str, Tensor] | None = None,
+    directions: Mapping[str, InputDirections] | None = None,
+    load: Callable[[str], Tensor] | None = None,
+    progress: Any = None,
+) -> Any:
+    """Replace the planned weights by trained ones, in place, and freeze everything else.
+
+    Args:
+        model: the model that `plan` was made for, with its weights (or on meta, with `load`).
+        plan: from `lrqat.models.surgery.plan_surgery`.
+        settings: how.
+        importance: module name -> (in,) mean square of each input channel.
+        directions: module name -> leading directions of its inputs, for `lora_init`. A module
+            without any starts at random.
+        load: parameter name -> its value, for a model on the meta device.
+        progress: wraps the iterable of names (for one: `tqdm.tqdm`); None shows nothing.
+
+    Returns:
+        `model`, where only what the method trains requires gradients.
+
+    Raises:
+        UserError: settings that do not fit the plan, see `check_settings`.
+        ModelError: a weight is not finite.
+    """
+    settings = settings or Settings()
+    check_settings(plan, settings)
+    maker = _Maker(settings, importance or {}, directions or {})
+    model.requires_grad_(False)
+    names: Iterable[str] = list(plan.quantized)
+    for name in progress(names) if progress else names:
+        target = plan.quantized[name]
+        _PLACERS[target.kind](model, name, target, maker, load or _own_values(model))
+    _set_trained(model, settings)
+    return model
+
+
+def check_settings(plan: SurgeryPlan, settings: Settings) -> None:
+    """Refuse settings that no weight, or not every weight, can take.
+
+    Raises:
+        UserError: a rank above a layer's smaller side, a form of the frozen weights that a grid
+            refuses, or full training of something that is not a linear layer.
+    """
+    method, downcast = METHODS[settings.method], DOWNCASTS[settings.phi]
+    for name, target in plan.quantized.items():
+        if method.low_rank and settings.rank > min(target.shape):
+            raise UserError(
+                f"--rank {settings.rank} is larger than {name} ({target.shape[0]} x "
+                f"{target.shape[1]}); give at most --rank {min(target.shape)}, or --keep it"
+            )
+        reason = downcast.refuses(target.grid)
+        if reason:
+            raise UserError(
+                f"--phi {settings.phi} does not go with --grid {target.grid.name}: {reason}; "
+                "use --phi bf16"
+            )
+        if method.layer is not LRQATLinear and target.kind in (TABLE, EXPERTS):
+            raise UserError(
+                f"--method {settings.method} does not train {name}, which is "
+                f"{'an embedding' if target.kind == TABLE else 'a stack of experts'}; "
+                "leave it out with --keep, or without --grid-for"
+            )
+
+
+class _Maker:
+    """Makes trained weights with one set of settings."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        importance: Mapping[str, Tensor],
+        directions: Mapping[str, InputDirections],
+    ) -> None:
+        self.settings = settings
+        self._importance, self._directions = importance, directions
+        self.method = METHODS[settings.method]
+
+    def weight(
+        self, name: str, weight: Tensor, target: Target, kind: type[nn.Module], **extra: Any
+    ) -> Any:
+        """A `kind` (QuantizedWeight or one like it) of `weight` (out, in)."""
+        if not torch.isfinite(weight).all():
+            raise ModelError(
+                f"{name}.weight holds NaN or infinity; use an intact copy of the model"
+            )
+        rank = self.settings.rank if self.method.low_rank else 0
+        alpha = self.settings.alpha
+        made = kind(
+            weight,
+            self._ranges(name, weight, target),
+            **extra,
+            grid=target.grid,
+            downcast=DOWNCASTS[self.settings.phi],
+            rank=rank,
+            alpha=default_alpha(rank) if alpha is None else float(alpha),
+        )
+        if name in self._directions and isinstance(made, QuantizedWeight):
+            init = LORA_INITS[self.settings.lora_init]
+            initialise(made, weight, self._directions[name], init)
+        return made
+
+    def _ranges(self, name: str, weight: Tensor, target: Target) -> Ranges:
+        importance = self._importance.get(name)
+        return find_ranges(weight, target.grid, self.settings.range_init, importance)
+
+
+def _place_linear(model: Any, name: str, target: Target, maker: _Maker, load: Any) -> None:
+    module = model.get_submodule(name)
+    weight = load(f"{name}.weight")
+    weight = weight.T.contiguous() if target.kind == CONV1D else weight
+    bias = None if module.bias is None else load(f"{name}.bias")
+    model.set_submodule(name, maker.weight(name, weight, target, maker.method.layer, bias=bias))
+
+
+def _place_table(model: Any, name: str, target: Target, maker: _Maker, load: Any) -> None:
+    embedding = model.get_submodule(name)
+    weight = load(f"{name}.weight")
+    kind = LRQATLinear if target.tied_to else QuantizedWeight
+    table = maker.weight(name, weight, target, kind)
+    model.set_submodule(name, LRQATEmbedding(table, weight.dtype, _factor(embedding)))
+    if target.tied_to:
+        model.set_submodule(target.tied_to, table)
+
+
+def _factor(embedding: Any) -> float | None:
+    """What an embedding multiplies its rows by: Gemma's and BioGPT's do."""
+    # A number where there is one: Gemma's buffer has no value on the meta device.
+    factor = getattr(embedding, "scalar_embed_scale", getattr(embedding, "embed_scale", None))
+    return None if factor is None else float(factor)
+
+
+def _place_experts(model: Any, name: str, target: Target, maker: _Maker, load: Any) -> None:
+    parent_name, _, parameter = name.rpartition(".")
+    parent = model.get_submodule(parent_name)
+    stack = load(name)
+    experts = [
+        maker.weight(f"{name}.{i}", matrix, target, QuantizedWeight)
+        for i, matrix in enumerate(stack)
+    ]
+    delattr(parent, parameter)
+    setattr(parent, parameter, LRQATExperts(experts, stack.dtype))
+    # The batched kernels of transformers take the whole stack at once; the eager code indexes it.
+    model.config._experts_implementation = "eager"
+    if hasattr(parent, "config"):
+        parent.config._experts_implementation = "eager"
+
+
+_PLACERS: dict[str, Callable[..., None]] = {
+    LINEAR: _place_linear,
+    CONV1D: _place_linear,
+    TABLE: _place_table,
+    EXPERTS: _place_experts,
+}
+
+
+def _own_values(model: Any) -> Callable[[str], Tensor]:
+    return lambda name: model.get_parameter(name).detach()
+
+
+def _set_trained(model: nn.Module, settings: Settings) -> None:
+    trains = METHODS[settings.method].trains
+    for _, module in model.named_modules():
+        if isinstance(module, QuantizedWeight | LoRALinear):
+            for name, parameter in module.named_parameters(recurse=False):
+                frozen = name in ("scale", "minimum") and not settings.train_ranges
+                empty = parameter.numel() == 0
+                parameter.requires_grad_(name in trains and not frozen and not empty)
+
+
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedWeight]]:
+    """Every trained weight of a prepared model, once, under its name in the checkpoint."""
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedWeight):
+            yield name.removesuffix(".table"), module
+
+
+@torch.no_grad()
+def merge_and_round(
+    model: Any,
+    plan: SurgeryPlan,
+    settings: Settings,
+    importance: Mapping[str, Tensor] | None = None,
+) -> Any:
+    """What `lora-then-rtn` ends with: merge every LoRA layer and round it to its grid."""
+    maker = _Maker(Settings(**{**vars(settings), "method": "rtn"}), importance or {}, {})
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoRALinear):
+            target = plan.quantized[name]
+            made = maker.weight(name, module.merged(), target, LRQATLinear, bias=module.bias)
+            model.set_submodule(name, made)
+    _set_trained(model, maker.settings)
+    return model

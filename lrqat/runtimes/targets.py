@@ -1,0 +1,216 @@
+"""Anything that can be evaluated, opened as one kind of thing: tokens in, logits out.
+
+A target is a `.gguf` file (llama.cpp), an ONNX folder (ONNX Runtime), a fused checkpoint (the
+fake-quant reference in PyTorch), or a Hugging Face model (PyTorch, float32). `_OPENERS` is the
+registry: a new runtime is one entry.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lrqat.checkpoint import manifest
+from lrqat.checkpoint.reader import Checkpoint
+from lrqat.errors import UserError
+from lrqat.evaluation.perplexity import LogitsFunction, Perplexity, Progress, Windows, perplexity
+from lrqat.evaluation.text import encode, window_bos
+from lrqat.models import hub
+from lrqat.models.reference import load_reference, torch_logits
+
+
+@dataclass(frozen=True)
+class Target:
+    """An opened model.
+
+    Attributes:
+        runtime: what runs it, for people and for the JSON.
+        logits: tokens int64 (n,) to logits float32 (n, vocabulary), with an empty cache each time.
+        encode: a whole text to token ids, by the target's own tokenizer.
+        bos: id that starts every window, or None.
+        bytes: size of the model's files, without tokenizer and configuration.
+        generate: (prompt, tokens at most) to its continuation, always the most probable token.
+    """
+
+    runtime: str
+    logits: LogitsFunction
+    encode: Callable[[str], list[int]]
+    bos: int | None
+    bytes: int
+    generate: Callable[[str, int], str]
+
+
+@contextmanager
+def open_target(path: str, *, context: int) -> Iterator[Target]:
+    """Open `path`, and close it at the end of the block.
+
+    Args:
+        path: file, folder or hub id.
+        context: tokens of the longest window that will be asked for.
+
+    Raises:
+        UserError: nothing there that can be run, or its runtime is not installed.
+    """
+    for recognises, opener in _OPENERS:
+        if recognises(Path(path)):
+            with opener(path, context) as target:
+                yield target
+            return
+    raise UserError(
+        f"nothing to evaluate at {path}: give a Hugging Face model, a fused checkpoint, a .gguf "
+        "file, or an ONNX folder"
+    )
+
+
+def evaluate(
+    path: str,
+    text: str,
+    *,
+    context: int = 512,
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[Target, Perplexity]:
+    """Perplexity of any target on a text, by llama-perplexity's rule.
+
+    Args:
+        path: see `open_target`.
+        text: the evaluation text.
+        context: tokens a window.
+        limit: windows at most; None: all.
+        progress: wraps the iterable of windows.
+
+    Raises:
+        UserError: nothing to run, no runtime, or a text shorter than two windows.
+    """
+    with open_target(path, context=context) as target:
+        windows = Windows.cut(target.encode(text), context, target.bos, limit)
+        return target, perplexity(target.logits, windows, progress)
+
+
+def continuation(path: str, prompt: str, count: int, *, context: int = 512) -> str:
+    """What any target writes after `prompt`, greedily: `count` tokens at most.
+
+    `context` must hold both, where the runtime wants to know beforehand.
+
+    Raises:
+        UserError: nothing to run, no runtime, or one that cannot generate from it.
+    """
+    with open_target(path, context=context) as target:
+        return target.generate(prompt, count)
+
+
+def model_bytes(folder: Path, pattern: str) -> int:
+    """Total size of the files of `folder` that match `pattern`."""
+    return sum(file.stat().st_size for file in folder.glob(pattern))
+
+
+@contextmanager
+def _open_gguf(path: str, context: int) -> Iterator[Target]:
+    from exporters import gguf
+    from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
+
+    if not Path(path).is_file():
+        raise UserError(f"no GGUF file at {path}; write one with tools/export.py --format gguf")
+    with LlamaCpp.open(path, n_ctx=context, n_threads=os.cpu_count() or 1) as llama:
+        yield Target(
+            runtime="llama.cpp",
+            logits=llama.logits,
+            encode=lambda text: llama.tokenize(text, add_special=True),
+            bos=llama.bos if llama.add_bos else None,
+            bytes=sum(file.stat().st_size for file in gguf.model_files(Path(path))),
+            generate=llama.generate,
+        )
+
+
+@contextmanager
+def _open_onnx(path: str, context: int) -> Iterator[Target]:
+    from lrqat.runtimes.onnx_runtime.session import OnnxRuntime
+
+    tokenizer = hub.load_tokenizer(path)
+
+    with OnnxRuntime.open(path) as session:
+
+        def generate(prompt: str, count: int) -> str:
+            from lrqat.runtimes.genai import generate as genai
+
+            if (Path(path) / "genai_config.json").is_file():
+                return genai(path, prompt, count)
+            return _step_by_step(session.logits, tokenizer, prompt, count)
+
+        yield Target(
+            runtime="ONNX Runtime",
+            logits=session.logits,
+            encode=lambda text: encode(tokenizer, text),
+            bos=window_bos(tokenizer),
+            bytes=model_bytes(Path(path), "model.onnx*"),
+            generate=generate,
+        )
+
+
+@contextmanager
+def _open_fused(path: str, context: int) -> Iterator[Target]:
+    checkpoint = Checkpoint.open(path)
+    tokenizer = hub.load_tokenizer(path)
+    model = load_reference(checkpoint)
+    yield Target(
+        runtime="PyTorch fake-quant",
+        logits=torch_logits(model),
+        encode=lambda text: encode(tokenizer, text),
+        bos=window_bos(tokenizer),
+        bytes=model_bytes(Path(path), "*.safetensors"),
+        generate=partial(_greedy, model, tokenizer),
+    )
+
+
+@contextmanager
+def _open_hugging_face(path: str, context: int) -> Iterator[Target]:
+    model = hub.load_model(path, dtype=torch.float32)
+    tokenizer = hub.load_tokenizer(path)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    yield Target(
+        runtime="PyTorch",
+        logits=torch_logits(model),
+        encode=lambda text: encode(tokenizer, text),
+        bos=window_bos(tokenizer),
+        bytes=model_bytes(Path(path), "*.safetensors") or size,
+        generate=partial(_greedy, model, tokenizer),
+    )
+
+
+def _step_by_step(logits: LogitsFunction, tokenizer: Any, prompt: str, count: int) -> str:
+    """The continuation of a model that GenAI does not run, computed anew for every token."""
+    ids = encode(tokenizer, prompt)
+    made: list[int] = []
+    while len(made) < count:
+        token = int(logits(np.array([*ids, *made]))[-1].argmax())
+        if token == tokenizer.eos_token_id:
+            break
+        made.append(token)
+    return str(tokenizer.decode(made, skip_special_tokens=True))
+
+
+def _greedy(model: Any, tokenizer: Any, prompt: str, count: int) -> str:
+    """The continuation by transformers' own generation."""
+    ids = torch.tensor([encode(tokenizer, prompt)])
+    made = model.generate(
+        ids.to(model.device),
+        max_new_tokens=count,
+        do_sample=False,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=0,
+    )
+    return str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
+
+
+_OPENERS = (
+    (lambda path: path.suffix == ".gguf", _open_gguf),
+    (lambda path: (path / "model.onnx").is_file(), _open_onnx),
+    (lambda path: (path / manifest.FILE_NAME).is_file(), _open_fused),
+    (lambda path: (path / "config.json").is_file() or not path.exists(), _open_hugging_face),
+)

@@ -1,0 +1,218 @@
+"""What a training run needs in memory, from shapes alone.
+
+A prepared model is made on the meta device and one training step of it is run there, counting live
+tensors (`lrqat.training.meta_step`). The parts say what was alive at the fullest moment of the
+step, so they add up to the peak: at the end of a forward pass there are no gradients yet, and at
+its backward pass the logits are gone.
+
+    frozen       Phi0 in its downcast form
+    floating     what stays in floating point
+    adapters     A and B (of the method `full`: the weights), float32
+    scales       scales, minima, zero-points, and those that give the original weights back
+    gradients    of what is trained
+    optimizer    two moments of what is trained, in float32, or in 8 bits
+    activations  what the forward pass keeps for the backward pass
+    logits       of one chunk, and the gradient of the features
+    working      the weight that is being used, its gradient, their temporaries; with gradient
+                 checkpointing also the activations of the layer that is computed again
+    teacher      a second model, or the features of a teacher that is the model itself
+
+Not counted: the process and its libraries (about 0.5 GB), a GPU's context, how an allocator rounds
+and fragments, a kernel's workspace, and the evaluations before and after training.
+"""
+
+import copy
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrqat.layers.methods import METHODS
+from lrqat.layers.modes import full_precision, provides_full_precision
+from lrqat.models import hub
+from lrqat.models.preparation import prepare
+from lrqat.models.surgery import SurgeryPlan
+from lrqat.training.config import TrainConfig
+from lrqat.training.meta_step import PurposeCounter, halves, run_step, shapes_only
+from lrqat.training.objectives.losses import (
+    CachedTeacher,
+    ModelTeacher,
+    Objective,
+    SelfTeacher,
+    Teacher,
+)
+from lrqat.training.training_model import enable_checkpointing
+
+_PART_OF = {
+    "phi": "frozen",
+    "lora_a": "adapters",
+    "lora_b": "adapters",
+    "scale": "scales",
+    "minimum": "scales",
+    "zero_point": "scales",
+    "unit": "scales",
+    "start_scale": "scales",
+    "start_minimum": "scales",
+}
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes by purpose at the fullest moment of a step, see the module's text."""
+
+    frozen: int
+    floating: int
+    adapters: int
+    scales: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    working: int
+    teacher: int
+
+    @property
+    def total(self) -> int:
+        """Sum of all."""
+        return sum(vars(self).values())
+
+    def to_json(self) -> dict[str, int]:
+        """Every part and the total."""
+        return {**vars(self), "total": self.total}
+
+
+def trainable_parameters(plan: SurgeryPlan, config: TrainConfig) -> int:
+    """Number of trained values: A, B, scales and minima, or what the method trains instead."""
+    trains = METHODS[config.method].trains
+    total = 0
+    for target in plan.quantized.values():
+        if "lora_a" in trains:
+            total += config.rank * sum(target.shape) * target.count
+        if "weight" in trains:
+            total += target.weights
+        if "scale" in trains and config.scale_learning_rate > 0:
+            total += target.groups * (2 if target.grid.minimum else 1)
+    return total
+
+
+def estimate_memory(
+    model: Any, plan: SurgeryPlan, config: TrainConfig, dtype: torch.dtype
+) -> MemoryEstimate:
+    """Estimate the peak of a training step on one device.
+
+    A model whose step depends on values (a mixture of experts decides by them who computes what)
+    cannot be run without any; its activations are then taken by a rule of thumb.
+
+    Args:
+        model: on any device, also meta; its class and configuration are used, nothing is changed.
+        plan: from `plan_surgery(model, ...)`.
+        config: batch, length, rank, phi, method, teacher.
+        dtype: compute type.
+
+    Raises:
+        ModelError: the teacher is a model that cannot be found.
+    """
+    counter = PurposeCounter()
+    with shapes_only():
+        student = prepare(
+            _on_meta(type(model), model.config, dtype),
+            plan,
+            config.settings(),
+        )
+        _hold(counter, student, config)
+        teacher, rows = _teacher(counter, student, config, dtype)
+        rows["input_ids"] = _tensor(config, dtype=torch.long)
+        objective = Objective(teacher, getattr(config, "cross_entropy_weight", 0.0))
+        student.train()
+        if _checkpointing(config):
+            enable_checkpointing(student)
+        resident = counter.live.copy()
+        try:
+            run_step(counter, student, objective, rows, batches=config.gradient_accumulation)
+            peak = counter.peak
+        except RuntimeError:  # an operator that needs values, and that nobody answers for
+            peak = resident + _rule_of_thumb(student, plan, config, dtype)
+    return MemoryEstimate(**{name: peak[name] for name in MemoryEstimate.__dataclass_fields__})
+
+
+def _on_meta(kind: Any, config: Any, dtype: torch.dtype) -> Any:
+    with torch.device("meta"):
+        model = kind(copy.deepcopy(config)).to(dtype)
+    model.tie_weights()
+    return model
+
+
+def _hold(counter: PurposeCounter, student: Any, config: TrainConfig) -> None:
+    """Count what is there from step to step."""
+    counter.hold([*student.parameters(), *student.buffers()], "floating")
+    trained = [p for p in student.parameters() if p.requires_grad]
+    counter.hold(trained, "adapters")
+    for tensors in (student.named_parameters(), student.named_buffers()):
+        for name, tensor in tensors:
+            part = _PART_OF.get(name.rpartition(".")[2])
+            if part:
+                counter.hold([tensor], part)
+    bits8 = getattr(config, "optimizer", "adamw") == "adamw8bit"
+    moment = torch.uint8 if bits8 else torch.float32
+    # Kept by the student, so that they live as long.
+    student.moments = [torch.empty_like(p, dtype=moment) for p in trained for _ in range(2)]
+    counter.hold(student.moments, "optimizer")
+
+
+def _teacher(
+    counter: PurposeCounter, student: Any, config: TrainConfig, dtype: torch.dtype
+) -> tuple[Teacher | None, dict[str, Tensor]]:
+    """The teacher on meta, and what it adds to the rows of a batch."""
+    if getattr(config, "teacher_cache", None):
+        k = getattr(config, "teacher_top_k", 64)
+        logprobs = _tensor(config, k, dtype=torch.float16)
+        ids = _tensor(config, k, dtype=torch.int32)
+        return CachedTeacher(), {"teacher_logprobs": logprobs, "teacher_ids": ids}
+    if config.teacher == "none":
+        return None, {}
+    if config.teacher != "self":
+        own = hub.load_config(config.teacher, trust_remote_code=config.trust_remote_code)
+        kind = type(hub.meta_model(own, trust_remote_code=config.trust_remote_code))
+        model = _on_meta(kind, own, dtype)
+    elif provides_full_precision(student):
+        return SelfTeacher(full_precision), {}
+    else:
+        model = _on_meta(type(student), student.config, dtype)
+    counter.hold([*model.parameters(), *model.buffers()], "teacher")
+    teacher = ModelTeacher(model)
+    teacher._split = halves(model)
+    return teacher, {}
+
+
+def _checkpointing(config: TrainConfig) -> bool:
+    return bool(getattr(config, "gradient_checkpointing", False))
+
+
+def _tensor(config: TrainConfig, *more: int, dtype: torch.dtype) -> Tensor:
+    shape = (config.batch_size, config.sequence_length, *more)
+    return torch.zeros(shape, dtype=dtype, device="meta")
+
+
+def _rule_of_thumb(
+    student: Any, plan: SurgeryPlan, config: TrainConfig, dtype: torch.dtype
+) -> Counter[str]:
+    """What a step adds, from sizes: 17 hidden-sized and 3 FFN-sized values a token and layer."""
+    text = student.config.get_text_config()
+    hidden = text.hidden_size
+    ffn = getattr(text, "intermediate_size", None) or 4 * hidden
+    # Of a mixture of experts: what each token passes through.
+    experts = getattr(text, "num_experts_per_tok", 1) or 1
+    a_layer = 17 * hidden + 3 * ffn * experts
+    layers = text.num_hidden_layers
+    values = layers * hidden + a_layer if _checkpointing(config) else layers * a_layer
+    tokens = config.batch_size * config.sequence_length
+    # The eager code multiplies by one expert after the other, and each weight is kept for backward.
+    stacks = sum(t.weights for t in plan.quantized.values() if t.count > 1)
+    largest = max(t.shape[0] * t.shape[1] for t in plan.quantized.values())
+    return Counter(
+        gradients=4 * sum(p.numel() for p in student.parameters() if p.requires_grad),
+        activations=(tokens * values + stacks) * dtype.itemsize,
+        working=2 * largest * dtype.itemsize,
+    )

@@ -1,0 +1,296 @@
+"""What training minimises, computed a few tokens at a time.
+
+Of one batch, with p the teacher, q the student and x the text:
+
+    cross-entropy   CE = mean over predicted tokens of -log q(x_t | x_<t)
+    distillation    KL = mean over all positions of  sum_v p_v (log p_v - log q_v)
+    loss            (1 - w) KL + w CE         w = cross_entropy_weight; without a teacher, CE
+
+Logits are the largest tensor of a training step by far: 2,048 tokens of a vocabulary of 128,000 are
+1 GB in float32, and a loss keeps several such. So the text is taken in chunks: logits of a chunk,
+its loss, its gradient with respect to the features, and on to the next. What is kept for backward
+is a gradient as large as the features, and nothing is computed twice.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lrqat.errors import UserError
+from lrqat.layers.modes import evaluating
+from lrqat.models.split import Split, split_or_whole
+
+_CHUNK_BYTES = 1 << 23  # of one float32 tensor of logits: a chunk needs about five, best in cache
+_LEAST_CHUNK_TOKENS = 64  # fewer make a matmul slow
+_NOTHING_TO_PREDICT = -100
+
+FullPrecision = Callable[[Any], AbstractContextManager[Any]]
+LossOfChunk = Callable[[Tensor, slice], Tensor]
+
+
+class Targets(Protocol):
+    """What a teacher says about one batch, its positions laid end to end."""
+
+    def divergence(self, student: Tensor, positions: slice) -> Tensor:
+        """Sum over `positions` of KL(teacher || student) in nats, a scalar.
+
+        Args:
+            student: log-probabilities (positions, vocabulary), float32 or wider.
+            positions: which of the batch's batch * tokens positions these are.
+        """
+
+
+class Teacher(Protocol):
+    """A source of targets."""
+
+    def targets(self, student: Split, batch: Mapping[str, Tensor]) -> Targets:
+        """The targets of `batch`: "input_ids" (batch, tokens) and whatever else its rows have."""
+
+
+class LogitTargets:
+    """Targets from features and a head: the full distribution.
+
+    Args:
+        features: (batch, tokens, hidden), without a gradient.
+        logits: function from features (n, hidden) to logits (n, vocabulary).
+    """
+
+    def __init__(self, features: Tensor, logits: Callable[[Tensor], Tensor]) -> None:
+        self._features, self._logits = features.flatten(0, 1), logits
+
+    def divergence(self, student: Tensor, positions: slice) -> Tensor:
+        """Sum over `positions` of KL(teacher || student). Raises UserError: other vocabularies."""
+        with torch.no_grad():
+            teacher = _log_softmax(self._logits(self._features[positions]))
+        if teacher.shape != student.shape:
+            raise UserError(
+                f"the teacher has a vocabulary of {teacher.shape[-1]} and the model one of "
+                f"{student.shape[-1]}; distillation needs the same tokenizer"
+            )
+        return F.kl_div(student, teacher, reduction="sum", log_target=True)
+
+
+class TopKTargets:
+    """Targets from the k most likely tokens of each position, as `teacher_cache` keeps them.
+
+    All other tokens count as one, called the rest, for the teacher and for the student:
+
+        KL_k = sum over the k tokens of p_v (log p_v - log q_v)  +  p_rest (log p_rest - log q_rest)
+        p_rest = 1 - sum of the p_v,  and q_rest likewise, of the same k tokens
+
+    This is the KL divergence of two distributions over k + 1 outcomes. It is never above the full
+    KL (log sum inequality), is 0 where p = q, and is the full KL if k is the whole vocabulary.
+    How the student spreads what it gives to the rest is not judged. Where stored probabilities
+    were rounded to a sum above 1, they are divided by it.
+
+    Args:
+        log_probabilities: (batch, tokens, k).
+        ids: (batch, tokens, k), integers.
+    """
+
+    def __init__(self, log_probabilities: Tensor, ids: Tensor) -> None:
+        self._log_probabilities = log_probabilities.flatten(0, 1)
+        self._ids = ids.flatten(0, 1)
+
+    def divergence(self, student: Tensor, positions: slice) -> Tensor:
+        """Sum over `positions` of KL_k."""
+        ids = self._ids[positions].long()
+        teacher = self._log_probabilities[positions].to(student.dtype)
+        mass = teacher.exp().sum(-1, keepdim=True)
+        teacher = teacher - mass.clamp(min=1).log()
+        named = F.kl_div(student.gather(-1, ids), teacher, reduction="sum", log_target=True)
+        if ids.shape[-1] == student.shape[-1]:
+            return named
+        # Summed over the others, since 1 - (sum of the k) has no digits left where that is near 1.
+        rest = student.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+        p_rest = (1 - mass).clamp(min=0)
+        return named + (torch.xlogy(p_rest, p_rest) - p_rest * rest).sum()
+
+
+class ModelTeacher:
+    """Another model as the teacher.
+
+    Attributes:
+        model: a causal LM with the student's vocabulary; frozen and in evaluation mode from here.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self._split: Split | None = None
+
+    @torch.no_grad()
+    def targets(self, student: Split, batch: Mapping[str, Tensor]) -> Targets:
+        """Run the teacher's backbone on the batch; its head is run in chunks."""
+        input_ids = batch["input_ids"]
+        self._split = self._split or split_or_whole(self.model, input_ids)
+        return LogitTargets(self._split.features(input_ids), self._split.logits)
+
+
+class SelfTeacher:
+    """The student with its original weights as the teacher; no second model is held.
+
+    Args:
+        full_precision: `lrqat.layers.modes.full_precision`: given the model, a context inside which
+            it computes with its original weights.
+    """
+
+    def __init__(self, full_precision: FullPrecision) -> None:
+        self._full_precision = full_precision
+
+    def targets(self, student: Split, batch: Mapping[str, Tensor]) -> Targets:
+        """Run the student's backbone with its original weights, without dropout."""
+
+        def computed(half: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+            with torch.no_grad(), self._full_precision(student.model):
+                return half(inputs)
+
+        with evaluating(student.model):
+            features = computed(student.features, batch["input_ids"])
+        return LogitTargets(features, lambda chunk: computed(student.logits, chunk))
+
+
+class CachedTeacher:
+    """Top-k targets that the rows of the data set bring; see `teacher_cache`."""
+
+    def targets(self, student: Split, batch: Mapping[str, Tensor]) -> Targets:
+        """The batch's "teacher_logprobs" and "teacher_ids", each (batch, tokens, k)."""
+        return TopKTargets(batch["teacher_logprobs"], batch["teacher_ids"])
+
+
+class Objective:
+    """The loss of a batch.
+
+    The model and the teacher are called as they are, so a wrapper (DistributedDataParallel, FSDP)
+    goes around a module whose forward calls this, not around the model alone. Under FSDP, the
+    output head belongs to the root unit.
+
+    Attributes:
+        teacher: where the targets come from; None: the loss is cross-entropy.
+        cross_entropy_weight: w in [0, 1]; has no effect without a teacher.
+
+    Raises:
+        UserError: w is outside [0, 1].
+    """
+
+    def __init__(self, teacher: Teacher | None = None, cross_entropy_weight: float = 0.0) -> None:
+        if not 0 <= cross_entropy_weight <= 1:
+            raise UserError(
+                f"--cross-entropy-weight {cross_entropy_weight} must be between 0 (distillation "
+                "alone) and 1 (cross-entropy alone)"
+            )
+        self.teacher = teacher if cross_entropy_weight < 1 else None
+        self.cross_entropy_weight = 1.0 if self.teacher is None else cross_entropy_weight
+        self._split: Split | None = None
+
+    def __call__(self, model: Any, input_ids: Tensor, **rows: Tensor) -> Tensor:
+        """Scalar loss (nats) of `model` in float32, or wider if its logits are.
+
+        Args:
+            model: a causal LM, without a wrapper.
+            input_ids: (batch, tokens), at least two tokens.
+            **rows: what else a batch has: for `CachedTeacher`, teacher_logprobs and teacher_ids.
+        """
+        if self._split is None or self._split.model is not model:
+            self._split = split_or_whole(model, input_ids)
+        halves = self._split
+        targets = None
+        if self.teacher is not None:  # first: the student's activations are not yet there
+            targets = self.teacher.targets(halves, {"input_ids": input_ids, **rows})
+        features = halves.features(input_ids).flatten(0, 1)
+        loss_of = self._loss_of_chunk(halves, input_ids, targets)
+        return chunked_loss(loss_of, features, halves.trained(), halves.vocabulary)
+
+    def _loss_of_chunk(
+        self, halves: Split, input_ids: Tensor, targets: Targets | None
+    ) -> LossOfChunk:
+        tokens, weight = input_ids.shape[1], self.cross_entropy_weight
+        following = F.pad(input_ids[:, 1:], (0, 1), value=_NOTHING_TO_PREDICT).flatten()
+        # The sum is divided by all positions, of which one a row predicts nothing.
+        text_weight = weight * tokens / (tokens - 1)
+
+        def loss_of(features: Tensor, positions: slice) -> Tensor:
+            student = _log_softmax(halves.logits(features))
+            loss = student.new_zeros(())
+            if text_weight:
+                expected = following[positions]
+                loss = loss + text_weight * F.nll_loss(
+                    student, expected, ignore_index=_NOTHING_TO_PREDICT, reduction="sum"
+                )
+            if targets is not None:
+                loss = loss + (1 - weight) * targets.divergence(student, positions)
+            return loss
+
+        return loss_of
+
+
+def chunked_loss(
+    loss_of: LossOfChunk, features: Tensor, trained: list[nn.Parameter], vocabulary: int
+) -> Tensor:
+    """Mean over positions of a loss that is a sum over positions, a chunk of them at a time.
+
+    Gradients reach `features` and `trained` through autograd as they would without chunks; those
+    of `trained` are summed in float32.
+
+    Args:
+        loss_of: (features (n, hidden), which positions) -> scalar, their summed loss.
+        features: (positions, hidden).
+        trained: the parameters that `loss_of` uses and that are trained.
+        vocabulary: logits a position, from which the size of a chunk follows.
+    """
+    chunk = max(_LEAST_CHUNK_TOKENS, _CHUNK_BYTES // (4 * vocabulary))
+    learning = torch.is_grad_enabled() and any(t.requires_grad for t in (features, *trained))
+    return _ChunkedLoss.apply(loss_of, chunk, learning, features, *trained)
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        loss_of: LossOfChunk,
+        chunk: int,
+        learning: bool,
+        features: Tensor,
+        *trained: Tensor,
+    ) -> Tensor:
+        total = torch.zeros((), dtype=_wide(features.dtype), device=features.device)
+        grad_features = torch.empty_like(features) if learning else None
+        grads = [torch.zeros_like(p, dtype=_wide(p.dtype)) for p in trained] if learning else []
+        for start in range(0, len(features), chunk):
+            positions = slice(start, min(start + chunk, len(features)))
+            piece = features[positions].detach().requires_grad_(learning)
+            with torch.set_grad_enabled(learning):
+                loss = loss_of(piece, positions)
+            total += loss.detach()
+            if grad_features is not None:
+                # Of the sum, not the mean, so that half precision does not lose small gradients.
+                of_piece, *of_trained = torch.autograd.grad(loss, [piece, *trained])
+                grad_features[positions] = of_piece
+                for summed, part in zip(grads, of_trained, strict=True):
+                    summed += part
+        ctx.count, ctx.dtypes = len(features), [p.dtype for p in trained]
+        if grad_features is not None:
+            ctx.save_for_backward(grad_features, *grads)
+        return total / ctx.count
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        factor = grads[0] / ctx.count
+        grad_features, *of_trained = ctx.saved_tensors
+        scaled = [
+            (grad * factor).to(dtype) for grad, dtype in zip(of_trained, ctx.dtypes, strict=True)
+        ]
+        return None, None, None, grad_features * factor, *scaled
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    return F.log_softmax(logits, -1, dtype=_wide(logits.dtype))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Float32, or float64 for float64."""
+    return torch.promote_types(dtype, torch.float32)

@@ -1,0 +1,297 @@
+"""A teacher's k most likely tokens at every position of a text, computed once and kept on disk.
+
+    folder/shard-00000.safetensors   logprobs  float16 or float32 (blocks, length, k)
+                                     ids       int32 (blocks, length, k), most likely first
+    folder/shard-00001.safetensors   ...
+    folder/teacher_cache.json        what the cache is of, and the sha256 of every shard
+
+The file of the text's blocks is not in it, only their sha256: a cache belongs to one tokenised
+text, one block length and one teacher, and is refused for any other. Every shard is put in place
+whole and the index comes last, so a run that was stopped is continued at its first missing shard.
+Log-probabilities are nats of the full softmax, before anything was left out. What is computed from
+them is in `lrqat.training.objectives.losses.TopKTargets`.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lrqat.atomic_files import replaced_file, write_json
+from lrqat.checkpoint.manifest import sha256_of
+from lrqat.errors import DataError, UserError
+from lrqat.evaluation.perplexity import Progress
+from lrqat.models.split import Split, split_or_whole
+from lrqat.training.data.documents import TokenBlocks
+
+FILE_NAME = "teacher_cache.json"
+_FORMAT = {"format": "lrqat-teacher-cache", "version": 1}
+_KEY = "lrqat"  # of a shard's metadata
+# float16 holds 11 bits of a log-probability: one of -8 is off by 0.004 at most.
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+_SHARD_BYTES = 1 << 28
+_CHUNK_LOGITS = 1 << 24  # 64 MB in float32
+
+
+@dataclass(frozen=True)
+class CacheKey:
+    """What a cache is of; two caches with the same key hold the same.
+
+    Attributes:
+        teacher: name of the model, and whatever tells its versions apart (a revision, a hash).
+        k: tokens a position.
+        vocabulary: logits a position.
+        dtype: of the log-probabilities, a key of `DTYPES`.
+        blocks: blocks of the text.
+        block_length: tokens a block.
+        tokens_sha256: of the blocks' tokens, little-endian int32.
+
+    Raises:
+        UserError: k or the dtype is out of range, on construction.
+    """
+
+    teacher: str
+    k: int
+    vocabulary: int
+    dtype: str
+    blocks: int
+    block_length: int
+    tokens_sha256: str
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.k <= self.vocabulary:
+            raise UserError(
+                f"--teacher-top-k {self.k} must be between 1 and the vocabulary's {self.vocabulary}"
+            )
+        if self.dtype not in DTYPES:
+            raise UserError(
+                f"a teacher cache of {self.dtype!r} is not known; choose {', '.join(DTYPES)}"
+            )
+
+    @classmethod
+    def of(
+        cls, blocks: TokenBlocks, *, teacher: str, k: int, vocabulary: int, dtype: str = "float16"
+    ) -> "CacheKey":
+        """The key of a cache of `blocks`."""
+        tokens = np.ascontiguousarray(blocks.tokens, dtype="<i4")
+        digest = hashlib.sha256(tokens.data).hexdigest()
+        return cls(teacher, k, vocabulary, dtype, *blocks.tokens.shape, digest)
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk, less the headers: 6 bytes an entry in float16, 8 in float32."""
+        return self.blocks * self._block_bytes
+
+    @property
+    def blocks_per_shard(self) -> int:
+        """Blocks in every shard but the last: about 256 MB."""
+        return max(1, _SHARD_BYTES // self._block_bytes)
+
+    @property
+    def _block_bytes(self) -> int:
+        return self.block_length * self.k * (DTYPES[self.dtype].itemsize + 4)
+
+    def shards(self) -> Iterator[tuple[str, range]]:
+        """File name and blocks of every shard."""
+        for number, start in enumerate(range(0, self.blocks, self.blocks_per_shard)):
+            stop = min(start + self.blocks_per_shard, self.blocks)
+            yield f"shard-{number:05}.safetensors", range(start, stop)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, with the format."""
+        return _FORMAT | asdict(self)
+
+
+class TeacherCache:
+    """A complete cache, read block by block.
+
+    Attributes:
+        folder: where it is.
+        key: what it is of.
+    """
+
+    def __init__(self, folder: Path, key: CacheKey) -> None:
+        self.folder, self.key = folder, key
+        self._names = [name for name, _ in key.shards()]
+
+    @classmethod
+    def open(cls, folder: Path, key: CacheKey) -> "TeacherCache":
+        """Open a cache and verify every shard.
+
+        Raises:
+            DataError: there is no complete cache, it is of something else, or it was altered.
+        """
+        if not is_complete(folder, key):
+            raise DataError(f"{folder} holds no complete teacher cache; write it first")
+        recorded = _read_index(folder / FILE_NAME)["shards"]
+        for name, _ in key.shards():
+            path = folder / name
+            if not path.is_file() or sha256_of(path) != recorded.get(name):
+                raise DataError(
+                    f"{path} is missing, or is not what was written; delete it and {FILE_NAME}, "
+                    "and run again to compute it anew"
+                )
+        return cls(folder, key)
+
+    def __getitem__(self, block: int) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (length, k) and ids int32 (length, k) of one block."""
+        shard, row = divmod(block, self.key.blocks_per_shard)
+        # Opened for each block: a handle would not survive into a data loader's worker.
+        with safe_open(self.folder / self._names[shard], "pt") as file:
+            return file.get_slice("logprobs")[row], file.get_slice("ids")[row]
+
+
+class CachedBlocks(torch.utils.data.Dataset[dict[str, Tensor]]):
+    """Blocks of text with the teacher's targets.
+
+    A row is input_ids int64 (length,), teacher_logprobs (length, k), teacher_ids int32 (length, k).
+    """
+
+    def __init__(self, blocks: TokenBlocks, cache: TeacherCache) -> None:
+        self.blocks, self.cache = blocks, cache
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        logprobs, ids = self.cache[index]
+        return self.blocks[index] | {"teacher_logprobs": logprobs, "teacher_ids": ids}
+
+
+def is_complete(folder: Path, key: CacheKey) -> bool:
+    """Whether `folder` holds all of a cache of `key`; then no teacher is needed.
+
+    Raises:
+        DataError: it holds a cache of something else, named with both values, or a damaged index.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        return False
+    _refuse_other(path, _read_index(path), key)
+    return True
+
+
+def write_cache(
+    folder: Path,
+    key: CacheKey,
+    blocks: TokenBlocks,
+    model: Any,
+    *,
+    batch_size: int,
+    progress: Progress | None = None,
+) -> None:
+    """Run the teacher over the text and write what is not there yet.
+
+    One process writes; others wait for it.
+
+    Args:
+        folder: of the cache; made if need be. A complete cache of `key` is left as it is.
+        key: from `CacheKey.of`.
+        blocks: the text that `key` was made from.
+        model: the teacher, a causal LM in evaluation mode.
+        batch_size: blocks at a time.
+        progress: wraps the iterable of batches (for one: `tqdm.tqdm`).
+
+    Raises:
+        DataError: the folder holds a cache, or a part of one, of something else.
+        UserError: the teacher's vocabulary is not the key's.
+        OutputError: the disk is full or not writable.
+    """
+    if is_complete(folder, key):
+        return
+    missing = [(name, part) for name, part in key.shards() if not _is_written(folder / name, key)]
+    batches = [
+        (name, part, range(start, min(start + batch_size, part.stop)))
+        for name, part in missing
+        for start in range(part.start, part.stop, batch_size)
+    ]
+    halves: Split | None = None
+    done: list[tuple[Tensor, Tensor]] = []
+    for name, part, rows in progress(batches) if progress else batches:
+        tokens = blocks.tokens[rows.start : rows.stop].astype(np.int64)
+        input_ids = torch.from_numpy(tokens).to(model.device)
+        halves = halves or _split(model, input_ids, key)
+        done.append(_most_likely(halves, input_ids, key))
+        if rows.stop == part.stop:
+            logprobs, ids = (torch.cat(parts) for parts in zip(*done, strict=True))
+            _write_shard(folder / name, logprobs, ids, key)
+            done = []
+    shards = {name: sha256_of(folder / name) for name, _ in key.shards()}
+    with replaced_file(folder / FILE_NAME, overwrite=False) as path:
+        write_json(path, key.to_json() | {"shards": shards})
+
+
+def _split(model: Any, input_ids: Tensor, key: CacheKey) -> Split:
+    halves = split_or_whole(model, input_ids)
+    if halves.vocabulary != key.vocabulary:
+        raise UserError(
+            f"the teacher has a vocabulary of {halves.vocabulary} and the model one of "
+            f"{key.vocabulary}; distillation needs the same tokenizer"
+        )
+    return halves
+
+
+@torch.no_grad()
+def _most_likely(halves: Split, input_ids: Tensor, key: CacheKey) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and ids of a batch, each (batch, length, k), on the CPU."""
+    features = halves.features(input_ids).flatten(0, 1)
+    parts = []
+    for chunk in features.split(max(1, _CHUNK_LOGITS // key.vocabulary)):
+        logits = halves.logits(chunk)
+        values, ids = F.log_softmax(logits, -1, dtype=torch.float32).topk(key.k)
+        parts.append((values.to(DTYPES[key.dtype]).cpu(), ids.int().cpu()))
+    shape = (*input_ids.shape, key.k)
+    logprobs, ids = (torch.cat(part).view(shape) for part in zip(*parts, strict=True))
+    return logprobs, ids
+
+
+def _write_shard(path: Path, logprobs: Tensor, ids: Tensor, key: CacheKey) -> None:
+    with replaced_file(path, overwrite=True) as staged:
+        tensors = {"logprobs": logprobs, "ids": ids}
+        save_file(tensors, staged, metadata={_KEY: json.dumps(key.to_json())})
+
+
+def _is_written(path: Path, key: CacheKey) -> bool:
+    """Whether a stopped run of the same key left this shard. Raises DataError if of another."""
+    if not path.is_file():
+        return False
+    try:
+        with safe_open(path, "pt") as file:
+            recorded = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+    except (SafetensorError, ValueError) as error:
+        raise DataError(
+            f"{path} is no shard of a teacher cache ({error}); delete it, or give another folder"
+        ) from None
+    _refuse_other(path, recorded, key)
+    return True
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error}); delete it, and run again to write it anew"
+        ) from None
+    if not isinstance(index, dict) or not isinstance(index.get("shards"), dict):
+        raise DataError(f"{path} is not the index of a teacher cache; give another folder")
+    return index
+
+
+def _refuse_other(path: Path, recorded: Any, key: CacheKey) -> None:
+    for name, wanted in key.to_json().items():
+        found = recorded.get(name) if isinstance(recorded, dict) else None
+        if found != wanted:
+            raise DataError(
+                f"{path} belongs to a teacher cache with {name} {found!r}, and this run needs "
+                f"{wanted!r}; give another --teacher-cache, or delete that folder"
+            )

@@ -1,0 +1,86 @@
+"""What a training run will do, from configuration files alone: what `--dry-run` prints."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lrqat.errors import UserError
+from lrqat.models import hub
+from lrqat.models.preparation import check_settings
+from lrqat.models.surgery import SurgeryPlan, plan_surgery
+from lrqat.training.config import TrainConfig
+from lrqat.training.estimate import MemoryEstimate, estimate_memory, trainable_parameters
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a run will do.
+
+    Attributes:
+        surgery: which layers are quantised, which are kept and why.
+        trainable: number of trained values.
+        memory: estimated peak.
+        device: torch device name.
+        dtype: compute type.
+    """
+
+    surgery: SurgeryPlan
+    trainable: int
+    memory: MemoryEstimate
+    device: str
+    dtype: torch.dtype
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan for machines."""
+        return {
+            "grid": self.surgery.grid.name,
+            "quantized": {
+                name: {"shape": list(t.shape), "count": t.count, "grid": t.grid.name}
+                for name, t in self.surgery.quantized.items()
+            },
+            "kept": self.surgery.kept,
+            "weights": self.surgery.weights,
+            "bits_per_weight": self.surgery.bits_per_weight,
+            "trainable": self.trainable,
+            "memory_bytes": self.memory.to_json(),
+            "device": self.device,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+
+def plan_training(config: TrainConfig) -> TrainingPlan:
+    """Plan a run from the model's configuration; no weights are read.
+
+    Raises:
+        UserError: anything about the model, the grid or the settings that would stop the run.
+    """
+    model_config = hub.load_config(config.model, trust_remote_code=config.trust_remote_code)
+    model = hub.meta_model(model_config, trust_remote_code=config.trust_remote_code)
+    surgery = plan_surgery(model, config.grid, config.keep, config.grids_by_pattern())
+    check_settings(surgery, config.settings())
+    device = _device(config.device)
+    dtype = _dtype(config.dtype, device)
+    return TrainingPlan(
+        surgery=surgery,
+        trainable=trainable_parameters(surgery, config),
+        memory=estimate_memory(model, surgery, config, dtype),
+        device=device,
+        dtype=dtype,
+    )
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"--device {name!r} cannot be used: {reason}; try cpu") from None
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _dtype(name: str, device: str) -> torch.dtype:
+    chosen = ("float32" if device == "cpu" else "bfloat16") if name == "auto" else name
+    return getattr(torch, chosen)  # one of lrqat.training.config.DTYPES

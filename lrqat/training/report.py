@@ -1,0 +1,61 @@
+"""What a training run did."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lrqat.evaluation.perplexity import Perplexity
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a run did.
+
+    Attributes:
+        output: folder of the fused checkpoint.
+        before: perplexity of the full-precision model; None where it was never whole.
+        rounded: of the same model rounded to nearest, before training; None where the method
+            rounds at the end.
+        after: of the trained, fake-quant model.
+        kl_rounded: with a teacher, mean KL(teacher || model) at round-to-nearest, nats.
+        kl_after: the same after training.
+        same_top_after: with a teacher, share of tokens where both put the same token first.
+        changed: share of the integers that training moved.
+        seconds: of training, without loading and measuring.
+        skipped_steps: steps that were skipped because something was not finite.
+    """
+
+    output: Path
+    before: Perplexity | None
+    rounded: Perplexity | None
+    after: Perplexity
+    kl_rounded: float | None
+    kl_after: float | None
+    changed: float
+    seconds: float
+    skipped_steps: int = 0
+    same_top_after: float | None = None
+
+    @property
+    def made_worse(self) -> bool:
+        """Whether what was trained for ended above round-to-nearest: KL, or perplexity."""
+        if self.kl_rounded is not None and self.kl_after is not None:
+            return self.kl_after > self.kl_rounded
+        return self.rounded is not None and self.after.perplexity > self.rounded.perplexity
+
+    def to_json(self) -> dict[str, Any]:
+        """The report for machines."""
+        return {
+            "output": str(self.output),
+            "perplexity": {
+                "before": self.before and self.before.to_json(),
+                "round_to_nearest": self.rounded and self.rounded.to_json(),
+                "after": self.after.to_json(),
+            },
+            "kl": {"round_to_nearest": self.kl_rounded, "after": self.kl_after},
+            "same_top_after": self.same_top_after,
+            "changed": self.changed,
+            "seconds": self.seconds,
+            "skipped_steps": self.skipped_steps,
+            "made_worse": self.made_worse,
+        }

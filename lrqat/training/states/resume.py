@@ -1,0 +1,84 @@
+"""Saved states of a run: finding the last one, and refusing one of another run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lrqat.atomic_files import write_json
+from lrqat.errors import UserError
+from lrqat.training.config import TrainConfig
+from lrqat.training.states.folder import damage, list_states
+
+STATES = "checkpoints"
+_RUN = "run.json"
+# What may differ between a run and its continuation.
+_FREE = {"output", "save_every", "eval_data", "eval_windows", "context", "device", "teacher_cache"}
+
+
+def record_run(state_folder: Path, config: TrainConfig) -> None:
+    """Write the settings of a run beside its states."""
+    state_folder.mkdir(parents=True, exist_ok=True)
+    write_json(state_folder / _RUN, config.to_json())
+
+
+def find_state(
+    state_folder: Path,
+    resume: str | None,
+    config: TrainConfig,
+    say: Callable[[str], None] = lambda message: None,
+) -> Path | None:
+    """The state to continue from, or None to start at the beginning.
+
+    Args:
+        state_folder: where the run keeps its states.
+        resume: None; "auto" for the last state that is intact, if any; or a state's folder.
+        config: settings of the run that wants to continue.
+        say: told which states "auto" had to pass over, and why.
+
+    Raises:
+        UserError: the named state is not there or damaged, or the run that saved it had other
+            settings.
+    """
+    if resume is None:
+        return None
+    state = _last_intact(state_folder, say) if resume == "auto" else _named(Path(resume))
+    if state is not None:
+        _refuse_other_settings(state.parent / _RUN, config)
+    return state
+
+
+def _last_intact(state_folder: Path, say: Callable[[str], None]) -> Path | None:
+    for state in reversed(list_states(state_folder)):
+        wrong = damage(state)
+        if wrong is None:
+            return state
+        say(f"{state} is damaged ({wrong}); looking for an earlier state")
+    say(f"no intact saved state in {state_folder}; starting at the beginning")
+    return None
+
+
+def _named(state: Path) -> Path:
+    wrong = damage(state)
+    if wrong is not None:
+        raise UserError(
+            f"{state} is not a complete saved state: {wrong}; use --resume auto for the last one "
+            "that is intact"
+        )
+    return state
+
+
+def _refuse_other_settings(path: Path, config: TrainConfig) -> None:
+    try:
+        recorded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}, the settings of the run to resume, cannot be read: {error}"
+        ) from None
+    current = config.to_json()
+    for name in current.keys() - _FREE:
+        if recorded.get(name) != current[name]:
+            raise UserError(
+                f"the run to resume had {name} {recorded.get(name)!r}, this one has "
+                f"{current[name]!r}; resume with the same settings, or start anew with --overwrite"
+            )
