@@ -95,7 +95,7 @@ def test_the_file_with_every_grid_is_valid_and_exact_to_onnxs_own_reader(all_gri
         if tensor.grid.zero_point:
             zero = onnx.numpy_helper.to_array(stored[f"{name}.weight_zero_point"])
             found = zero.astype(np.int8).T.reshape(tensor.scale.shape)
-            assert np.array_equal(found, tensor.ranges.zero_point)
+            assert np.array_equal(found, tensor.scales.zero_point)
 
 
 @pytest.mark.parametrize("options", [{}, {"opset": 21}])

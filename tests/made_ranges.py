@@ -3,7 +3,7 @@
 import numpy as np
 
 from lrqat.checkpoint.reader import QuantizedTensor
-from lrqat.checkpoint.stored_scales import StoredRanges
+from lrqat.checkpoint.stored_scales import StoredScales
 from lrqat.grids.grid import FloatScale, PowerOfTwoScale
 
 # Smallest subnormal, largest subnormal, smallest normal, one, largest.
@@ -44,7 +44,7 @@ def make(grid, rows, columns, seed=0):
     levels = np.array(grid.levels or range(grid.q_min, grid.q_max + 1), np.int8)
     q = np.resize(levels, (rows, columns))
     rng.shuffle(q.reshape(-1))
-    ranges = StoredRanges(
+    ranges = StoredScales(
         scale, zero_point, minimum, super_scale, sub_scale, super_minimum, sub_minimum
     )
     return QuantizedTensor("made", q, ranges, grid)
@@ -52,4 +52,4 @@ def make(grid, rows, columns, seed=0):
 
 def with_scales(tensor, scale):
     """`tensor` with other plain scales (out, groups)."""
-    return QuantizedTensor(tensor.name, tensor.q, StoredRanges(scale), tensor.grid)
+    return QuantizedTensor(tensor.name, tensor.q, StoredScales(scale), tensor.grid)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from lrqat.activations.grids import ACTIVATION_GRIDS, Ranges, quantize, range_of
+from lrqat.activations.grids import ACTIVATION_GRIDS, ActivationRange, quantize, range_of
 from lrqat.activations.quantizer import (
     ActivationQuantizer,
     attach,
@@ -128,7 +128,9 @@ def test_attach_refuses_before_it_changes_anything(model, names):
     with pytest.raises(ValueError, match="detach"):
         attach(model, ACTIVATION_GRIDS["int8-token"], names)
     with pytest.raises(GridError, match="measures its own"):
-        ActivationQuantizer(ACTIVATION_GRIDS["q8_0"], Ranges(torch.ones(()), torch.ones(())))
+        ActivationQuantizer(
+            ACTIVATION_GRIDS["q8_0"], ActivationRange(torch.ones(()), torch.ones(()))
+        )
 
 
 @pytest.mark.parametrize(

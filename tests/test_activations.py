@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lrqat.activations.grids import (
     ACTIVATION_GRIDS,
-    Ranges,
+    ActivationRange,
     find_activation_grid,
     parse_setting,
     quantize,
@@ -158,7 +158,7 @@ def test_static_gradients_equal_plain_autograd(name, learned):
     inputs = [x, *(values[key] for key in learned)]
     results = []
     for forward in (
-        lambda: quantize(x, grid, Ranges(**values)),
+        lambda: quantize(x, grid, ActivationRange(**values)),
         lambda: plain(x, grid=grid, **values),
     ):
         y = forward()
@@ -206,7 +206,7 @@ def test_refusals_say_what_and_why():
         quantize(torch.zeros(2, 40), ACTIVATION_GRIDS["q8_0"])
     with pytest.raises(GridError, match="needs ranges"):
         quantize(torch.zeros(2, 40), ACTIVATION_GRIDS["int8-tensor"])
-    ranges = Ranges(torch.tensor(1.0), torch.tensor(0.0))
+    ranges = ActivationRange(torch.tensor(1.0), torch.tensor(0.0))
     with pytest.raises(GridError, match="takes none"):
         quantize(torch.zeros(2, 40), ACTIVATION_GRIDS["int8-token"], ranges)
     with pytest.raises(GridError, match="did you mean int8-token"):

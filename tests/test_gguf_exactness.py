@@ -27,7 +27,7 @@ WIDTHS = (256, 512, 576, 896, 172)
 
 def assert_exact(block, tensor):
     """The tensor's weights are the type's, ours, gguf-py's and C's."""
-    fields = block.encode(tensor.q, tensor.ranges, tensor.grid)
+    fields = block.encode(tensor.q, tensor.scales, tensor.grid)
     packed = block.pack(fields)
     assert packed.shape == (len(tensor.q), row_bytes(block, tensor.q.shape[1]))
     assert_equal_fields(block.unpack(packed), fields)
@@ -82,7 +82,7 @@ def test_extreme_scales(name, block):
 
 
 def encoded(tensor):
-    return tensor.q, tensor.ranges, tensor.grid
+    return tensor.q, tensor.scales, tensor.grid
 
 
 def test_powers_of_two_at_both_ends():
@@ -190,7 +190,7 @@ def test_numbers_that_do_not_fit_are_refused_even_unasked():
     k_quant = make(GRIDS["q6_k"], 1, 256)
     for name in ("q2_k", "q3_k", "q4_k", "q5_k"):
         with pytest.raises(ExportRefusedError, match=r"integers|sub-scales"):
-            blocks[name].encode(q, k_quant.ranges, k_quant.grid)
+            blocks[name].encode(q, k_quant.scales, k_quant.grid)
     groups = make(GRIDS["int2-g16"], 1, 256)
     with pytest.raises(ExportRefusedError, match="divide evenly"):
         blocks["q4_0"].encode(*encoded(groups))

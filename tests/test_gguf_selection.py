@@ -193,8 +193,8 @@ def test_a_scale_whose_minimum_is_no_float16_is_refused_by_the_plan(
 def test_scales_are_read_for_the_types_that_need_them_alone(make_small, monkeypatch):
     """And not with the integers: what a plan reads is bounded by the scales of a layer."""
     checkpoint, read = make_small("int4-g64"), []
-    ranges = Checkpoint.ranges
-    monkeypatch.setattr(Checkpoint, "ranges", lambda c, name: read.append(name) or ranges(c, name))
+    scales = Checkpoint.scales
+    monkeypatch.setattr(Checkpoint, "scales", lambda c, name: read.append(name) or scales(c, name))
     monkeypatch.setattr(Checkpoint, "packed", None)
     for kind in ("auto", "q4_0", "q8_0"):
         assert types_of(gguf.plan(checkpoint, gguf.Options(type=kind)))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lrqat.grids.grid import GRIDS
-from lrqat.init.range_init import find_ranges
+from lrqat.init.range_init import find_scales
 from lrqat.layers import kernels
 from lrqat.layers.frozen import DOWNCASTS
 from lrqat.layers.linear import LRQATLinear
@@ -20,7 +20,7 @@ def layer(request):
     grid = GRIDS[request.param]
     linear = torch.nn.Linear(512, 24, bias=False)
     settings = {"grid": grid, "downcast": DOWNCASTS["fp32"], "rank": 4, "alpha": 64.0}
-    made = LRQATLinear.from_linear(linear, find_ranges(linear.weight, grid, "minmax"), **settings)
+    made = LRQATLinear.from_linear(linear, find_scales(linear.weight, grid, "minmax"), **settings)
     torch.nn.init.normal_(made.lora_a, std=0.5)  # so that some weights move, and some are clipped
     return made
 

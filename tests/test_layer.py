@@ -7,7 +7,7 @@ from torch import nn
 from conftest import KINDS_OF_GRIDS
 from lrqat.grids.grid import GRIDS
 from lrqat.grids.quantize import dequantize, inside, integers, per_weight, to_latent
-from lrqat.init.range_init import find_ranges
+from lrqat.init.range_init import find_scales
 from lrqat.layers import weight
 from lrqat.layers.frozen import DOWNCASTS
 from lrqat.layers.linear import LRQATLinear
@@ -18,7 +18,7 @@ def make_layer(grid_name, *, columns=256, rows=24, phi="fp32", bias=True, rank=4
     torch.manual_seed(0)
     grid = GRIDS[grid_name]
     linear = nn.Linear(columns, rows, bias=bias)
-    ranges = find_ranges(linear.weight, grid, "lp")
+    ranges = find_scales(linear.weight, grid, "lp")
     layer = LRQATLinear.from_linear(
         linear, ranges, grid=grid, downcast=DOWNCASTS[phi], rank=rank, alpha=8.0
     )
@@ -119,7 +119,7 @@ def test_row_blocks_do_not_change_the_result(monkeypatch):
 def test_a_and_b_change_the_weights_by_their_product(grid):
     """In mean steps of the row, whatever the sizes and signs of its scales."""
     _, layer = make_layer(grid, columns=512, rows=96)
-    start = layer.start_ranges().scale
+    start = layer.start_scales().scale
     layer.scale.data.copy_(start)
     layer.lora_a.data.normal_(std=3e-2)
     before = layer.downcast.decode(layer.phi, layer.grid, 512, torch.float32)
@@ -168,7 +168,7 @@ def test_the_full_precision_weights_come_back_exactly(grid):
         y = layer(x)
     torch.testing.assert_close(y, linear(x), rtol=1e-5, atol=1e-6)
     bf16 = nn.Linear(256, 8, bias=False, dtype=torch.bfloat16)
-    ranges = find_ranges(bf16.weight, layer.grid)
+    ranges = find_scales(bf16.weight, layer.grid)
     settings = {"grid": layer.grid, "downcast": DOWNCASTS["fp32"], "rank": 2, "alpha": 1.0}
     again = LRQATLinear.from_linear(bf16, ranges, **settings)
     assert torch.equal(again.original(torch.empty(8, 256)), bf16.weight.float())

@@ -10,7 +10,7 @@ from lrqat.init import input_statistics
 from lrqat.init.importance import sum_of_squares
 from lrqat.init.input_directions import find_directions, sketch_of
 from lrqat.init.lora_init import LORA_INITS, initialise, round_to_nearest
-from lrqat.init.range_init import find_ranges
+from lrqat.init.range_init import find_scales
 from lrqat.layers.frozen import DOWNCASTS
 from lrqat.layers.linear import LRQATLinear
 from lrqat.models import hub
@@ -80,7 +80,7 @@ def made(grid_name, phi="fp32", rows=48):
     torch.manual_seed(1)
     grid = GRIDS[grid_name]
     linear = nn.Linear(256, rows, bias=False)
-    ranges = find_ranges(linear.weight, grid, "l2")
+    ranges = find_scales(linear.weight, grid, "l2")
     settings = {"grid": grid, "downcast": DOWNCASTS[phi], "rank": RANK, "alpha": 16.0 * RANK}
     return linear, LRQATLinear.from_linear(linear, ranges, **settings)
 

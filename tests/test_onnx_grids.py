@@ -28,7 +28,7 @@ def holder(tensor):
         quantized_names=["made"],
         shape=lambda name: tensor.q.shape,
         quantized=lambda name: tensor,
-        ranges=lambda name: tensor.ranges,
+        scales=lambda name: tensor.scales,
         grid=lambda name: tensor.grid,
     )
 

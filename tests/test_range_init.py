@@ -5,7 +5,7 @@ import torch
 from conftest import KINDS_OF_GRIDS
 from lrqat.grids.grid import GRIDS, FloatScale, PowerOfTwoScale, TwoLevelScale, find_grid
 from lrqat.grids.quantize import dequantize, integers, stored_scale, to_latent
-from lrqat.init.range_init import RANGE_INITS, find_ranges
+from lrqat.init.range_init import RANGE_INITS, find_scales
 
 
 def quantised_error(weight, ranges, grid, p=2.0, factors=None):
@@ -25,7 +25,7 @@ def weight():
 def test_min_max_covers_the_weights(weight, grid):
     if isinstance(grid.scale, TwoLevelScale | PowerOfTwoScale):
         pytest.skip("rounding moves these scales by more than half a step")
-    latent = to_latent(weight, find_ranges(weight, grid, "minmax"))
+    latent = to_latent(weight, find_scales(weight, grid, "minmax"))
     gap = 1 if grid.levels is None else grid.levels[-1] - grid.levels[-2]
     # Half a step past the last level still rounds to it; fp16 rounding moves it by 2^-11 at most.
     assert latent.min() > grid.q_min - 0.55
@@ -36,8 +36,8 @@ def test_min_max_covers_the_weights(weight, grid):
 
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 def test_lp_search_is_never_worse_than_min_max_in_any_group(weight, grid):
-    covering = quantised_error(weight, find_ranges(weight, grid, "minmax"), grid)
-    searched = quantised_error(weight, find_ranges(weight, grid, "l2"), grid)
+    covering = quantised_error(weight, find_scales(weight, grid, "minmax"), grid)
+    searched = quantised_error(weight, find_scales(weight, grid, "l2"), grid)
     if isinstance(grid.scale, TwoLevelScale):  # a group pays for what its super-block gains
         covering, searched = covering.sum(1), searched.sum(1)
     assert (searched <= covering * (1 + 1e-5)).all()
@@ -48,8 +48,8 @@ def test_lp_search_is_never_worse_than_min_max_in_any_group(weight, grid):
 @pytest.mark.parametrize("name", ["q4_0", "q2_k", "q3_k", "int3-asym-g64"])
 def test_importance_moves_error_to_the_channels_that_matter_least(weight, name):
     grid, factors = GRIDS[name], torch.logspace(-2, 2, 256)[torch.randperm(256)]
-    plain = quantised_error(weight, find_ranges(weight, grid, "l2"), grid, factors=factors)
-    ranges = find_ranges(weight, grid, "importance", factors)
+    plain = quantised_error(weight, find_scales(weight, grid, "l2"), grid, factors=factors)
+    ranges = find_scales(weight, grid, "importance", factors)
     weighted = quantised_error(weight, ranges, grid, factors=factors)
     assert weighted.sum() < 0.97 * plain.sum()
 
@@ -57,7 +57,7 @@ def test_importance_moves_error_to_the_channels_that_matter_least(weight, name):
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 @pytest.mark.parametrize("init", ["minmax", "l2"])
 def test_what_was_stored_is_stored_again_unchanged(weight, grid, init):
-    ranges = find_ranges(weight, grid, init)
+    ranges = find_scales(weight, grid, init)
     for ours, again in zip(ranges.parts(), ranges.stored(grid, 256).parts(), strict=True):
         assert (ours is None and again is None) or torch.equal(ours, again)
 
@@ -66,7 +66,7 @@ def test_signed_max_is_llama_cpps_rule(weight):
     """ggml's own quantiser takes d = (weight of largest magnitude) / -8."""
     import gguf
 
-    scale = find_ranges(weight, find_grid("q4_0"), "minmax").scale
+    scale = find_scales(weight, find_grid("q4_0"), "minmax").scale
     blocks = gguf.quantize(weight.numpy(), gguf.GGMLQuantizationType.Q4_0).reshape(16, 8, 18)
     theirs = blocks[..., :2].copy().view(np.float16)[..., 0]
     assert np.array_equal(scale.numpy().astype(np.float16), theirs)
@@ -88,7 +88,7 @@ def test_stored_scales_are_exact_finite_and_never_zero(grid):
 @pytest.mark.parametrize("init", RANGE_INITS)
 @pytest.mark.parametrize("grid", KINDS_OF_GRIDS)
 def test_a_group_of_zeros_gets_a_scale_that_can_be_stored(init, grid):
-    ranges = find_ranges(torch.zeros(2, 256), GRIDS[grid], init)
+    ranges = find_scales(torch.zeros(2, 256), GRIDS[grid], init)
     assert (ranges.scale != 0).all()
     assert all(torch.isfinite(part).all() for part in ranges.parts() if part is not None)
     if GRIDS[grid].levels and 0 not in GRIDS[grid].levels:

@@ -184,7 +184,7 @@ def _check_integers(
     for rows, tensor in source.quantized_pieces(checkpoint):
         found = block.unpack(info.read(rows))
         try:
-            expected = block.encode(tensor.q, tensor.ranges, tensor.grid)
+            expected = block.encode(tensor.q, tensor.scales, tensor.grid)
         except ExportRefusedError as error:
             return TensorCheck(source.name, problem=str(error))
         differences = found.differences(expected)
@@ -195,7 +195,7 @@ def _check_integers(
 
 def _unlike_weights(found: Factors, tensor: QuantizedTensor) -> int:
     """How many weights differ. They are multiplied only where the factors differ."""
-    if found.are_those_of(tensor.q, tensor.scale, tensor.ranges.offset):
+    if found.are_those_of(tensor.q, tensor.scale, tensor.scales.offset):
         return 0
     # Zeros are equal whatever their sign; NaN differs from all numbers.
     return int(np.count_nonzero(found.weights() != tensor.dequantize()))

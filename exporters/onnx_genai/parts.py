@@ -53,7 +53,7 @@ class Part:
     ) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int8]]:
         """Integers (rows, columns), and scales and zero-points (rows, blocks)."""
         tensor = checkpoint.quantized(self.name)
-        scale, zero = tensor.scale, tensor.ranges.zero_point
+        scale, zero = tensor.scale, tensor.scales.zero_point
         zeros = np.zeros(scale.shape, np.int8) if zero is None else zero
         repeats = self.columns // self.block // scale.shape[1]
         return (

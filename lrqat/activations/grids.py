@@ -79,7 +79,7 @@ class ActivationGrid:
         )
 
 
-class Ranges(NamedTuple):
+class ActivationRange(NamedTuple):
     """A static range: s and z, float32 tensors of shape (); z holds an integer once rounded."""
 
     scale: Tensor
@@ -167,7 +167,7 @@ def parse_setting(text: str) -> Setting:
     )
 
 
-def range_of(low: Tensor, high: Tensor, grid: ActivationGrid) -> Ranges:
+def range_of(low: Tensor, high: Tensor, grid: ActivationGrid) -> ActivationRange:
     """The s and z of ranges [low, high], widened to hold zero: float32 like `low`.
 
     An empty range, or one so narrow that its step underflows, gets s = 1, where all of it is zero.
@@ -175,15 +175,15 @@ def range_of(low: Tensor, high: Tensor, grid: ActivationGrid) -> Ranges:
     low, high = low.clamp(max=0), high.clamp(min=0)
     scale = (high - low).div(number(grid.q_max, low))
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-    return Ranges(scale, (-(low / scale)).clamp_(0, grid.q_max).round_())
+    return ActivationRange(scale, (-(low / scale)).clamp_(0, grid.q_max).round_())
 
 
-def row_ranges(x: Tensor, grid: ActivationGrid) -> Ranges:
+def row_ranges(x: Tensor, grid: ActivationGrid) -> ActivationRange:
     """The s and z of every row of `x` (..., in) on a grid of TOKEN: float32 (..., 1) each."""
     return range_of(x.amin(-1, keepdim=True), x.amax(-1, keepdim=True), grid)
 
 
-def to_integers(x: Tensor, grid: ActivationGrid, ranges: Ranges) -> Tensor:
+def to_integers(x: Tensor, grid: ActivationGrid, ranges: ActivationRange) -> Tensor:
     """The integers of float32 `x` under `ranges` as they ship, as float32 of its shape.
 
     Their values are ranges.scale * (q - ranges.zero_point).
@@ -192,7 +192,7 @@ def to_integers(x: Tensor, grid: ActivationGrid, ranges: Ranges) -> Tensor:
     return (x / scale).round_().add_(zero_point).clamp_(0, grid.q_max)
 
 
-def quantize(x: Tensor, grid: ActivationGrid, ranges: Ranges | None = None) -> Tensor:
+def quantize(x: Tensor, grid: ActivationGrid, ranges: ActivationRange | None = None) -> Tensor:
     """x_hat: `x` rounded to `grid`, with the gradients of the module docstring.
 
     Computed in float32 (float64 for a float64 `x`) and returned in the dtype of `x`: in bfloat16
@@ -222,10 +222,10 @@ def quantize(x: Tensor, grid: ActivationGrid, ranges: Ranges | None = None) -> T
     return _StraightThrough.apply(x, grid)
 
 
-def stored_ranges(ranges: Ranges, grid: ActivationGrid) -> Ranges:
-    """Ranges as they ship and as every forward uses them: s positive, z an integer on the grid."""
+def stored_ranges(ranges: ActivationRange, grid: ActivationGrid) -> ActivationRange:
+    """A range as it ships and as every forward uses it: s positive, z an integer on the grid."""
     smallest = torch.finfo(torch.float32).tiny
-    return Ranges(
+    return ActivationRange(
         ranges.scale.detach().clamp(min=smallest),
         ranges.zero_point.detach().round().clamp_(0, grid.q_max),
     )
@@ -243,11 +243,11 @@ def _dynamic(x: Tensor, grid: ActivationGrid) -> Tensor:
     return _on_grid(wide, row_ranges(wide, grid), grid).to(x.dtype)
 
 
-def _static(x: Tensor, ranges: Ranges, grid: ActivationGrid) -> Tensor:
+def _static(x: Tensor, ranges: ActivationRange, grid: ActivationGrid) -> Tensor:
     return _on_grid(_wide(x), stored_ranges(ranges, grid), grid).to(x.dtype)
 
 
-def _on_grid(wide: Tensor, ranges: Ranges, grid: ActivationGrid) -> Tensor:
+def _on_grid(wide: Tensor, ranges: ActivationRange, grid: ActivationGrid) -> Tensor:
     return to_integers(wide, grid, ranges).sub_(ranges.zero_point).mul_(ranges.scale)
 
 
@@ -270,7 +270,7 @@ class _Clipped(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, grid: ActivationGrid
     ) -> Tensor:
-        ranges = stored_ranges(Ranges(scale, zero_point), grid)
+        ranges = stored_ranges(ActivationRange(scale, zero_point), grid)
         ctx.grid, ctx.learned = grid, any(ctx.needs_input_grad[1:3])
         rounded = (_wide(x) / ranges.scale).round_().add_(ranges.zero_point)
         q = rounded.clamp(0, grid.q_max)

@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lrqat.activations.grids import (
     ActivationGrid,
-    Ranges,
+    ActivationRange,
     find_activation_grid,
     quantize,
     stored_ranges,
@@ -47,7 +47,7 @@ class ActivationQuantizer(nn.Module):
     def __init__(
         self,
         grid: ActivationGrid,
-        ranges: Ranges | None = None,
+        ranges: ActivationRange | None = None,
         *,
         learn_scale: bool = False,
         learn_zero_point: bool = False,
@@ -75,15 +75,15 @@ class ActivationQuantizer(nn.Module):
         return quantize(x, self.grid, self._ranges())
 
     @torch.no_grad()
-    def ranges(self) -> Ranges | None:
+    def ranges(self) -> ActivationRange | None:
         """The range as it ships: float32 s and an integer z, or None where it is dynamic."""
         ranges = self._ranges()
         return None if ranges is None else stored_ranges(ranges, self.grid)
 
-    def _ranges(self) -> Ranges | None:
+    def _ranges(self) -> ActivationRange | None:
         if self.scale is None or self.zero_point is None:
             return None
-        return Ranges(self.scale, self.zero_point)
+        return ActivationRange(self.scale, self.zero_point)
 
     def extra_repr(self) -> str:
         """The grid, for print(model)."""
@@ -94,7 +94,7 @@ def attach(
     model: nn.Module,
     grid: ActivationGrid,
     names: Iterable[str],
-    ranges: Mapping[str, Ranges] | None = None,
+    ranges: Mapping[str, ActivationRange] | None = None,
     *,
     learn_scale: bool = False,
     learn_zero_point: bool = False,
@@ -189,7 +189,7 @@ def attach_described(
         attach(model, grid, [name], ranges)
 
 
-def _read_ranges(name: str, grid: ActivationGrid, tensors: Mapping[str, Tensor]) -> Ranges:
+def _read_ranges(name: str, grid: ActivationGrid, tensors: Mapping[str, Tensor]) -> ActivationRange:
     found = [tensors.get(name + suffix) for suffix in (SCALE, ZERO_POINT)]
     scale, zero_point = map(_number, found)
     if not 0 < scale < float("inf") or zero_point not in range(grid.q_max + 1):
@@ -197,7 +197,7 @@ def _read_ranges(name: str, grid: ActivationGrid, tensors: Mapping[str, Tensor])
             f"the record of activations has no valid {SCALE[1:]} and {ZERO_POINT[1:]} for {name}: "
             f"{scale}, {zero_point}; restore the checkpoint, or train again"
         )
-    return Ranges(torch.tensor(scale), torch.tensor(zero_point))
+    return ActivationRange(torch.tensor(scale), torch.tensor(zero_point))
 
 
 def _number(tensor: Tensor | None) -> float:
@@ -206,7 +206,7 @@ def _number(tensor: Tensor | None) -> float:
 
 
 def _check(
-    name: str, module: nn.Module, grid: ActivationGrid, ranges: Mapping[str, Ranges] | None
+    name: str, module: nn.Module, grid: ActivationGrid, ranges: Mapping[str, ActivationRange] | None
 ) -> None:
     in_features = getattr(module, "in_features", None)
     reason = grid.refuses(in_features) if isinstance(in_features, int) else None

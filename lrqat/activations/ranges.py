@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrqat.activations.grids import ActivationGrid, Ranges, quantize, range_of
+from lrqat.activations.grids import ActivationGrid, ActivationRange, quantize, range_of
 from lrqat.errors import DataError, GridError, UserError
 from lrqat.layers.modes import evaluating
 
@@ -86,7 +86,7 @@ def calibrate(
     names: Sequence[str],
     batches: Sequence[Tensor] | None,
     method: str = "mse",
-) -> dict[str, Ranges]:
+) -> dict[str, ActivationRange]:
     """Choose a static range for the input of every module of `names`.
 
     Args:

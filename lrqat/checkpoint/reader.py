@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from lrqat.checkpoint import manifest as manifests
 from lrqat.checkpoint.safetensors_file import StoredTensor, TensorFile
-from lrqat.checkpoint.stored_scales import PARTS, StoredRanges, read_ranges
+from lrqat.checkpoint.stored_scales import PARTS, StoredScales, read_scales
 from lrqat.errors import CheckpointError
 from lrqat.grids.grid import Grid, find_grid
 from lrqat.grids.packing import unpack_grid
@@ -42,37 +42,37 @@ class QuantizedTensor:
     Attributes:
         name: module name, without ".weight".
         q: int8 (out, in), integers of the grid.
-        ranges: scales and what goes with them.
+        scales: scales and what goes with them.
         grid: the grid it was trained on.
     """
 
     name: str
     q: NDArray[np.int8]
-    ranges: StoredRanges
+    scales: StoredScales
     grid: Grid
 
     @property
     def scale(self) -> NDArray[np.float32]:
         """float32 (out, groups), finite, non-zero, as the grid stores them."""
-        return self.ranges.scale
+        return self.scales.scale
 
     def take(self, rows: NDArray[np.intp]) -> "QuantizedTensor":
         """The rows `rows`; one index for all parts, so a row never parts from its scales."""
-        return QuantizedTensor(self.name, self.q[rows], self.ranges.take(rows), self.grid)
+        return QuantizedTensor(self.name, self.q[rows], self.scales.take(rows), self.grid)
 
     @classmethod
     def join(cls, name: str, tensors: Sequence["QuantizedTensor"]) -> "QuantizedTensor":
         """The rows of several tensors of one grid and one number of columns, as one tensor."""
         q = np.concatenate([tensor.q for tensor in tensors])
-        ranges = StoredRanges.join([tensor.ranges for tensor in tensors])
-        return cls(name, q, ranges, tensors[0].grid)
+        scales = StoredScales.join([tensor.scales for tensor in tensors])
+        return cls(name, q, scales, tensors[0].grid)
 
     def dequantize(self) -> NDArray[np.float32]:
         """The weights scale * q - offset as float32 (out, in); see `lrqat.grids.grid`."""
         rows, columns = self.q.shape
         values = self.q.reshape(rows, self.scale.shape[1], -1).astype(np.float32)
         values *= self.scale[:, :, None]
-        offset = self.ranges.offset
+        offset = self.scales.offset
         if offset is not None:
             values -= offset[:, :, None]
         return values.reshape(rows, columns)
@@ -85,21 +85,21 @@ class PackedTensor:
     Attributes:
         name: module name, without ".weight".
         words: int32 (out, words), the packed integers.
-        ranges: scales and what goes with them, checked.
+        scales: scales and what goes with them, checked.
         grid: the grid it was trained on.
         columns: in.
     """
 
     name: str
     words: NDArray[np.int32]
-    ranges: StoredRanges
+    scales: StoredScales
     grid: Grid
     columns: int
 
     def take(self, rows: NDArray[np.intp] | slice) -> "PackedTensor":
         """The rows `rows`; one index for all parts, so a row never parts from its scales."""
-        ranges = self.ranges.take(rows)
-        return PackedTensor(self.name, self.words[rows], ranges, self.grid, self.columns)
+        scales = self.scales.take(rows)
+        return PackedTensor(self.name, self.words[rows], scales, self.grid, self.columns)
 
     def unpack(self) -> QuantizedTensor:
         """All its rows. Raises CheckpointError if their integers are not the grid's."""
@@ -108,7 +108,7 @@ class PackedTensor:
         except ValueError as error:
             raise CheckpointError(f"{self.name}: {error}") from None
         _refuse_foreign_integers(self.name, q, self.grid)
-        return QuantizedTensor(self.name, q, self.ranges, self.grid)
+        return QuantizedTensor(self.name, q, self.scales, self.grid)
 
 
 class Checkpoint:
@@ -193,15 +193,15 @@ class Checkpoint:
             )
         if packed.dtype != np.int32 or packed.ndim != 2 or packed.shape[0] != rows:
             raise CheckpointError(f"{name}: packed integers are {packed.dtype} {packed.shape}")
-        return PackedTensor(name, packed, self.ranges(name), grid, columns)
+        return PackedTensor(name, packed, self.scales(name), grid, columns)
 
-    def ranges(self, name: str) -> StoredRanges:
+    def scales(self, name: str) -> StoredScales:
         """Read the scales of one projection and what goes with them, but no integers.
 
         Raises CheckpointError if they are not valid.
         """
         rows, columns = self.shape(name)
-        return read_ranges(self.floating, name, self.grid(name), rows, columns)
+        return read_scales(self.floating, name, self.grid(name), rows, columns)
 
     def floating(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
         """Read one floating tensor, or consecutive rows of it, in the type it is stored in.

@@ -24,7 +24,7 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class StoredRanges:
+class StoredScales:
     """Scales and what goes with them; None where the grid has no such part.
 
     Attributes:
@@ -50,26 +50,26 @@ class StoredRanges:
         """What is subtracted from scale * q: float32 (out, groups), or None."""
         return self.minimum if self.zero_point is None else self.scale * self.zero_point
 
-    def take(self, rows: NDArray[np.intp] | slice) -> "StoredRanges":
+    def take(self, rows: NDArray[np.intp] | slice) -> "StoredScales":
         """Those of some rows."""
         parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         parts |= {name: part[rows] for name, part in parts.items() if part is not None}
-        return StoredRanges(**parts)
+        return StoredScales(**parts)
 
     @classmethod
-    def join(cls, several: Sequence["StoredRanges"]) -> "StoredRanges":
+    def join(cls, several: Sequence["StoredScales"]) -> "StoredScales":
         """The rows of several, one after another; all have the same parts."""
         parts: dict[str, Any] = {f.name: [getattr(r, f.name) for r in several] for f in fields(cls)}
         return cls(**{n: np.concatenate(p) for n, p in parts.items() if p[0] is not None})
 
 
-PARTS: dict[str, str] = {field.name: f".weight_{field.name}" for field in fields(StoredRanges)}
+PARTS: dict[str, str] = {field.name: f".weight_{field.name}" for field in fields(StoredScales)}
 
 
-def read_ranges(
+def read_scales(
     read: Callable[[str], NDArray[Any]], name: str, grid: Grid, rows: int, columns: int
-) -> StoredRanges:
-    """Read and check the ranges of one weight.
+) -> StoredScales:
+    """Read and check the scales of one weight.
 
     Args:
         read: tensor name -> its values.
@@ -92,7 +92,7 @@ def read_ranges(
     if grid.minimum is not None:
         minimum, super_minimum, sub_minimum = reader.codec("minimum", grid.minimum)
     zero_point = reader.zero_point() if grid.zero_point else None
-    return StoredRanges(
+    return StoredScales(
         scale, zero_point, minimum, super_scale, sub_scale, super_minimum, sub_minimum
     )
 

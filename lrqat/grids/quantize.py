@@ -21,7 +21,7 @@ from lrqat.grids.scale_codecs import round_scale
 
 
 @dataclass(frozen=True)
-class Ranges:
+class Scales:
     """What turns integers into weights: W = scale * q - offset, see `lrqat.grids.grid`.
 
     Attributes:
@@ -40,7 +40,7 @@ class Ranges:
         return self.minimum if self.zero_point is None else self.scale * self.zero_point
 
     @classmethod
-    def of(cls, parts: Iterable[Tensor | None]) -> "Ranges":
+    def of(cls, parts: Iterable[Tensor | None]) -> "Scales":
         """From scale, minimum and zero-point, in this order."""
         scale, minimum, zero_point = parts
         assert scale is not None
@@ -50,23 +50,23 @@ class Ranges:
         """Scale, minimum and zero-point."""
         return self.scale, self.minimum, self.zero_point
 
-    def __getitem__(self, rows: slice | Tensor) -> "Ranges":
+    def __getitem__(self, rows: slice | Tensor) -> "Scales":
         """Those of some rows."""
-        return Ranges.of(None if part is None else part[rows] for part in self.parts())
+        return Scales.of(None if part is None else part[rows] for part in self.parts())
 
-    def stored(self, grid: Grid, in_features: int) -> "Ranges":
+    def stored(self, grid: Grid, in_features: int) -> "Scales":
         """The same, rounded to what the file holds."""
         size = in_features // self.scale.shape[1]
         scale = round_scale(self.scale, grid.scale, signed=grid.signed_scale, group_size=size)
         minimum = self.minimum
         if minimum is not None and grid.minimum is not None:
             minimum = stored_minimum(minimum, grid, size)
-        return Ranges(scale, minimum, self.zero_point)
+        return Scales(scale, minimum, self.zero_point)
 
 
 def stored_scale(scale: Tensor, grid: Grid, in_features: int) -> Tensor:
     """Scales (out, groups) rounded to what the file can hold, see `lrqat.grids.scale_codecs`."""
-    return Ranges(scale).stored(grid, in_features).scale
+    return Scales(scale).stored(grid, in_features).scale
 
 
 def stored_minimum(minimum: Tensor, grid: Grid, group_size: int) -> Tensor:
@@ -125,32 +125,32 @@ def per_weight(scale: Tensor, in_features: int) -> Tensor:
     return scale[:, :, None].expand(-1, -1, in_features // groups).reshape(rows, in_features)
 
 
-def grouped(weights: Tensor, ranges: Ranges) -> Tensor:
+def grouped(weights: Tensor, scales: Scales) -> Tensor:
     """View (out, in) as (out, groups, group_size)."""
-    return weights.view(*ranges.scale.shape, -1)
+    return weights.view(*scales.scale.shape, -1)
 
 
-def to_weights(q: Tensor, ranges: Ranges) -> Tensor:
+def to_weights(q: Tensor, scales: Scales) -> Tensor:
     """W = s * q - o in place of the integers `q` (out, in), and return it."""
-    blocks = grouped(q, ranges).mul_(ranges.scale[:, :, None])
-    if ranges.offset is not None:
-        blocks.sub_(ranges.offset[:, :, None])
+    blocks = grouped(q, scales).mul_(scales.scale[:, :, None])
+    if scales.offset is not None:
+        blocks.sub_(scales.offset[:, :, None])
     return q
 
 
-def to_latent(weights: Tensor, ranges: Ranges) -> Tensor:
+def to_latent(weights: Tensor, scales: Scales) -> Tensor:
     """(W + o) / s: where weights (out, in) lie among the integers; a new tensor."""
-    blocks = grouped(weights.contiguous(), ranges)
-    if ranges.offset is not None:
-        blocks = blocks + ranges.offset[:, :, None]
-    return (blocks / ranges.scale[:, :, None]).view(weights.shape)
+    blocks = grouped(weights.contiguous(), scales)
+    if scales.offset is not None:
+        blocks = blocks + scales.offset[:, :, None]
+    return (blocks / scales.scale[:, :, None]).view(weights.shape)
 
 
-def dequantize(q: Tensor, ranges: Ranges) -> Tensor:
+def dequantize(q: Tensor, scales: Scales) -> Tensor:
     """The weights that a file means: float32 (out, in).
 
     Args:
         q: integers (out, in), any dtype.
-        ranges: stored scales and offsets, float32.
+        scales: stored scales and offsets, float32.
     """
-    return to_weights(q.to(torch.float32, copy=True), ranges)
+    return to_weights(q.to(torch.float32, copy=True), scales)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lrqat.grids.quantize import Ranges, integers, to_weights
+from lrqat.grids.quantize import Scales, integers, to_weights
 from lrqat.init.input_directions import InputDirections
 from lrqat.layers.weight import QuantizedWeight
 
@@ -95,7 +95,7 @@ def round_to_nearest(model: nn.Module) -> Iterator[bool]:
 
 
 def _cancel(
-    layer: QuantizedWeight, weight: Tensor, rows: slice, stored: Ranges, inputs: InputDirections
+    layer: QuantizedWeight, weight: Tensor, rows: slice, stored: Scales, inputs: InputDirections
 ) -> None:
     """Find A of some rows."""
     rank = layer.lora_b.shape[0]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lrqat.grids.grid import Grid, TwoLevelScale
-from lrqat.grids.quantize import Ranges, dequantize, integers
+from lrqat.grids.quantize import Scales, dequantize, integers
 from lrqat.grids.scale_codecs import compose, two_levels
 
 CANDIDATES = 100  # the paper's grid search
@@ -29,7 +29,7 @@ _CHUNK_WEIGHTS = 1 << 22  # 16 MB in float32: the search holds three of these
 
 @dataclass(frozen=True)
 class RangeInit:
-    """A way to find ranges.
+    """A way to find scales.
 
     Attributes:
         search: whether candidates are compared, or min-max taken as it is.
@@ -52,13 +52,13 @@ RANGE_INITS: dict[str, RangeInit] = {
 }
 
 
-def find_ranges(
+def find_scales(
     weight: Tensor,
     grid: Grid,
     how: str | RangeInit = "lp",
     importance: Tensor | None = None,
-) -> Ranges:
-    """Start ranges for `weight`.
+) -> Scales:
+    """Start scales for `weight`.
 
     Args:
         weight: (out, in), any floating dtype.
@@ -73,15 +73,15 @@ def find_ranges(
     rows = max(1, _CHUNK_WEIGHTS // weight.shape[1])
     chunks = [_of_rows(chunk, grid, init, importance) for chunk in weight.detach().split(rows)]
     columns = zip(*(chunk.parts() for chunk in chunks), strict=True)
-    return Ranges.of(_concatenated(parts) for parts in columns)
+    return Scales.of(_concatenated(parts) for parts in columns)
 
 
-def _of_rows(weight: Tensor, grid: Grid, init: RangeInit, importance: Tensor | None) -> Ranges:
+def _of_rows(weight: Tensor, grid: Grid, init: RangeInit, importance: Tensor | None) -> Scales:
     rows, columns = weight.shape
     grouped = weight.float().reshape(rows * grid.groups(columns), -1)
     error = _Error(grouped, _importance_of(grouped, rows, importance, init), init.p or 2.0)
     best = _search(grouped, grid, error) if init.search else next(_candidates(grouped, grid))
-    by_row = Ranges.of(None if v is None else v.view(rows, -1) for v in best.parts())
+    by_row = Scales.of(None if v is None else v.view(rows, -1) for v in best.parts())
     stored = by_row.stored(grid, columns)
     if init.search and isinstance(grid.scale, TwoLevelScale):
         stored = _settle(stored, grid, columns, error)
@@ -106,23 +106,23 @@ def _importance_of(
 
 
 class _Error:
-    """Weighted L_p error of each group, (groups,), for integers and ranges of the groups."""
+    """Weighted L_p error of each group, (groups,), for integers and scales of the groups."""
 
     def __init__(self, target: Tensor, factors: Tensor | None, p: float) -> None:
         self.target, self.factors, self.p = target, factors, p
 
-    def __call__(self, q: Tensor, ranges: Ranges) -> Tensor:
-        residual = dequantize(q, ranges).sub_(self.target)
+    def __call__(self, q: Tensor, scales: Scales) -> Tensor:
+        residual = dequantize(q, scales).sub_(self.target)
         powers = residual.square_() if self.p == 2 else residual.abs_().pow_(self.p)
         return (powers if self.factors is None else powers.mul_(self.factors)).sum(-1)
 
 
-def _quantise(target: Tensor, grid: Grid, ranges: Ranges) -> Tensor:
-    latent = target if ranges.offset is None else target + ranges.offset
-    return integers(latent / ranges.scale, grid)
+def _quantise(target: Tensor, grid: Grid, scales: Scales) -> Tensor:
+    latent = target if scales.offset is None else target + scales.offset
+    return integers(latent / scales.scale, grid)
 
 
-def _search(grouped: Tensor, grid: Grid, error: _Error) -> Ranges:
+def _search(grouped: Tensor, grid: Grid, error: _Error) -> Scales:
     """The best candidate of each group (groups, size), refined. Every part is (groups, 1)."""
     least, best = None, None
     for candidate in _candidates(grouped, grid):
@@ -138,8 +138,8 @@ def _search(grouped: Tensor, grid: Grid, error: _Error) -> Ranges:
 
 
 def _better(
-    least: Tensor | None, best: Ranges | None, error: Tensor, candidate: Ranges
-) -> tuple[Tensor, Ranges]:
+    least: Tensor | None, best: Scales | None, error: Tensor, candidate: Scales
+) -> tuple[Tensor, Scales]:
     if least is None or best is None:
         return error, candidate
     wins = error < least
@@ -148,56 +148,56 @@ def _better(
         None if new is None or old is None else torch.where(wins_group, new, old)
         for new, old in zip(candidate.parts(), best.parts(), strict=True)
     )
-    return torch.where(wins, error, least), Ranges.of(chosen)
+    return torch.where(wins, error, least), Scales.of(chosen)
 
 
-def _candidates(grouped: Tensor, grid: Grid) -> Iterator[Ranges]:
-    """Ranges (groups, 1) to try, from the widest to the narrowest; the first is min-max."""
+def _candidates(grouped: Tensor, grid: Grid) -> Iterator[Scales]:
+    """Scales (groups, 1) to try, from the widest to the narrowest; the first is min-max."""
     low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
     covering = _covering_symmetric if grid.symmetric else _covering_asymmetric
     for step in range(CANDIDATES, 0, -1):
-        for ranges in covering(low, high, step / CANDIDATES, grid):
-            yield _as_stored(ranges, grid)
+        for scales in covering(low, high, step / CANDIDATES, grid):
+            yield _as_stored(scales, grid)
 
 
-def _covering_symmetric(low: Tensor, high: Tensor, part: float, grid: Grid) -> Iterator[Ranges]:
+def _covering_symmetric(low: Tensor, high: Tensor, part: float, grid: Grid) -> Iterator[Scales]:
     if not grid.signed_scale:
-        yield Ranges(torch.maximum(high / grid.q_max, low / grid.q_min) * part)
+        yield Scales(torch.maximum(high / grid.q_max, low / grid.q_min) * part)
         return
     # Signed-max rule: the weight of largest magnitude gets the longer side of the grid.
     long, short = sorted((grid.q_min, grid.q_max), key=abs, reverse=True)
     extreme = torch.where(high > -low, high, low) * part
-    yield Ranges(extreme / long)
-    yield Ranges(extreme / short)
+    yield Scales(extreme / long)
+    yield Scales(extreme / short)
 
 
-def _covering_asymmetric(low: Tensor, high: Tensor, part: float, grid: Grid) -> Iterator[Ranges]:
+def _covering_asymmetric(low: Tensor, high: Tensor, part: float, grid: Grid) -> Iterator[Scales]:
     # Zero stays inside: ONNX needs an integer for it, and the K-quants' minima are not negative.
     low, high = low.clamp_max(0) * part, high.clamp_min(0) * part
     scale = (high - low) / (grid.q_max - grid.q_min)
     if grid.zero_point:
         # The zero-point belongs to the scale as it is stored.
-        scale = _as_stored(Ranges(scale), grid).scale
+        scale = _as_stored(Scales(scale), grid).scale
         zero_point = (grid.q_min - low / scale).round().clamp(grid.q_min, grid.q_max)
-        yield Ranges(scale, zero_point=zero_point)
+        yield Scales(scale, zero_point=zero_point)
     else:
-        yield Ranges(scale, minimum=-low)
+        yield Scales(scale, minimum=-low)
 
 
-def _as_stored(ranges: Ranges, grid: Grid) -> Ranges:
+def _as_stored(scales: Scales, grid: Grid) -> Scales:
     """Rounded as stored where that is decided group by group; two-level scales come later."""
     if isinstance(grid.scale, TwoLevelScale):
         tiny = torch.finfo(torch.float16).smallest_normal
-        sign = torch.where(ranges.scale < 0, -1.0, 1.0) if grid.signed_scale else 1.0
-        scale = ranges.scale.abs().clamp_min(tiny) * sign
-        minimum = ranges.minimum
-        return Ranges(scale, None if minimum is None else minimum.clamp_min(0))
-    return ranges.stored(grid, 1)
+        sign = torch.where(scales.scale < 0, -1.0, 1.0) if grid.signed_scale else 1.0
+        scale = scales.scale.abs().clamp_min(tiny) * sign
+        minimum = scales.minimum
+        return Scales(scale, None if minimum is None else minimum.clamp_min(0))
+    return scales.stored(grid, 1)
 
 
 def _least_squares(
-    target: Tensor, q: Tensor, grid: Grid, ranges: Ranges, factors: Tensor | None
-) -> Ranges:
+    target: Tensor, q: Tensor, grid: Grid, scales: Scales, factors: Tensor | None
+) -> Scales:
     """The scale (and minimum) that fit `target` (groups, size) best for the integers `q`."""
     h = torch.ones_like(target) if factors is None else factors
 
@@ -205,15 +205,15 @@ def _least_squares(
         return (h * values).sum(-1, keepdim=True)
 
     if grid.minimum is None:
-        zero = ranges.zero_point
+        zero = scales.zero_point
         centred = q if zero is None else q - zero
         scale = moment(centred * target) / moment(centred.square()).clamp_min(1e-30)
-        return Ranges(_keep_usable(scale, ranges.scale, grid), zero_point=zero)
+        return Scales(_keep_usable(scale, scales.scale, grid), zero_point=zero)
     ones, q1, q2 = moment(torch.ones_like(q)), moment(q), moment(q.square())
     w1, wq = moment(target), moment(q * target)
     determinant = (ones * q2 - q1.square()).clamp_min(1e-30)
-    scale = _keep_usable((ones * wq - q1 * w1) / determinant, ranges.scale, grid)
-    return Ranges(scale, minimum=(scale * q1 - w1) / ones)
+    scale = _keep_usable((ones * wq - q1 * w1) / determinant, scales.scale, grid)
+    return Scales(scale, minimum=(scale * q1 - w1) / ones)
 
 
 def _keep_usable(scale: Tensor, before: Tensor, grid: Grid) -> Tensor:
@@ -222,21 +222,21 @@ def _keep_usable(scale: Tensor, before: Tensor, grid: Grid) -> Tensor:
     return torch.where(usable, scale, before)
 
 
-def _settle(ranges: Ranges, grid: Grid, columns: int, error: _Error) -> Ranges:
+def _settle(scales: Scales, grid: Grid, columns: int, error: _Error) -> Scales:
     """Try the neighbours of every stored sub-scale and sub-minimum, super-scales unchanged."""
-    size = columns // ranges.scale.shape[1]
-    scales = list(_neighbours(ranges.scale, grid.scale, grid.signed_scale, size))
+    size = columns // scales.scale.shape[1]
+    candidates = list(_neighbours(scales.scale, grid.scale, grid.signed_scale, size))
     minima: list[Tensor | None] = [None]
-    if ranges.minimum is not None:
-        minima = list(_neighbours(ranges.minimum, grid.minimum, False, size))
+    if scales.minimum is not None:
+        minima = list(_neighbours(scales.minimum, grid.minimum, False, size))
     least, best = None, None
-    for scale, minimum in itertools.product(scales, minima):
+    for scale, minimum in itertools.product(candidates, minima):
         flat = None if minimum is None else minimum.reshape(-1, 1)
-        candidate = Ranges(scale.reshape(-1, 1), flat)
+        candidate = Scales(scale.reshape(-1, 1), flat)
         q = _quantise(error.target, grid, candidate)
         least, best = _better(least, best, error(q, candidate), candidate)
     assert best is not None
-    return Ranges.of(None if v is None else v.view_as(ranges.scale) for v in best.parts())
+    return Scales.of(None if v is None else v.view_as(scales.scale) for v in best.parts())
 
 
 def _neighbours(values: Tensor, codec: object, signed: bool, size: int) -> Iterator[Tensor]:

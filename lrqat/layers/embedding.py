@@ -45,7 +45,7 @@ class LRQATEmbedding(nn.Module):
     def _original(self, ids: Tensor) -> Tensor:
         table = self.table
         phi = table.downcast.decode(table.phi[ids], table.grid, table.in_features, torch.float32)
-        return dequantize(phi, table.start_ranges()[ids]).to(table.source_dtype).float()
+        return dequantize(phi, table.start_scales()[ids]).to(table.source_dtype).float()
 
 
 class _RowsOf(QuantizedWeight):

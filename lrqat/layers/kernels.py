@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lrqat.grids.grid import Grid
-from lrqat.grids.quantize import Ranges, grouped, integers, to_weights, where_inside
+from lrqat.grids.quantize import Scales, grouped, integers, to_weights, where_inside
 
 
 class WeightGradients(NamedTuple):
@@ -37,65 +37,65 @@ class WeightGradients(NamedTuple):
     minimum: Tensor | None
 
 
-def weights(latent: Tensor, ranges: Ranges, grid: Grid) -> Tensor:
-    """W of V (rows, in) with the stored ranges of these rows; may overwrite V."""
-    return _run(_weights, (), latent, ranges, grid)
+def weights(latent: Tensor, scales: Scales, grid: Grid) -> Tensor:
+    """W of V (rows, in) with the stored scales of these rows; may overwrite V."""
+    return _run(_weights, (), latent, scales, grid)
 
 
 def gradients(
-    latent: Tensor, grad_weight: Tensor, ranges: Ranges, slope: Tensor | None, grid: Grid
+    latent: Tensor, grad_weight: Tensor, scales: Scales, slope: Tensor | None, grid: Grid
 ) -> WeightGradients:
     """The gradients of `lrqat.layers.weight` that G gives; may overwrite V and G.
 
     Args:
         latent: V (rows, in).
         grad_weight: G (rows, in), in the dtype of V.
-        ranges: stored ranges of these rows.
+        scales: stored scales of these rows.
         slope: u s (rows, groups), or None if A and B are not trained.
         grid: the grid.
     """
     if slope is None:
-        return _run(_range_gradients, (grad_weight,), latent, ranges, grid)
-    return _run(_gradients, (grad_weight, slope), latent, ranges, grid)
+        return _run(_range_gradients, (grad_weight,), latent, scales, grid)
+    return _run(_gradients, (grad_weight, slope), latent, scales, grid)
 
 
-def range_gradients(grad_weight: Tensor, q: Tensor, ranges: Ranges) -> tuple[Tensor, Tensor | None]:
+def range_gradients(grad_weight: Tensor, q: Tensor, scales: Scales) -> tuple[Tensor, Tensor | None]:
     """dL/ds and dL/do (rows, groups) of G and the integers (rows, in); overwrites G."""
     minimum = shift = None
-    if ranges.minimum is not None:
-        minimum = -grouped(grad_weight, ranges).sum(-1)
-    if ranges.zero_point is not None:
-        shift = ranges.zero_point * grouped(grad_weight, ranges).sum(-1)
-    scale = grouped(grad_weight.mul_(q), ranges).sum(-1)
+    if scales.minimum is not None:
+        minimum = -grouped(grad_weight, scales).sum(-1)
+    if scales.zero_point is not None:
+        shift = scales.zero_point * grouped(grad_weight, scales).sum(-1)
+    scale = grouped(grad_weight.mul_(q), scales).sum(-1)
     return scale if shift is None else scale - shift, minimum
 
 
-def _weights(latent: Tensor, ranges: Ranges, grid: Grid) -> Tensor:
-    return to_weights(integers(latent, grid), ranges)
+def _weights(latent: Tensor, scales: Scales, grid: Grid) -> Tensor:
+    return to_weights(integers(latent, grid), scales)
 
 
 def _gradients(
-    latent: Tensor, grad_weight: Tensor, slope: Tensor, ranges: Ranges, grid: Grid
+    latent: Tensor, grad_weight: Tensor, slope: Tensor, scales: Scales, grid: Grid
 ) -> WeightGradients:
     low_rank = where_inside(grad_weight, latent, grid)
-    grouped(low_rank, ranges).mul_(slope[:, :, None])
-    return _range_gradients(latent, grad_weight, ranges, grid)._replace(low_rank=low_rank)
+    grouped(low_rank, scales).mul_(slope[:, :, None])
+    return _range_gradients(latent, grad_weight, scales, grid)._replace(low_rank=low_rank)
 
 
 def _range_gradients(
-    latent: Tensor, grad_weight: Tensor, ranges: Ranges, grid: Grid
+    latent: Tensor, grad_weight: Tensor, scales: Scales, grid: Grid
 ) -> WeightGradients:
     q = integers(latent, grid)
-    scale, minimum = range_gradients(grad_weight, q, ranges)
-    return WeightGradients(to_weights(q, ranges), None, scale, minimum)
+    scale, minimum = range_gradients(grad_weight, q, scales)
+    return WeightGradients(to_weights(q, scales), None, scale, minimum)
 
 
 def _run(
-    passes: Callable[..., Any], more: tuple[Tensor, ...], latent: Tensor, ranges: Ranges, grid: Grid
+    passes: Callable[..., Any], more: tuple[Tensor, ...], latent: Tensor, scales: Scales, grid: Grid
 ) -> Any:
     if not _fuses(latent):
-        return passes(latent, *more, ranges, grid)
-    return _fused(passes, grid)(ranges.parts(), latent, *more)
+        return passes(latent, *more, scales, grid)
+    return _fused(passes, grid)(scales.parts(), latent, *more)
 
 
 def _fuses(tensor: Tensor) -> bool:
@@ -106,6 +106,6 @@ def _fuses(tensor: Tensor) -> bool:
 def _fused(passes: Callable[..., Any], grid: Grid) -> Callable[..., Any]:
     def kernel(parts: tuple[Tensor | None, ...], *blocks: Tensor) -> Any:
         # The passes write in place; into clones, which the compiler leaves out.
-        return passes(*(block.clone() for block in blocks), Ranges.of(parts), grid)
+        return passes(*(block.clone() for block in blocks), Scales.of(parts), grid)
 
     return torch.compile(kernel, dynamic=True)

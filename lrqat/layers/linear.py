@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lrqat.grids.quantize import Ranges
+from lrqat.grids.quantize import Scales
 from lrqat.layers import per_row
 from lrqat.layers.weight import Gradients, QuantizedWeight
 
@@ -101,23 +101,23 @@ class LRQATLinear(QuantizedWeight):
     bias: Tensor | None
 
     def __init__(
-        self, weight: Tensor, ranges: Ranges, bias: Tensor | None = None, **settings: Any
+        self, weight: Tensor, scales: Scales, bias: Tensor | None = None, **settings: Any
     ) -> None:
         """As `QuantizedWeight`, with a bias (out,)."""
-        super().__init__(weight, ranges, **settings)
+        super().__init__(weight, scales, **settings)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.exact = False
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, ranges: Ranges, **settings: Any) -> "LRQATLinear":
+    def from_linear(cls, linear: nn.Linear, scales: Scales, **settings: Any) -> "LRQATLinear":
         """Freeze `linear`, whose weight (out, in) is not modified.
 
         Args:
             linear: the layer.
-            ranges: start ranges from `lrqat.init.range_init`.
+            scales: start scales from `lrqat.init.range_init`.
             **settings: `grid`, `downcast`, `rank`, `alpha`.
         """
-        return cls(linear.weight, ranges, linear.bias, **settings)
+        return cls(linear.weight, scales, linear.bias, **settings)
 
     def forward(self, x: Tensor) -> Tensor:
         """Project x (..., in) to (..., out), in the dtype of x (or of an enclosing autocast)."""

@@ -4,7 +4,7 @@ lr-qat          A, B and the scales (and minima) are trained, inside the roundin
 scales          the scales (and minima) alone (PEQA, Kim et al., 2023)
 full            every weight and the scales (LSQ, Esser et al., 2020)
 lora-then-rtn   plain LoRA beside the full-precision weight, merged and rounded at the end
-rtn             nothing: round-to-nearest with the start ranges
+rtn             nothing: round-to-nearest with the start scales
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lrqat.grids.quantize import Ranges, grouped, inside, integers, to_latent, to_weights
+from lrqat.grids.quantize import Scales, grouped, inside, integers, to_latent, to_weights
 from lrqat.layers.kernels import range_gradients
 from lrqat.layers.linear import LRQATLinear
 from lrqat.layers.weight import Gradients, add_range_gradients
@@ -50,14 +50,14 @@ class FullQATLinear(LRQATLinear):
     """
 
     def __init__(
-        self, weight: Tensor, ranges: Ranges, bias: Tensor | None = None, **settings: Any
+        self, weight: Tensor, scales: Scales, bias: Tensor | None = None, **settings: Any
     ) -> None:
         """As `LRQATLinear`; `weight` is the start of the trained one, float32."""
-        super().__init__(weight, ranges, bias, **settings)
+        super().__init__(weight, scales, bias, **settings)
         self.weight = nn.Parameter(weight.detach().float().clone())
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """The weight and the ranges."""
+        """The weight and the scales."""
         return super().trained() | {"weight": self.weight}
 
     def latent(self, rows: slice | Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class FullQATLinear(LRQATLinear):
         return to_latent(self.weight[rows], self.stored()[rows])
 
     def add_gradients(
-        self, grads: Gradients, grad_weight: Tensor, rows: slice, stored: Ranges
+        self, grads: Gradients, grad_weight: Tensor, rows: slice, stored: Scales
     ) -> Tensor:
         """See `QuantizedWeight.add_gradients`."""
         latent = self.latent(rows)
@@ -91,11 +91,11 @@ class LoRALinear(nn.Module):
     bias: Tensor | None
 
     def __init__(
-        self, weight: Tensor, ranges: Ranges, bias: Tensor | None = None, **settings: Any
+        self, weight: Tensor, scales: Scales, bias: Tensor | None = None, **settings: Any
     ) -> None:
-        """Keep `weight` (out, in) and add the matrices; `ranges` only say what comes later."""
+        """Keep `weight` (out, in) and add the matrices; `scales` only say what comes later."""
         super().__init__()
-        del ranges
+        del scales
         self.settings = settings
         rank = settings["rank"]
         self.out_features, self.in_features = weight.shape

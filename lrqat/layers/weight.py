@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from lrqat.grids.grid import Grid
-from lrqat.grids.quantize import Ranges, dequantize, integers, to_latent
+from lrqat.grids.quantize import Scales, dequantize, integers, to_latent
 from lrqat.layers import kernels
 from lrqat.layers.frozen import Downcast
 
@@ -86,7 +86,7 @@ class QuantizedWeight(nn.Module):
     def __init__(
         self,
         weight: Tensor,
-        ranges: Ranges,
+        scales: Scales,
         *,
         grid: Grid,
         downcast: Downcast,
@@ -94,20 +94,20 @@ class QuantizedWeight(nn.Module):
         alpha: float,
         source_dtype: torch.dtype | None = None,
     ) -> None:
-        """Freeze `weight` (out, in) on `grid` with the start ranges of `lrqat.init.range_init`."""
+        """Freeze `weight` (out, in) on `grid` with the start scales of `lrqat.init.range_init`."""
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.grid, self.downcast = grid, downcast
         self.scaling = alpha / rank * grid.step if rank else 0.0
         self.source_dtype = source_dtype or weight.dtype
-        phi = downcast.encode(to_latent(weight.detach().float(), ranges), grid)
+        phi = downcast.encode(to_latent(weight.detach().float(), scales), grid)
         self.phi = nn.Parameter(phi, requires_grad=False)
-        self.scale = nn.Parameter(ranges.scale.clone())
-        self.minimum = None if ranges.minimum is None else nn.Parameter(ranges.minimum.clone())
-        self.register_buffer("zero_point", ranges.zero_point)
-        self.register_buffer("unit", _unit(ranges.scale), persistent=False)
+        self.scale = nn.Parameter(scales.scale.clone())
+        self.minimum = None if scales.minimum is None else nn.Parameter(scales.minimum.clone())
+        self.register_buffer("zero_point", scales.zero_point)
+        self.register_buffer("unit", _unit(scales.scale), persistent=False)
         # Where Phi0 is exact the original weight can be had back, given the scales it began with.
-        start = ranges if downcast.exact else None
+        start = scales if downcast.exact else None
         self.register_buffer("start_scale", start.scale if start else None, persistent=False)
         minimum = start.minimum if start else None
         self.register_buffer("start_minimum", minimum, persistent=False)
@@ -122,17 +122,17 @@ class QuantizedWeight(nn.Module):
         named = {"lora_a": self.lora_a, "lora_b": self.lora_b, "scale": self.scale}
         return named if self.minimum is None else named | {"minimum": self.minimum}
 
-    def masters(self) -> Ranges:
+    def masters(self) -> Scales:
         """Scales and offsets as they are optimised, before rounding."""
-        return Ranges(self.scale, self.minimum, self.zero_point)
+        return Scales(self.scale, self.minimum, self.zero_point)
 
-    def stored(self) -> Ranges:
+    def stored(self) -> Scales:
         """Scales and offsets as they ship."""
         return self.masters().stored(self.grid, self.in_features)
 
-    def start_ranges(self) -> Ranges:
-        """The ranges that Phi0 was made with. Only where `downcast.exact`."""
-        return Ranges.of((self.start_scale, self.start_minimum, self.zero_point))
+    def start_scales(self) -> Scales:
+        """The scales that Phi0 was made with. Only where `downcast.exact`."""
+        return Scales.of((self.start_scale, self.start_minimum, self.zero_point))
 
     def row_blocks(self) -> Iterator[slice]:
         """Slices that cover the rows, see the function of this name."""
@@ -149,11 +149,11 @@ class QuantizedWeight(nn.Module):
         change = (self.lora_a[rows] @ self.lora_b).view_as(by_group)
         return by_group.addcmul(change, unit, value=self.scaling).view_as(phi)
 
-    def slope(self, rows: slice | Tensor, stored: Ranges) -> Tensor:
+    def slope(self, rows: slice | Tensor, stored: Scales) -> Tensor:
         """What a change of (alpha/r) A B does to W: u s of some rows, (rows, groups)."""
         return stored.scale if self.unit is None else stored.scale * self.unit[rows]
 
-    def write_weight(self, into: Tensor, stored: Ranges) -> Tensor:
+    def write_weight(self, into: Tensor, stored: Scales) -> Tensor:
         """Fill `into` (out, in), of any floating dtype, with W."""
         for rows in self.row_blocks():
             into[rows] = kernels.weights(self.latent(rows), stored[rows], self.grid)
@@ -161,7 +161,7 @@ class QuantizedWeight(nn.Module):
 
     def original(self, into: Tensor) -> Tensor:
         """Fill `into` (out, in) with the full-precision W0. Only where `downcast.exact`."""
-        start = self.start_ranges()
+        start = self.start_scales()
         for rows in self.row_blocks():
             phi = self.downcast.decode(self.phi[rows], self.grid, self.in_features, torch.float32)
             # Rounding to the type W0 had undoes the rounding of the division by s0.
@@ -169,7 +169,7 @@ class QuantizedWeight(nn.Module):
         return into
 
     def add_gradients(
-        self, grads: Gradients, grad_weight: Tensor, rows: slice, stored: Ranges
+        self, grads: Gradients, grad_weight: Tensor, rows: slice, stored: Scales
     ) -> Tensor:
         """Add what dL/dW (rows, in) of a block gives to every parameter; overwrites it.
 
@@ -177,7 +177,7 @@ class QuantizedWeight(nn.Module):
             grads: where to add.
             grad_weight: G of these rows, in the dtype of A.
             rows: which.
-            stored: stored ranges of these rows.
+            stored: stored scales of these rows.
 
         Returns:
             W of these rows (rows, in), since it is at hand.

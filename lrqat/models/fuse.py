@@ -222,7 +222,7 @@ def _state(
         q = layer.integers().cpu().numpy()
         state[name + PACKED] = torch.from_numpy(np.ascontiguousarray(pack_grid(q, layer.grid)))
         state[name + SHAPE] = torch.tensor(q.shape, dtype=torch.int64)
-        known, own = _range_tensors(layer)
+        known, own = _scale_tensors(layer)
         state |= {name + PARTS[part]: tensor for part, tensor in known.items()}
         extra |= {name + PARTS[part]: tensor for part, tensor in own.items()}
         bias: Tensor | None = getattr(layer, "bias", None)
@@ -238,8 +238,8 @@ def _state(
     return state, extra
 
 
-def _range_tensors(layer: QuantizedWeight) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Stored ranges by part: those of compressed-tensors, and those of our own."""
+def _scale_tensors(layer: QuantizedWeight) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Stored scales by part: those of compressed-tensors, and those of our own."""
     with torch.no_grad():
         stored = layer.stored()
     known, own = {"scale": stored.scale.cpu()}, {}

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from lrqat.errors import ModelError, UserError
-from lrqat.grids.quantize import Ranges
+from lrqat.grids.quantize import Scales
 from lrqat.init.input_directions import InputDirections
 from lrqat.init.lora_init import LORA_INITS, initialise
-from lrqat.init.range_init import find_ranges
+from lrqat.init.range_init import find_scales
 from lrqat.layers.embedding import LRQATEmbedding
 from lrqat.layers.experts import LRQATExperts
 from lrqat.layers.frozen import DOWNCASTS
@@ -46,10 +46,10 @@ class Settings:
         rank: r, columns of A and rows of B.
         alpha: the update is (alpha / r) A B; None means `default_alpha(rank)`.
         phi: form of the frozen weights, a name in `lrqat.layers.frozen.DOWNCASTS`.
-        range_init: start ranges, a name in `lrqat.init.range_init.RANGE_INITS`.
+        range_init: start scales, a name in `lrqat.init.range_init.RANGE_INITS`.
         lora_init: A and B at the start, a name in `lrqat.init.lora_init.LORA_INITS`.
         method: a name in `lrqat.layers.methods.METHODS`.
-        train_ranges: whether scales and minima are trained, where the method does.
+        train_scales: whether scales and minima are trained, where the method does.
     """
 
     rank: int = 32
@@ -58,7 +58,7 @@ class Settings:
     range_init: str = "l2"
     lora_init: str = "random"
     method: str = "lr-qat"
-    train_ranges: bool = True
+    train_scales: bool = True
 
 
 def prepare(
@@ -155,7 +155,7 @@ class _Maker:
         alpha = self.settings.alpha
         made = kind(
             weight,
-            self._ranges(name, weight, target),
+            self._scales(name, weight, target),
             **extra,
             grid=target.grid,
             downcast=DOWNCASTS[self.settings.phi],
@@ -167,9 +167,9 @@ class _Maker:
             initialise(made, weight, self._directions[name], init)
         return made
 
-    def _ranges(self, name: str, weight: Tensor, target: Target) -> Ranges:
+    def _scales(self, name: str, weight: Tensor, target: Target) -> Scales:
         importance = self._importance.get(name)
-        return find_ranges(weight, target.grid, self.settings.range_init, importance)
+        return find_scales(weight, target.grid, self.settings.range_init, importance)
 
 
 def _place_linear(model: Any, name: str, target: Target, maker: _Maker, load: Any) -> None:
@@ -230,7 +230,7 @@ def _set_trained(model: nn.Module, settings: Settings) -> None:
     for _, module in model.named_modules():
         if isinstance(module, QuantizedWeight | LoRALinear):
             for name, parameter in module.named_parameters(recurse=False):
-                frozen = name in ("scale", "minimum") and not settings.train_ranges
+                frozen = name in ("scale", "minimum") and not settings.train_scales
                 empty = parameter.numel() == 0
                 parameter.requires_grad_(name in trains and not frozen and not empty)
 

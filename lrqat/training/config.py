@@ -249,7 +249,7 @@ class TrainConfig:
             range_init=self.range_init,
             lora_init=self.lora_init,
             method=self.method,
-            train_ranges=self.scale_learning_rate > 0,
+            train_scales=self.scale_learning_rate > 0,
         )
 
     def grids_by_pattern(self) -> dict[str, str]:

@@ -7,7 +7,7 @@ architecture, a method, or what autograd keeps. Six things need help:
                    takes the fused one, which keeps its inputs, its output and one sum a row
     blocks         a weight is built in blocks of rows that are all alike: one of them is enough
     autocast       PyTorch refuses to be asked about it on meta, where it is always off
-    ranges         are not searched for
+    scales         are not searched for
     clipping       is taken to be rare
     values         the meta device has none. A question about them is answered with yes (the one
                    that transformers asks is whether all of a row is one text), and tokens are
@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lrqat.grids.grid import Grid
-from lrqat.grids.quantize import Ranges
+from lrqat.grids.quantize import Scales
 from lrqat.layers import per_row, weight
 from lrqat.layers.weight import QuantizedWeight
 from lrqat.models import preparation
@@ -103,7 +103,7 @@ def shapes_only() -> Iterator[None]:
     """
     replaced: list[tuple[Any, str, Callable[..., Any]]] = [
         (weight, "row_blocks", _first_block),
-        (preparation, "find_ranges", _empty_ranges),
+        (preparation, "find_scales", _empty_scales),
         (per_row, "few_clipped", _few_on_meta),
         (torch, "is_autocast_enabled", _never_on_meta),
         (torch, "autocast", _none_on_meta),
@@ -222,12 +222,12 @@ def _first_block(original: Any, *size: Any) -> Iterator[slice]:
     yield next(original(*size))
 
 
-def _empty_ranges(original: Any, values: Tensor, grid: Grid, *how: Any) -> Ranges:
+def _empty_scales(original: Any, values: Tensor, grid: Grid, *how: Any) -> Scales:
     if not values.is_meta:
         return original(values, grid, *how)
     shape = (values.shape[0], grid.groups(values.shape[1]))
     has = (True, grid.minimum is not None, grid.zero_point)
-    return Ranges.of(torch.empty(shape, device="meta") if part else None for part in has)
+    return Scales.of(torch.empty(shape, device="meta") if part else None for part in has)
 
 
 def _few_on_meta(original: Any, layer: QuantizedWeight) -> bool:

@@ -5,8 +5,8 @@ An integer type is a module with
     NAME, TYPE, FILE_TYPE     its name, its ggml type, the number that `general.file_type` takes
     ACTIVATIONS               what llama.cpp rounds activations to when it multiplies with the type
     refuses(grid, in_features) -> str | None
-    refuses_ranges(ranges, grid) -> str | None      where the grid alone does not tell
-    encode(q, ranges, grid)   -> Fields: the type's own numbers for those of a checkpoint
+    refuses_scales(scales, grid) -> str | None      where the grid alone does not tell
+    encode(q, scales, grid)   -> Fields: the type's own numbers for those of a checkpoint
     pack(Fields)              -> bytes of rows
     unpack(bytes of rows)     -> Fields
     factors(Fields)           -> the integers and scales that multiply to the weights
@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 
 from exporters.gguf.layout.fields import Factors, Fields
 from exporters.gguf.layout.ggml_types import GgmlType
-from lrqat.checkpoint.stored_scales import StoredRanges
+from lrqat.checkpoint.stored_scales import StoredScales
 from lrqat.grids.grid import Grid
 
-Ranges = Callable[[], Iterable[StoredRanges]]  # the scales of a weight, some rows at a time
+ScaleParts = Callable[[], Iterable[StoredScales]]  # the scales of a weight, some rows at a time
 
 
 class Block(Protocol):
@@ -55,7 +55,7 @@ class IntegerBlock(Block, Protocol):
     def refuses(self, grid: Grid, in_features: int) -> str | None:
         """Why rows of `in_features` weights on `grid` are not exact in this type, or None."""
 
-    def encode(self, q: NDArray[np.int8], ranges: StoredRanges, grid: Grid) -> Fields:
+    def encode(self, q: NDArray[np.int8], scales: StoredScales, grid: Grid) -> Fields:
         """The type's numbers for q int8 (out, in). Raises ExportRefusedError if one is inexact."""
 
     def pack(self, fields: Fields) -> NDArray[np.uint8]:
@@ -102,14 +102,14 @@ def float_blocks() -> dict[str, FloatBlock]:
     return {m.NAME: cast(FloatBlock, m) for m in _modules() if not hasattr(m, "refuses")}
 
 
-def refuses_ranges(block: IntegerBlock, ranges: Ranges, grid: Grid) -> str | None:
+def refuses_scales(block: IntegerBlock, scales: ScaleParts, grid: Grid) -> str | None:
     """Why weights with these scales are not exact in a type that holds `grid`, or None.
 
-    `ranges` is called only if the type has something against scales.
+    `scales` is called only if the type has something against scales.
     """
-    asked: Callable[[StoredRanges, Grid], str | None] | None
-    asked = getattr(block, "refuses_ranges", None)
-    return next(filter(None, (asked(each, grid) for each in ranges())), None) if asked else None
+    asked: Callable[[StoredScales, Grid], str | None] | None
+    asked = getattr(block, "refuses_scales", None)
+    return next(filter(None, (asked(each, grid) for each in scales())), None) if asked else None
 
 
 def bits_per_weight(block: Block) -> float:

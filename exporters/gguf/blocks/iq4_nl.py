@@ -19,7 +19,7 @@ from exporters.gguf.layout.exactness import refuses_codebook
 from exporters.gguf.layout.fields import Factors, Fields
 from exporters.gguf.layout.ggml_types import ggml_type
 from exporters.gguf.layout.rows import halves, in_blocks, join, split, stack, unstack
-from lrqat.checkpoint.stored_scales import StoredRanges
+from lrqat.checkpoint.stored_scales import StoredScales
 from lrqat.grids.grid import GRIDS, FloatScale, Grid
 
 NAME = "iq4_nl"
@@ -34,10 +34,10 @@ def refuses(grid: Grid, in_features: int) -> str | None:
     return refuses_codebook(TYPE, _LEVELS.tolist(), FloatScale("float16"), grid, in_features)
 
 
-def encode(q: NDArray[np.int8], ranges: StoredRanges, grid: Grid) -> Fields:
+def encode(q: NDArray[np.int8], scales: StoredScales, grid: Grid) -> Fields:
     """The numbers IQ4_NL stores. Raises ExportRefusedError if one is not exact."""
     codes = encoding.indices(q, _LEVELS, TYPE)
-    return Fields(codes, {"d": encoding.block_scales(ranges, TYPE.blocks(q.shape[1]))})
+    return Fields(codes, {"d": encoding.block_scales(scales, TYPE.blocks(q.shape[1]))})
 
 
 def pack(fields: Fields) -> NDArray[np.uint8]:

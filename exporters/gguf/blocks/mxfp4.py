@@ -20,7 +20,7 @@ from exporters.gguf.layout.exactness import refuses_codebook
 from exporters.gguf.layout.fields import Factors, Fields
 from exporters.gguf.layout.ggml_types import ggml_type
 from exporters.gguf.layout.rows import in_blocks, join, split, stack, unstack
-from lrqat.checkpoint.stored_scales import StoredRanges
+from lrqat.checkpoint.stored_scales import StoredScales
 from lrqat.grids.grid import GRIDS, Grid, PowerOfTwoScale
 
 NAME = "mxfp4"
@@ -37,9 +37,9 @@ def refuses(grid: Grid, in_features: int) -> str | None:
     return refuses_codebook(TYPE, _LEVELS.tolist(), PowerOfTwoScale(), grid, in_features)
 
 
-def encode(q: NDArray[np.int8], ranges: StoredRanges, grid: Grid) -> Fields:
+def encode(q: NDArray[np.int8], scales: StoredScales, grid: Grid) -> Fields:
     """The numbers MXFP4 stores. Raises ExportRefusedError if one is not exact."""
-    exponents = encoding.exponents(ranges, TYPE, low=-128, high=126)
+    exponents = encoding.exponents(scales, TYPE, low=-128, high=126)
     e = (encoding.repeated(exponents, TYPE.blocks(q.shape[1])) + 128).astype(np.uint8)
     return Fields(encoding.indices(q, _LEVELS, TYPE), {"e": e})
 

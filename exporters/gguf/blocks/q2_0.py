@@ -23,7 +23,7 @@ from exporters.gguf.layout.exactness import refuses_scaled
 from exporters.gguf.layout.fields import Factors, Fields
 from exporters.gguf.layout.ggml_types import ggml_type
 from exporters.gguf.layout.rows import adjacent, apart, halves, in_blocks, join, split
-from lrqat.checkpoint.stored_scales import StoredRanges
+from lrqat.checkpoint.stored_scales import StoredScales
 from lrqat.grids.grid import Grid
 
 NAME = "q2_0"
@@ -38,11 +38,11 @@ def refuses(grid: Grid, in_features: int) -> str | None:
     return refuses_scaled(TYPE, -_HIGH, -_LOW, grid, in_features)
 
 
-def encode(q: NDArray[np.int8], ranges: StoredRanges, grid: Grid) -> Fields:
+def encode(q: NDArray[np.int8], scales: StoredScales, grid: Grid) -> Fields:
     """The numbers Q2_0 stores. Raises ExportRefusedError if one is not exact."""
     sign = np.int8(-1 if grid.q_min < _LOW else 1)
     codes = encoding.codes(sign * q, _LOW, _HIGH, TYPE)
-    return Fields(codes, {"d": sign * encoding.block_scales(ranges, TYPE.blocks(q.shape[1]))})
+    return Fields(codes, {"d": sign * encoding.block_scales(scales, TYPE.blocks(q.shape[1]))})
 
 
 def pack(fields: Fields) -> NDArray[np.uint8]:

@@ -22,7 +22,7 @@ from exporters.gguf.layout.exactness import refuses_two_level
 from exporters.gguf.layout.fields import Factors, Fields, compose
 from exporters.gguf.layout.ggml_types import ggml_type
 from exporters.gguf.layout.rows import halves, in_blocks, join, split, stack, unstack
-from lrqat.checkpoint.stored_scales import StoredRanges
+from lrqat.checkpoint.stored_scales import StoredScales
 from lrqat.grids.grid import Grid, TwoLevelScale
 
 NAME = "q3_k"
@@ -38,12 +38,12 @@ def refuses(grid: Grid, in_features: int) -> str | None:
     return refuses_two_level(TYPE, _PART, _LOW, _HIGH, _SCALES, grid, in_features)
 
 
-def encode(q: NDArray[np.int8], ranges: StoredRanges, grid: Grid) -> Fields:
+def encode(q: NDArray[np.int8], scales: StoredScales, grid: Grid) -> Fields:
     """The numbers Q3_K stores. Raises ExportRefusedError if one is not exact."""
     blocks, parts = TYPE.blocks(q.shape[1]), q.shape[1] // _PART
-    d, scales = encoding.two_levels(ranges, TYPE, blocks, parts, _SCALES)
-    codes = encoding.codes(q, _LOW, _HIGH, TYPE, ranges.zero_point)
-    return Fields(codes, {"d": d, "scales": scales})
+    d, sub_scales = encoding.two_levels(scales, TYPE, blocks, parts, _SCALES)
+    codes = encoding.codes(q, _LOW, _HIGH, TYPE, scales.zero_point)
+    return Fields(codes, {"d": d, "scales": sub_scales})
 
 
 def pack(fields: Fields) -> NDArray[np.uint8]:

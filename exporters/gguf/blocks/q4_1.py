@@ -21,7 +21,7 @@ from exporters.gguf.layout.exactness import refuses_minima, refuses_offset
 from exporters.gguf.layout.fields import Factors, Fields
 from exporters.gguf.layout.ggml_types import ggml_type
 from exporters.gguf.layout.rows import halves, in_blocks, join, split, stack, unstack
-from lrqat.checkpoint.stored_scales import StoredRanges
+from lrqat.checkpoint.stored_scales import StoredScales
 from lrqat.grids.grid import Grid
 
 NAME = "q4_1"
@@ -36,15 +36,15 @@ def refuses(grid: Grid, in_features: int) -> str | None:
     return refuses_offset(TYPE, _MOST, grid, in_features)
 
 
-def refuses_ranges(ranges: StoredRanges, grid: Grid) -> str | None:
+def refuses_scales(scales: StoredScales, grid: Grid) -> str | None:
     """Why weights on `grid` with these scales are not exact in Q4_1, or None."""
-    return refuses_minima(TYPE, ranges, grid)
+    return refuses_minima(TYPE, scales, grid)
 
 
-def encode(q: NDArray[np.int8], ranges: StoredRanges, grid: Grid) -> Fields:
+def encode(q: NDArray[np.int8], scales: StoredScales, grid: Grid) -> Fields:
     """The numbers Q4_1 stores. Raises ExportRefusedError if one is not exact."""
     blocks = TYPE.blocks(q.shape[1])
-    d, m = encoding.block_scales(ranges, blocks), encoding.block_minima(ranges, grid, blocks)
+    d, m = encoding.block_scales(scales, blocks), encoding.block_minima(scales, grid, blocks)
     return Fields(encoding.codes(q, grid.q_min, grid.q_min + _MOST, TYPE), {"d": d, "m": m})
 
 

@@ -24,7 +24,7 @@ from exporters.gguf.layout.fields import Factors, Fields, compose
 from exporters.gguf.layout.ggml_types import ggml_type
 from exporters.gguf.layout.k_scales import pack_scales, unpack_scales
 from exporters.gguf.layout.rows import halves, in_blocks, join, split, stack, unstack
-from lrqat.checkpoint.stored_scales import StoredRanges
+from lrqat.checkpoint.stored_scales import StoredScales
 from lrqat.grids.grid import Grid, TwoLevelScale
 
 NAME = "q5_k"
@@ -39,13 +39,13 @@ def refuses(grid: Grid, in_features: int) -> str | None:
     return refuses_two_level_offset(TYPE, _PART, _MOST, _SUB, _SUB, grid, in_features)
 
 
-def encode(q: NDArray[np.int8], ranges: StoredRanges, grid: Grid) -> Fields:
+def encode(q: NDArray[np.int8], scales: StoredScales, grid: Grid) -> Fields:
     """The numbers Q5_K stores. Raises ExportRefusedError if one is not exact."""
     blocks, parts = TYPE.blocks(q.shape[1]), q.shape[1] // _PART
-    d, scales = encoding.two_levels(ranges, TYPE, blocks, parts, _SUB)
-    dmin, mins = encoding.two_level_minima(ranges, grid, TYPE, blocks, parts, _SUB)
+    d, sub_scales = encoding.two_levels(scales, TYPE, blocks, parts, _SUB)
+    dmin, mins = encoding.two_level_minima(scales, grid, TYPE, blocks, parts, _SUB)
     codes = encoding.codes(q, grid.q_min, grid.q_min + _MOST, TYPE)
-    return Fields(codes, {"d": d, "dmin": dmin, "scales": scales, "mins": mins})
+    return Fields(codes, {"d": d, "dmin": dmin, "scales": sub_scales, "mins": mins})
 
 
 def pack(fields: Fields) -> NDArray[np.uint8]:

@@ -25,7 +25,7 @@ from exporters.gguf.layout.exactness import refuses_scaled
 from exporters.gguf.layout.fields import Factors, Fields
 from exporters.gguf.layout.ggml_types import ggml_type
 from exporters.gguf.layout.rows import halves, in_blocks, join, split
-from lrqat.checkpoint.stored_scales import StoredRanges
+from lrqat.checkpoint.stored_scales import StoredScales
 from lrqat.grids.grid import Grid
 
 NAME = "tq1_0"
@@ -43,10 +43,10 @@ def refuses(grid: Grid, in_features: int) -> str | None:
     return refuses_scaled(TYPE, _LOW, _HIGH, grid, in_features)
 
 
-def encode(q: NDArray[np.int8], ranges: StoredRanges, grid: Grid) -> Fields:
+def encode(q: NDArray[np.int8], scales: StoredScales, grid: Grid) -> Fields:
     """The numbers TQ1_0 stores. Raises ExportRefusedError if one is not exact."""
-    codes = encoding.codes(q, _LOW, _HIGH, TYPE, ranges.zero_point)
-    return Fields(codes, {"d": encoding.block_scales(ranges, TYPE.blocks(q.shape[1]))})
+    codes = encoding.codes(q, _LOW, _HIGH, TYPE, scales.zero_point)
+    return Fields(codes, {"d": encoding.block_scales(scales, TYPE.blocks(q.shape[1]))})
 
 
 def pack(fields: Fields) -> NDArray[np.uint8]:

@@ -69,7 +69,7 @@ class Packer:
         if len(roundings) > 1:
             raise ExportRefusedError(f"{name} is made of weights with other activations: {modules}")
         block, _ = choose_for_grid(
-            tensor.grid, source, self.options, lambda: [tensor.ranges], roundings.pop()
+            tensor.grid, source, self.options, lambda: [tensor.scales], roundings.pop()
         )
         data = pack_quantized(tensor, block.NAME)
         self._packed[name] = block, data.reshape(*values.shape[:-1], -1)

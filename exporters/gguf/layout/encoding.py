@@ -1,4 +1,4 @@
-"""From a checkpoint's integers and ranges to the numbers of a block type, exactly or not at all.
+"""From a checkpoint's integers and scales to the numbers of a block type, exactly or not at all.
 
 Grids and blocks cut a row differently, and where that costs nothing the numbers are said again:
 
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.gguf.layout.ggml_types import GgmlType
-from lrqat.checkpoint.stored_scales import StoredRanges
+from lrqat.checkpoint.stored_scales import StoredScales
 from lrqat.errors import ExportRefusedError
 from lrqat.grids.grid import Grid, TwoLevelScale
 
@@ -69,13 +69,13 @@ def indices(q: NDArray[np.int8], levels: NDArray[np.int8], kind: GgmlType) -> ND
     return found
 
 
-def exponents(ranges: StoredRanges, kind: GgmlType, low: int, high: int) -> NDArray[np.int32]:
+def exponents(scales: StoredScales, kind: GgmlType, low: int, high: int) -> NDArray[np.int32]:
     """The binary logarithm of every scale, int32 (out, groups).
 
     Raises:
         ExportRefusedError: a scale that is no power of two, or none of 2^low..2^high.
     """
-    fraction, found = np.frexp(ranges.scale)
+    fraction, found = np.frexp(scales.scale)
     if (fraction != 0.5).any():
         raise ExportRefusedError(f"scales that are no powers of two do not fit {kind}")
     found = found.astype(np.int32) - 1
@@ -108,51 +108,51 @@ def repeated(numbers: NDArray[Any], count: int) -> NDArray[Any]:
     return numbers if count == groups else numbers.repeat(count // groups, axis=1)
 
 
-def block_scales(ranges: StoredRanges, blocks: int) -> NDArray[np.float16]:
+def block_scales(scales: StoredScales, blocks: int) -> NDArray[np.float16]:
     """The scale of every block, float16 (out, blocks)."""
-    scale: NDArray[np.float16] = repeated(half(ranges.scale), blocks)
+    scale: NDArray[np.float16] = repeated(half(scales.scale), blocks)
     return scale
 
 
-def block_minima(ranges: StoredRanges, grid: Grid, blocks: int) -> NDArray[np.float16]:
+def block_minima(scales: StoredScales, grid: Grid, blocks: int) -> NDArray[np.float16]:
     """What every block adds, float16 (out, blocks): less the minimum, or scale * q_min."""
-    added = ranges.scale * np.float32(grid.q_min) if ranges.minimum is None else -ranges.minimum
+    added = scales.scale * np.float32(grid.q_min) if scales.minimum is None else -scales.minimum
     minima: NDArray[np.float16] = repeated(half(added), blocks)
     return minima
 
 
 def two_levels(
-    ranges: StoredRanges, kind: GgmlType, blocks: int, parts: int, stored: TwoLevelScale
+    scales: StoredScales, kind: GgmlType, blocks: int, parts: int, stored: TwoLevelScale
 ) -> TwoLevels:
     """The float16 d (out, blocks) and int8 sub-scales (out, parts).
 
     Args:
-        ranges: of the checkpoint.
+        scales: of the checkpoint.
         kind: the type.
         blocks: super-blocks of a row.
         parts: parts of a row that have a sub-scale each.
         stored: the sub-scales that the type has.
     """
-    if ranges.super_scale is None or ranges.sub_scale is None:
-        d = block_scales(ranges, blocks)
+    if scales.super_scale is None or scales.sub_scale is None:
+        d = block_scales(scales, blocks)
         return d, np.ones((len(d), parts), np.int8)
-    _check(ranges.sub_scale, stored.least, stored.most, "sub-scales", kind)
-    return half(ranges.super_scale), repeated(ranges.sub_scale, parts)
+    _check(scales.sub_scale, stored.least, stored.most, "sub-scales", kind)
+    return half(scales.super_scale), repeated(scales.sub_scale, parts)
 
 
 def two_level_minima(
-    ranges: StoredRanges, grid: Grid, kind: GgmlType, blocks: int, parts: int, stored: TwoLevelScale
+    scales: StoredScales, grid: Grid, kind: GgmlType, blocks: int, parts: int, stored: TwoLevelScale
 ) -> TwoLevels:
     """The float16 dmin (out, blocks) and int8 sub-minima (out, parts); see `two_levels`.
 
     A grid without minima gets dmin = scale and the code of 0, or of its zero-point: the code is
     q - q_min, and scale * (q - zero_point) = scale * (q - q_min) - scale * (zero_point - q_min).
     """
-    if ranges.super_minimum is not None and ranges.sub_minimum is not None:
-        dmin, sub = half(ranges.super_minimum), ranges.sub_minimum
+    if scales.super_minimum is not None and scales.sub_minimum is not None:
+        dmin, sub = half(scales.super_minimum), scales.sub_minimum
     else:
-        dmin = block_scales(ranges, blocks)
-        zero = np.zeros_like(dmin, np.int8) if ranges.zero_point is None else ranges.zero_point
+        dmin = block_scales(scales, blocks)
+        zero = np.zeros_like(dmin, np.int8) if scales.zero_point is None else scales.zero_point
         sub = zero - np.int8(grid.q_min)
     _check(sub, stored.least, stored.most, "sub-minima", kind)
     return dmin, repeated(sub, parts)

@@ -18,7 +18,7 @@ from collections.abc import Collection
 import numpy as np
 
 from exporters.gguf.layout.ggml_types import GgmlType
-from lrqat.checkpoint.stored_scales import StoredRanges
+from lrqat.checkpoint.stored_scales import StoredScales
 from lrqat.grids.grid import FloatScale, Grid, PowerOfTwoScale, ScaleCodec, TwoLevelScale
 
 _HALF = FloatScale("float16")
@@ -60,13 +60,13 @@ def refuses_offset(kind: GgmlType, most: int, grid: Grid, in_features: int) -> s
     )
 
 
-def refuses_minima(kind: GgmlType, ranges: StoredRanges, grid: Grid) -> str | None:
-    """For grids without minima in a type that has float16 ones: the scales that `ranges` has.
+def refuses_minima(kind: GgmlType, scales: StoredScales, grid: Grid) -> str | None:
+    """For grids without minima in a type that has float16 ones: the scales that `scales` has.
 
     What moves q_min to code 0 is scale * q_min, a power of two times the scale: only its size can
     keep it from being a float16.
     """
-    largest = np.abs(ranges.scale).max(initial=0)
+    largest = np.abs(scales.scale).max(initial=0)
     if grid.minimum or largest * -grid.q_min <= np.finfo(np.float16).max:
         return None
     return f"{grid.name}'s scale {largest:g} times {grid.q_min} leaves {kind}'s float16 minima"

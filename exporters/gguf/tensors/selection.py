@@ -10,12 +10,12 @@ from exporters.activations import activation_grid
 from exporters.gguf.blocks import (
     Block,
     IntegerBlock,
-    Ranges,
+    ScaleParts,
     ValueBlock,
     bits_per_weight,
     float_blocks,
     integer_blocks,
-    refuses_ranges,
+    refuses_scales,
 )
 from exporters.gguf.options import Options
 from exporters.gguf.tensors.embedding_and_head import asked_type, lossless_types
@@ -59,13 +59,13 @@ def choose_integer_block(
         source.grid(checkpoint),
         source,
         options,
-        lambda: source.ranges(checkpoint),
+        lambda: source.scales(checkpoint),
         activation_grid(checkpoint, source.origin),
     )
 
 
 def choose_for_grid(
-    grid: Grid, source: Source, options: Options, ranges: Ranges, activations: str | None = None
+    grid: Grid, source: Source, options: Options, scales: ScaleParts, activations: str | None = None
 ) -> tuple[Block, str]:
     """As `choose_integer_block`, of a weight on `grid`.
 
@@ -73,7 +73,7 @@ def choose_for_grid(
         grid: of the weight.
         source: its name and shape.
         options: the user's.
-        ranges: gives its scales; called for the few types that the grid alone does not decide on.
+        scales: gives its scales; called for the few types that the grid alone does not decide on.
         activations: as in `exact_types`.
     """
     if options.type == "f32":
@@ -81,7 +81,7 @@ def choose_for_grid(
     columns, blocks, is_auto = source.shape[-1], integer_blocks(), options.type == "auto"
 
     def holds(name: str) -> bool:
-        return not refuses_ranges(blocks[name], ranges, grid)
+        return not refuses_scales(blocks[name], scales, grid)
 
     exact = exact_types(grid, columns, activations)
     chosen = next((n for n in exact if (is_auto or n == options.type) and holds(n)), None)
@@ -91,7 +91,7 @@ def choose_for_grid(
     exact = tuple(filter(holds, exact))
     tried = _nearest(grid, columns) if is_auto else [blocks[options.type]]
     reasons = [
-        str(_refuses(block, grid, columns, activations) or refuses_ranges(block, ranges, grid))
+        str(_refuses(block, grid, columns, activations) or refuses_scales(block, scales, grid))
         for block in tried
     ]
     raise ExportRefusedError(
@@ -180,7 +180,7 @@ def packed_pieces(
 def pack_quantized(tensor: QuantizedTensor, type_name: str) -> NDArray[np.uint8]:
     """Pack integers and scales as the integer type `type_name`: uint8 (rows, row bytes)."""
     block = integer_blocks()[type_name]
-    return block.pack(block.encode(tensor.q, tensor.ranges, tensor.grid))
+    return block.pack(block.encode(tensor.q, tensor.scales, tensor.grid))
 
 
 def unpack_values(type_name: str, data: NDArray[np.uint8]) -> NDArray[np.float32]:

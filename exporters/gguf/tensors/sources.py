@@ -17,7 +17,7 @@ from exporters.gguf.architecture import Architecture, Config, Rows
 from exporters.gguf.graph.config_values import positive_int
 from exporters.gguf.tensors.stored import Stored, stored_tensors
 from lrqat.checkpoint.reader import Checkpoint, QuantizedTensor
-from lrqat.checkpoint.stored_scales import StoredRanges
+from lrqat.checkpoint.stored_scales import StoredScales
 from lrqat.errors import CheckpointError, ExportRefusedError
 from lrqat.grids.grid import Grid
 
@@ -86,9 +86,9 @@ class Source:
             raise CheckpointError(f"the experts of {self.origin} are on several grids; train again")
         return first
 
-    def ranges(self, checkpoint: Checkpoint) -> Iterator[StoredRanges]:
+    def scales(self, checkpoint: Checkpoint) -> Iterator[StoredScales]:
         """The scales of a quantised weight, and what goes with them; of one expert at a time."""
-        return (checkpoint.ranges(module) for module in self.stack or (self.origin,))
+        return (checkpoint.scales(module) for module in self.stack or (self.origin,))
 
     def quantized_pieces(self, checkpoint: Checkpoint) -> Iterator[tuple[slice, QuantizedTensor]]:
         """Integers and scales in the file's row order, some rows at a time; with which they are."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from exporters.onnx.tracing.operators import dequantize_rows
 
 
-class FloatTable(nn.Module):
+class FloatEmbedding(nn.Module):
     """A floating embedding, [V, K] in any type.
 
     Args:
@@ -39,7 +39,7 @@ class FloatTable(nn.Module):
         return self.weight.to(self.dtype).T
 
 
-class IntegerTable(nn.Module):
+class QuantizedEmbedding(nn.Module):
     """An embedding of integers, laid out as in `exporters.onnx.weights.packed_rows`.
 
     Args:
@@ -99,7 +99,7 @@ class IntegerTable(nn.Module):
         return torch.cat([*parts, codes], dim=-1) - levels // 2
 
 
-class TiedHeadTwin(nn.Module):
+class TiedHead(nn.Module):
     """y = x @ embedding^T: a head that shares the embedding's table."""
 
     def __init__(self, embedding: Any) -> None:
@@ -109,7 +109,7 @@ class TiedHeadTwin(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Project x (..., K) to (..., vocabulary)."""
         embedding = self._embedding[0]
-        if isinstance(embedding, FloatTable | IntegerTable):
+        if isinstance(embedding, FloatEmbedding | QuantizedEmbedding):
             return x @ embedding.matrix()
         return x @ embedding.weight.T
 

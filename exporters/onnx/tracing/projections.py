@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from exporters.onnx.tracing.operators import dequantize
 
 
-class QuantizedTwin(nn.Module):
+class QuantizedProjection(nn.Module):
     """y = x @ dequantize(weight [K, N], weight_scale, weight_zero_point) + bias."""
 
     def __init__(
@@ -36,7 +36,7 @@ class QuantizedTwin(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-class LinearTwin(nn.Module):
+class FloatProjection(nn.Module):
     """y = x @ weight [K, N] + bias: a linear layer that stays in floating point, of any type.
 
     Not F.linear: the exporter would fold its transposition into an unnamed copy of the weight.

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from exporters.onnx.activations import QDQ, Rounding
 from exporters.onnx.tracing.operators import quantize_dequantize
-from lrqat.activations.grids import Ranges, quantize, to_integers
+from lrqat.activations.grids import ActivationRange, quantize, to_integers
 
 
 class RoundedInput(nn.Module):
@@ -32,5 +32,5 @@ class RoundedInput(nn.Module):
             return quantize(x, self.rounding.grid)
         if self.rounding.form == QDQ:
             return quantize_dequantize(x.float(), scale, zero_point).to(x.dtype)
-        q = to_integers(x.float(), self.rounding.grid, Ranges(scale, zero_point))
+        q = to_integers(x.float(), self.rounding.grid, ActivationRange(scale, zero_point))
         return ((q - zero_point) * scale).to(x.dtype)

@@ -20,8 +20,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from exporters.onnx.activations import KERNEL
 from exporters.onnx.plans import Plan, PlannedTensor
-from exporters.onnx.tracing.embeddings import FloatTable, IntegerTable, TiedHeadTwin, factor_of
-from exporters.onnx.tracing.projections import LinearTwin, QuantizedTwin
+from exporters.onnx.tracing.embeddings import (
+    FloatEmbedding,
+    QuantizedEmbedding,
+    TiedHead,
+    factor_of,
+)
+from exporters.onnx.tracing.projections import FloatProjection, QuantizedProjection
 from exporters.onnx.tracing.rounded_input import RoundedInput
 from exporters.onnx.weights.initializers import KINDS
 from exporters.onnx.weights.packed_rows import code_bits
@@ -66,10 +71,10 @@ def build_skeleton(plan: Plan) -> Any:
             model.set_submodule(name, twin)
         elif name == plan.tables.embedding and tensor.dtype != plan.options.float_dtype:
             embedding = model.get_submodule(name)
-            twin = FloatTable(_stand_in(tensor), model.dtype, factor_of(embedding))
+            twin = FloatEmbedding(_stand_in(tensor), model.dtype, factor_of(embedding))
             model.set_submodule(name, twin)
     if config.get_text_config().tie_word_embeddings:
-        model.set_output_embeddings(TiedHeadTwin(model.get_input_embeddings()))
+        model.set_output_embeddings(TiedHead(model.get_input_embeddings()))
     for name, rounding in plan.roundings.items():
         if rounding.form != KERNEL:
             ranges = [planned.get(f"{name}.input.{part}") for part in ("scale", "zero_point")]
@@ -79,27 +84,29 @@ def build_skeleton(plan: Plan) -> Any:
     return model.eval()
 
 
-def _quantized_twin(plan: Plan, tensor: PlannedTensor, planned: _Planned, old: Any) -> nn.Module:
+def _quantized_projection(
+    plan: Plan, tensor: PlannedTensor, planned: _Planned, old: Any
+) -> nn.Module:
     parts = _stand_ins(planned, tensor.source)
     scales = planned[f"{tensor.source}.weight_scale"].shape
     block = tensor.shape[0] // scales[0] if len(scales) == 2 else 0
-    return QuantizedTwin(*parts, block, getattr(old, "bias", None))
+    return QuantizedProjection(*parts, block, getattr(old, "bias", None))
 
 
-def _table_twin(plan: Plan, tensor: PlannedTensor, planned: _Planned, old: Any) -> nn.Module:
+def _embedding(plan: Plan, tensor: PlannedTensor, planned: _Planned, old: Any) -> nn.Module:
     bits = code_bits(grid_of(plan.checkpoint, tensor.source), old.embedding_dim)
     parts = _stand_ins(planned, tensor.source)
-    return IntegerTable(*parts, bits, old.weight.dtype, factor_of(old))
+    return QuantizedEmbedding(*parts, bits, old.weight.dtype, factor_of(old))
 
 
-def _linear_twin(plan: Plan, tensor: PlannedTensor, planned: _Planned, old: Any) -> nn.Module:
-    return LinearTwin(_stand_in(tensor), old.bias)
+def _float_projection(plan: Plan, tensor: PlannedTensor, planned: _Planned, old: Any) -> nn.Module:
+    return FloatProjection(_stand_in(tensor), old.bias)
 
 
 _TWINS: dict[str, Callable[[Plan, PlannedTensor, _Planned, Any], nn.Module]] = {
-    "integers": _quantized_twin,
-    "codes": _table_twin,
-    "linear": _linear_twin,
+    "integers": _quantized_projection,
+    "codes": _embedding,
+    "linear": _float_projection,
 }
 
 

@@ -151,7 +151,7 @@ def _read_row_zero_points(checkpoint: Checkpoint, name: str) -> Iterator[NDArray
     yield zero_points_of(checkpoint, name)
 
 
-def _ranges(
+def _scales(
     part: Callable[[Checkpoint, str], NDArray[Any]],
     block_of: Callable[[Grid, int], int | None],
     *,
@@ -225,9 +225,9 @@ def _scalar_shape(shape: Shape, grid: Grid | None) -> Shape:
 
 KINDS: dict[str, Kind] = {
     "integers": Kind(_transposed_shape, _read_integers, centred=True),
-    **{f"{name}_scales": _ranges(scales_of, form.block_of) for name, form in INTEGER_FORMS.items()},
+    **{f"{name}_scales": _scales(scales_of, form.block_of) for name, form in INTEGER_FORMS.items()},
     **{
-        f"{name}_zero_points": _ranges(zero_points_of, form.block_of, centred=True)
+        f"{name}_zero_points": _scales(zero_points_of, form.block_of, centred=True)
         for name, form in INTEGER_FORMS.items()
     },
     "codes": Kind(_code_shape, _read_codes),

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrqat.checkpoint.reader import Checkpoint, QuantizedTensor
-from lrqat.checkpoint.stored_scales import StoredRanges
+from lrqat.checkpoint.stored_scales import StoredScales
 from lrqat.errors import CheckpointError
 from lrqat.grids.grid import FloatScale, Grid
 
@@ -41,7 +41,7 @@ def shape_of(checkpoint: Checkpoint, module: str) -> tuple[int, ...]:
 def scales_of(checkpoint: Checkpoint, module: str) -> NDArray[np.float32]:
     """The same's scales (rows, groups) alone; trained integers are not unpacked for them."""
     if module in checkpoint.quantized_names:
-        return checkpoint.ranges(module).scale
+        return checkpoint.scales(module).scale
     return integers_of(checkpoint, module).scale
 
 
@@ -49,8 +49,8 @@ def zero_points_of(checkpoint: Checkpoint, module: str) -> NDArray[np.int8]:
     """The same's zero-points (rows, groups); zeros where its grid has none."""
     if module not in checkpoint.quantized_names:
         return np.zeros((shape_of(checkpoint, module)[0], 1), np.int8)
-    ranges = checkpoint.ranges(module)
-    return np.zeros(ranges.scale.shape, np.int8) if ranges.zero_point is None else ranges.zero_point
+    scales = checkpoint.scales(module)
+    return np.zeros(scales.scale.shape, np.int8) if scales.zero_point is None else scales.zero_point
 
 
 def round_rows(module: str, values: NDArray[np.floating]) -> QuantizedTensor:
@@ -70,4 +70,4 @@ def round_rows(module: str, values: NDArray[np.floating]) -> QuantizedTensor:
         # Rows of zeros, and of numbers too small to divide by, become zeros.
         scale[part] = np.maximum(largest / np.float32(127), np.finfo(np.float32).tiny)
         q[part] = np.rint(wide / scale[part]).clip(ROWS.q_min, ROWS.q_max)
-    return QuantizedTensor(module, q, StoredRanges(scale), ROWS)
+    return QuantizedTensor(module, q, StoredScales(scale), ROWS)

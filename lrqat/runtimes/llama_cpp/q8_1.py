@@ -34,7 +34,7 @@ def attach_q8_1(model: Any, checkpoint: Checkpoint) -> None:
     for name in checkpoint.quantized_names:
         module = model.get_submodule(name)
         grid, blocks = checkpoint.grid(name), module.in_features // _BLOCK
-        minima = block_minima(checkpoint.ranges(name), grid, blocks).astype("float32")
+        minima = block_minima(checkpoint.scales(name), grid, blocks).astype("float32")
         module.register_forward_pre_hook(_keep_input)
         module.register_forward_hook(_AddSums(torch.from_numpy(minima)))
     attach(model, ACTIVATION_GRIDS["q8_0"], checkpoint.quantized_names)

@@ -20,7 +20,13 @@ from numpy.typing import NDArray
 from exporters.onnx.activations import KERNEL, cache_bits, roundings
 from exporters.onnx.folder.model_file import read_model
 from exporters.onnx.verification import exported_options
-from lrqat.activations.grids import BLOCK, ActivationGrid, Ranges, find_activation_grid, quantize
+from lrqat.activations.grids import (
+    BLOCK,
+    ActivationGrid,
+    ActivationRange,
+    find_activation_grid,
+    quantize,
+)
 from lrqat.activations.kv_cache import kv_bits, quantize_kv_cache, restore_kv_cache
 from lrqat.activations.quantizer import quantizers
 from lrqat.checkpoint.reader import Checkpoint
@@ -194,8 +200,8 @@ def _first_computed(node: ir.Node | None) -> ir.Value | None:
     return next((i for i in inputs if i is not None and i.producer() is not None), None)
 
 
-def _ranges(checkpoint: Checkpoint, name: str, grid: ActivationGrid) -> Ranges | None:
+def _ranges(checkpoint: Checkpoint, name: str, grid: ActivationGrid) -> ActivationRange | None:
     if not grid.static:
         return None
     parts = (checkpoint.floating(f"{name}.input_{part}") for part in ("scale", "zero_point"))
-    return Ranges(*(torch.from_numpy(part) for part in parts))
+    return ActivationRange(*(torch.from_numpy(part) for part in parts))
