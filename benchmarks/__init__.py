@@ -1,0 +1,1 @@
+"""What only measures: time, memory and speed, of ours beside others."""

@@ -27,8 +27,8 @@ def provenance(checkpoint: Checkpoint) -> dict[str, str | int | float]:
         "lrqat.exporter_version": __version__,
         "lrqat.version": tool.get("version"),
         "lrqat.git_commit": tool.get("git_commit"),
-        "lrqat.grids.grid": ",".join(sorted(checkpoint.grids)),
-        "lrqat.models.small_llama": base.get("name"),
+        "lrqat.grid": ",".join(sorted(checkpoint.grids)),
+        "lrqat.base_model": base.get("name"),
         "lrqat.base_model_revision": base.get("revision"),
         "lrqat.data_sha256": training.get("data_sha256") if isinstance(training, dict) else None,
         "lrqat.checkpoint_sha256": sha256_of(checkpoint.path / FILE_NAME),
@@ -36,7 +36,7 @@ def provenance(checkpoint: Checkpoint) -> dict[str, str | int | float]:
     found = {key: value for key, value in facts.items() if isinstance(value, str) and value}
     measured = reference if isinstance(reference, dict) else {}
     return found | {
-        f"lrqat.models.reference.{key}": measured[key]
+        f"lrqat.reference.{key}": measured[key]
         for key, kind in _REFERENCE.items()
         if _plausible(measured.get(key), kind)
     }

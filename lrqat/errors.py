@@ -43,5 +43,7 @@ class RuntimeUnavailableError(UserError):
 def did_you_mean(asked: object, known: Iterable[str]) -> str:
     """What goes into a message about an unknown name: "did you mean a or b? ", or nothing."""
     order = list(known)
-    near = difflib.get_close_matches(str(asked).lower(), order, n=3, cutoff=0.4)
-    return f"did you mean {' or '.join(near)}? " if near else ""
+    near = difflib.get_close_matches(str(asked).lower(), order, n=len(order) or 1, cutoff=0.4)
+    near.sort(key=order.index)  # of two equally near names, the one that is listed first
+    near.sort(key=lambda name: -difflib.SequenceMatcher(a=str(asked).lower(), b=name).ratio())
+    return f"did you mean {' or '.join(near[:3])}? " if near else ""

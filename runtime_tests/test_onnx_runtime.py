@@ -114,8 +114,8 @@ def test_genai_generates_the_tokens_that_pytorch_does(onnx_folder, make_fused):
 
 def test_the_file_itself_carries_its_provenance(onnx_folder):
     facts = provenance(onnx_folder("q8_0"))
-    assert facts["lrqat.grids.grid"] == "q8_0"
-    assert facts["lrqat.models.small_llama"] == "tiny-llama"
+    assert facts["lrqat.grid"] == "q8_0"
+    assert facts["lrqat.base_model"] == "tiny-llama"
 
 
 def fuse_model(model, grid, tokenizer_folder, target, keep=()):

@@ -71,12 +71,12 @@ def test_trained_is_what_the_runtimes_compute(grid, proven):
 def test_the_artefacts_carry_the_reference_perplexity(proven):
     folder, (gguf_file, onnx_folder), _ = proven("q4_0")
     recorded = Checkpoint.open(folder).manifest["reference"]["perplexity"]
-    field = GGUFReader(gguf_file).get_field("lrqat.models.reference.perplexity")
+    field = GGUFReader(gguf_file).get_field("lrqat.reference.perplexity")
     assert field is not None
     assert field.contents() == recorded
     model = onnx.load(f"{onnx_folder}/model.onnx", load_external_data=False)
     properties = {entry.key: entry.value for entry in model.metadata_props}
-    assert float(properties["lrqat.models.reference.perplexity"]) == recorded
+    assert float(properties["lrqat.reference.perplexity"]) == recorded
 
 
 @pytest.mark.slow

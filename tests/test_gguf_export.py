@@ -143,12 +143,12 @@ def test_metadata(make_fused, tiny_model, tmp_path):
         "llama.rope.dimension_count": 32,
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
-        "lrqat.grids.grid": "q4_0",
-        "lrqat.models.small_llama": tiny_model.name,
+        "lrqat.grid": "q4_0",
+        "lrqat.base_model": tiny_model.name,
         "lrqat.data_sha256": "ab" * 32,
-        "lrqat.models.reference.perplexity": 12.5,
-        "lrqat.models.reference.tokens": 1000,
-        "lrqat.models.reference.rule": "llama-perplexity",
+        "lrqat.reference.perplexity": 12.5,
+        "lrqat.reference.tokens": 1000,
+        "lrqat.reference.rule": "llama-perplexity",
         "lrqat.checkpoint_sha256": sha256_of(folder / FILE_NAME),
     }
     assert {key: found.get(key) for key in expected} == expected

@@ -110,7 +110,9 @@ def export_onnx(folder, options, **of):
 
 
 def export_genai(folder, options, **of):
-    return _folder(onnx_genai, folder, options, of)
+    # The graph is the work of onnxruntime-genai's builder; what was trained is in its data.
+    made = _folder(onnx_genai, folder, options, of)
+    return [path for path in made if path.name != "model.onnx"]
 
 
 MIXED_GGUF = {"grid": "q4_0", "grid_for": GRIDS_OF_GGUF, "tied": True}

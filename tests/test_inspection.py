@@ -73,7 +73,7 @@ def test_a_gguf_file(good, fused_checkpoint):
     assert found.bits_per_weight > 4.5
     assert found.hyperparameters["llama.block_count"] == 2
     assert found.vocabulary["tokenizer.ggml.tokens"] == 512
-    assert found.provenance["lrqat.grids.grid"] == "q4_0"
+    assert found.provenance["lrqat.grid"] == "q4_0"
     assert mismatches(good, Checkpoint.open(fused_checkpoint)) == {}
 
 
@@ -96,7 +96,7 @@ def test_an_onnx_folder(onnx_folder):
     assert found.types["INT4"].tensors == 14
     assert 8 * found.types["INT4"].bytes == 4 * found.types["INT4"].weights
     assert found.hyperparameters["type"] == "llama"
-    assert found.provenance["lrqat.grids.grid"] == "q4_0"
+    assert found.provenance["lrqat.grid"] == "q4_0"
 
 
 def test_a_file_of_somebody_else(tmp_path):

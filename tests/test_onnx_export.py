@@ -94,7 +94,7 @@ def test_two_exports_are_the_same_bytes(onnx_folder, make_fused, tmp_path):
 def test_the_file_says_where_it_comes_from_and_nothing_about_the_machine(onnx_folder, make_fused):
     path = onnx_folder("q4_0") / "model.onnx"
     properties = {p.key: p.value for p in onnx.load(path, load_external_data=False).metadata_props}
-    assert properties["lrqat.grids.grid"] == "q4_0"
+    assert properties["lrqat.grid"] == "q4_0"
     assert len(properties["lrqat.checkpoint_sha256"]) == 64
     data = path.read_bytes()
     for private in (os.getcwd(), sys.prefix, str(make_fused("q4_0")), "site-packages"):

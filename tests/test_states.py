@@ -82,7 +82,8 @@ def test_no_state_is_removed_before_the_new_one_is_in_place(three_saves, monkeyp
 
 def test_a_killed_save_leaves_nothing_that_could_be_resumed(three_saves):
     code = (
-        "import sys, time; from pathlib import Path; from lrqat import states\n"
+        "import sys, time; from pathlib import Path\n"
+        "from lrqat.training.states import folder as states\n"
         "def write(folder):\n"
         "    for name in states.FILES: (folder / name).write_bytes(b'x')\n"
         "    print('writing', flush=True); time.sleep(60)\n"

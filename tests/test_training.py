@@ -165,7 +165,7 @@ def test_a_full_disk_leaves_nothing_half_written(settings):
     """A real limit on file size, in a process of its own, hit while the checkpoint is written."""
     code = """
 import json, resource, signal, sys
-from lrqat import fuse, hub, prepare, surgery
+from lrqat.models import fuse, hub, preparation, surgery
 import torch
 settings = json.loads(sys.argv[1])
 model = hub.load_model(settings["model"], dtype=torch.float32)

@@ -1,0 +1,1 @@
+"""Fake-quantized activations and key-value caches."""

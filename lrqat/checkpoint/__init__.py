@@ -1,0 +1,1 @@
+"""The fused checkpoint on disk: manifest, integers, scales; read without torch."""

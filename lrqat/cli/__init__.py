@@ -1,0 +1,1 @@
+"""The commands, one a file. Each parses, calls one public function, and prints."""

@@ -1,0 +1,1 @@
+"""What values a weight may take, how scales are stored, and integers to weights and back."""

@@ -1,0 +1,1 @@
+"""Weights on a grid as modules of torch, and their gradients."""

@@ -1,0 +1,1 @@
+"""Exported files in the real runtimes, and the proof that they compute what was trained."""

@@ -1,0 +1,1 @@
+"""Models that llama.cpp's own converter lays out."""

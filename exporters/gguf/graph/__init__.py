@@ -1,0 +1,1 @@
+"""What llama.cpp's graphs are told and cannot compute: hyperparameters, rotary embeddings."""

@@ -1,0 +1,1 @@
+"""What ggml's block types have in common: fields, rows of bytes, exactness."""

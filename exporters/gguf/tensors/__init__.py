@@ -1,0 +1,1 @@
+"""Where each tensor comes from, and which type it gets."""

@@ -1,0 +1,1 @@
+"""The files of an ONNX folder, written, read and checked."""

@@ -35,8 +35,8 @@ def readme(plan: Plan, folder: Path) -> str:
         for key, value in plan.options.session_entries.items()
     )
     return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        name=facts.get("lrqat.models.small_llama", "A model"),
-        grids=str(facts["lrqat.grids.grid"]).replace(",", ", "),
+        name=facts.get("lrqat.base_model", "A model"),
+        grids=str(facts["lrqat.grid"]).replace(",", ", "),
         graph=plan.checkpoint.config.get("model_type", "causal language model"),
         opset=plan.options.opset,
         rounded=rounded_tables(plan),
@@ -84,10 +84,10 @@ def rounded_tables(plan: Plan) -> str:
 
 def _reference(facts: dict[str, Any]) -> str:
     """The perplexity that the reference had after training, if it was measured."""
-    value = facts.get("lrqat.models.reference.perplexity")
+    value = facts.get("lrqat.reference.perplexity")
     if value is None:
         return "Its perplexity was not measured when it was trained."
-    text = facts.get("lrqat.models.reference.data", "the text of its checkpoint")
+    text = facts.get("lrqat.reference.data", "the text of its checkpoint")
     return f"The same weights in PyTorch have a perplexity of {value:.4f} on {text}."
 
 

@@ -1,0 +1,1 @@
+"""The model as torch.onnx.export traces it."""

@@ -1,0 +1,1 @@
+"""How the checkpoint's tensors lie in an ONNX file."""

@@ -1,0 +1,1 @@
+"""ONNX Runtime: sessions, what they round, and perplexity without torch."""

@@ -1,0 +1,1 @@
+"""Training text: read, packed into blocks, or written by the model itself."""

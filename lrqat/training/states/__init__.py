@@ -1,0 +1,1 @@
+"""Resumable states of a run: written whole, checked, found again."""
