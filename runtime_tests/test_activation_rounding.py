@@ -8,7 +8,6 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from conftest import SYMMETRIC_GRIDS
 from exporters import gguf
 from lrqat.activations.grids import ACTIVATION_GRIDS, find_activation_grid, quantize, range_of
 from lrqat.activations.quantizer import attach
@@ -19,6 +18,7 @@ from lrqat.models.reference import load_reference, torch_logits
 from lrqat.runtimes.llama_cpp import ffi
 from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
 from lrqat.runtimes.onnx_runtime.session import OnnxRuntime
+from tests.support.grids import SYMMETRIC_GRIDS
 
 # grid -> name in llama.cpp, values and bytes of a block (ggml/src/ggml-common.h)
 LLAMA_CPP = {"q8_0": ("q8_0", 32, 34), "q8_k": ("q8_K", 256, 292)}

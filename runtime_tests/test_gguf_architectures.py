@@ -9,8 +9,6 @@ import dataclasses
 import numpy as np
 import pytest
 from gguf import GGUFValueType
-from made_architectures import IN_LLAMA_CPP, VOCABULARY
-from made_checkpoints import fused_in_llama_cpp
 
 from exporters import gguf
 from exporters.gguf.architectures import known_architectures
@@ -20,6 +18,8 @@ from lrqat.runtimes.llama_cpp import ffi
 from lrqat.runtimes.llama_cpp.gelu import GELU_BOUND, with_table_gelu
 from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
 from lrqat.runtimes.parity import L1_BOUND
+from tests.support.checkpoints import fused_in_llama_cpp
+from tests.support.zoo import IN_LLAMA_CPP, VOCABULARY
 
 TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, 128)
 TWIN = gguf.Options(type="f32", float_type="f32")

@@ -11,8 +11,6 @@ from collections import Counter
 import numpy as np
 import pytest
 import transformers as hf
-from made_architectures import IN_LLAMA_CPP, SIZES, VOCABULARY
-from made_checkpoints import fused, fused_in_llama_cpp
 
 from exporters import gguf
 from exporters.gguf.converter.trained_rows import TrainedRows
@@ -28,6 +26,8 @@ from lrqat.models.reference import load_reference, torch_logits
 from lrqat.runtimes.llama_cpp.gelu import GELU_BOUND
 from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
 from lrqat.runtimes.parity import L1_BOUND
+from tests.support.checkpoints import fused, fused_in_llama_cpp
+from tests.support.zoo import IN_LLAMA_CPP, SIZES, VOCABULARY
 
 TREE = os.environ.get("LLAMA_CPP_TREE")
 needs_tree = pytest.mark.skipif(not TREE, reason="LLAMA_CPP_TREE names no source tree of llama.cpp")

@@ -14,14 +14,14 @@ import sys
 
 import numpy as np
 import pytest
-from made_architectures import IN_LLAMA_CPP, VOCABULARY
-from made_checkpoints import TEXT, fused_in_llama_cpp
-from made_tokenizers import sentencepiece_like
 from transformers import PreTrainedTokenizerFast
 
 from exporters import gguf
 from exporters.gguf.file.header import read_header
 from lrqat.models.reference import load_reference
+from tests.support.checkpoints import TEXT, fused_in_llama_cpp
+from tests.support.small_tokenizers import sentencepiece_like
+from tests.support.zoo import IN_LLAMA_CPP, VOCABULARY
 
 TREE = os.environ.get("LLAMA_CPP_TREE")
 pytestmark = [

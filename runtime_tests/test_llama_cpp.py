@@ -20,8 +20,8 @@ from lrqat.models.small_llama import make_tokenizer
 from lrqat.runtimes.llama_cpp import ffi
 from lrqat.runtimes.llama_cpp.runtime import LlamaCpp, dequantize_row
 from lrqat.runtimes.parity import L1_POSITIONS
+from tests.support.paths import SHARED
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 VOCABULARY = 400
 TEXT = (Path(os.__file__).parent / "argparse.py").read_text(encoding="utf-8")
 SMALL: dict[str, Any] = {

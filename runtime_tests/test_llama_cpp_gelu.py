@@ -9,8 +9,6 @@ import ctypes
 import numpy as np
 import pytest
 import torch
-from made_architectures import VOCABULARY
-from made_checkpoints import fused_in_llama_cpp
 
 from exporters import gguf
 from lrqat.errors import RuntimeUnavailableError
@@ -18,6 +16,8 @@ from lrqat.models.reference import load_reference, torch_logits
 from lrqat.runtimes.llama_cpp import ffi
 from lrqat.runtimes.llama_cpp.gelu import table_gelu, with_table_gelu
 from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
+from tests.support.checkpoints import fused_in_llama_cpp
+from tests.support.zoo import VOCABULARY
 
 PROMPTS = np.random.default_rng(5).integers(0, VOCABULARY, (24, 2))
 TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, 128)

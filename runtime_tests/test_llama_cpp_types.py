@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import SHARED
 from exporters import gguf
 from exporters.gguf.blocks import integer_blocks
 from exporters.gguf.file.header import read_header
@@ -24,6 +23,7 @@ from lrqat.models.reference import load_reference, torch_logits
 from lrqat.runtimes.llama_cpp import ffi
 from lrqat.runtimes.llama_cpp.q8_1 import attach_q8_1
 from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
+from tests.support.paths import SHARED
 
 TYPES_OF_OURS = sorted(integer_blocks())
 TOKENS = np.random.default_rng(0).integers(0, 500, 96)

@@ -9,7 +9,6 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from made_rounded import make_rounded
 from torch import nn
 
 from exporters import onnx as exporter
@@ -26,6 +25,7 @@ from lrqat.runtimes.onnx_runtime.roundings import (
     without_rounding,
 )
 from lrqat.runtimes.onnx_runtime.session import OnnxRuntime
+from tests.support.fake_quantized import make_rounded
 
 CACHE = ["present.0.key", "present.0.value"]
 PROMPTS = np.random.default_rng(0).integers(0, 512, (20, 9))

@@ -12,8 +12,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from made_architectures import IN_ONNX, VOCABULARY
-from made_checkpoints import KEPT, fused
 
 from exporters import onnx as exporter
 from lrqat.errors import ExportRefusedError
@@ -21,6 +19,8 @@ from lrqat.models.reference import load_reference, torch_logits
 from lrqat.runtimes.genai import continue_tokens
 from lrqat.runtimes.onnx_runtime.session import OnnxRuntime
 from lrqat.runtimes.openvino import OpenVino
+from tests.support.checkpoints import KEPT, fused
+from tests.support.zoo import IN_ONNX, VOCABULARY
 
 TOKENS = np.random.default_rng(0).integers(1, VOCABULARY, (2, 80))
 PADDING = 9  # tokens before the second sequence

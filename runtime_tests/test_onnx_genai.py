@@ -6,8 +6,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from made_architectures import IN_ONNX, SIZES
-from made_checkpoints import fused
 from transformers import LlamaConfig
 
 from exporters import load_format, onnx_genai
@@ -17,6 +15,8 @@ from lrqat.errors import ExportRefusedError, OutputError
 from lrqat.models.reference import load_reference, torch_logits
 from lrqat.runtimes.genai import continue_tokens
 from lrqat.runtimes.onnx_runtime.session import OnnxRuntime
+from tests.support.checkpoints import fused
+from tests.support.zoo import IN_ONNX, SIZES
 
 TOKENS = np.random.default_rng(0).integers(1, SIZES["vocab_size"], 60)
 # The builder was once seen to take another matrix of as many rows for the head.

@@ -9,8 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_ranges import make
-from test_onnx_grids import EXACT, arrays
 
 from exporters import onnx as exporter
 from lrqat.checkpoint.reader import Checkpoint
@@ -20,6 +18,8 @@ from lrqat.models import fuse, hub, preparation, surgery
 from lrqat.models.reference import load_reference, torch_logits
 from lrqat.models.small_llama import make_untrained_model
 from lrqat.runtimes.onnx_runtime.session import OnnxRuntime
+from tests.support.onnx_arrays import EXACT, arrays
+from tests.support.random_tensors import make
 
 TOKENS = np.arange(3, 60)
 QUANTISED = ("MatMulNBits", "DequantizeLinear")

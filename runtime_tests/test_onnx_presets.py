@@ -20,7 +20,6 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from made_rounded import make_rounded
 from tokenizers import Tokenizer
 
 from exporters import onnx as exporter
@@ -37,6 +36,7 @@ from lrqat.runtimes.onnx_runtime.roundings import (
 from lrqat.runtimes.onnx_runtime.session import OnnxRuntime
 from lrqat.runtimes.openvino import OpenVino
 from lrqat.runtimes.qnn import Qnn
+from tests.support.fake_quantized import make_rounded
 
 GRIDS = {
     "k_proj": "int2-g32", "v_proj": "int4-asym-g32", "o_proj": "int8-asym-channel",

@@ -15,7 +15,6 @@ from transformers import (
     Qwen3Config,
 )
 
-from conftest import SHARED, SYMMETRIC_GRIDS, shared_model
 from exporters import onnx as exporter
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import UserError
@@ -24,6 +23,8 @@ from lrqat.models import fuse, hub, preparation, surgery
 from lrqat.models.reference import load_reference, torch_logits
 from lrqat.runtimes.genai import generate_tokens
 from lrqat.runtimes.onnx_runtime.session import OnnxRuntime, provenance
+from tests.support.grids import SYMMETRIC_GRIDS
+from tests.support.paths import SHARED, shared_model
 
 TOKENS = np.arange(3, 200)
 

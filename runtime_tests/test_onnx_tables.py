@@ -7,8 +7,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from made_architectures import IN_ONNX, SIZES
-from made_checkpoints import fused
 
 from exporters import onnx as exporter
 from exporters.onnx.weights.embedding_and_head import find_tables
@@ -18,6 +16,8 @@ from lrqat.models.reference import load_reference, torch_logits
 from lrqat.runtimes.genai import continue_tokens
 from lrqat.runtimes.onnx_runtime.session import OnnxRuntime
 from lrqat.runtimes.openvino import OpenVino
+from tests.support.checkpoints import fused
+from tests.support.zoo import IN_ONNX, SIZES
 
 TOKENS = np.random.default_rng(0).integers(1, SIZES["vocab_size"], 40)
 INT8 = {"embedding_type": "int8"}

@@ -10,7 +10,6 @@ import torch
 from gguf import GGUFReader
 from transformers import AutoModelForCausalLM
 
-from conftest import SHARED, SYMMETRIC_GRIDS, shared_model
 from exporters import gguf
 from exporters import onnx as onnx_exporter
 from exporters.gguf.architectures import find_architecture
@@ -20,6 +19,8 @@ from lrqat.models import fuse, hub, preparation, surgery
 from lrqat.runtimes.genai import generate_tokens
 from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
 from lrqat.runtimes.parity import prove
+from tests.support.grids import SYMMETRIC_GRIDS
+from tests.support.paths import SHARED, shared_model
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.paths import ROOT
+
 # Every sub-package and what it may import; itself it always may. Nothing else is allowed, so an
 # import that runs upwards, or a new sub-package, is a decision that is taken here.
 _CORE = {"lrqat", "lrqat.grids"}

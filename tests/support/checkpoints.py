@@ -1,11 +1,11 @@
 """Fused checkpoints of tiny random models: projections on Q4_0, embedding and head on Q8_0."""
 
 import torch
-from made_architectures import IN_LLAMA_CPP, VOCABULARY, make_from
 
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.models import fuse, preparation, surgery
 from lrqat.models.small_llama import make_tokenizer
+from tests.support.zoo import IN_LLAMA_CPP, VOCABULARY, make_from
 
 TEXT = "some text to make merges of, and more of it still\n" * 40
 # A part of the last layer, of every kind: linear, Conv1D, experts.

@@ -8,14 +8,6 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# One of every kind of grid: the tests that are slow run on these, the others on the whole table.
-SYMMETRIC_GRIDS = ("q4_0", "q8_0", "int4-g128", "int4-channel")
-KINDS_OF_GRIDS = (
-    *SYMMETRIC_GRIDS, "q2_0", "q4_1", "q2_k", "q3_k", "q6_k", "tq2_0", "iq4_nl", "mxfp4",
-    "int3-asym-g64", "int8-asym-channel",
-)  # fmt: skip
-SHARED = Path(__file__).resolve().parents[1] / "shared"
-
 
 @pytest.fixture(scope="session")
 def text():
@@ -128,11 +120,3 @@ def onnx_folder(make_fused, tmp_path_factory):
         return made[grid]
 
     return make
-
-
-def shared_model(name):
-    """Mark and path for a test on one of the shared models; skipped where they are absent."""
-    path = SHARED / "models" / name
-    return pytest.param(
-        path, id=name, marks=pytest.mark.skipif(not path.is_dir(), reason=f"no shared {name}")
-    )

@@ -3,7 +3,6 @@
 import functools
 
 import torch
-from made_architectures import VOCABULARY
 from torch import nn
 
 from lrqat.checkpoint.reader import Checkpoint
@@ -11,6 +10,7 @@ from lrqat.models.fuse import fuse
 from lrqat.models.preparation import Settings, quantized_layers
 from lrqat.models.reference import load_reference
 from lrqat.models.small_llama import make_tokenizer
+from tests.support.zoo import VOCABULARY
 
 # The layer adds a bias to the product; transformers does both in one kernel, which rounds once.
 WITH_BIAS = {"qwen2", "qwen2_moe", "gpt2", "gpt_neox"}

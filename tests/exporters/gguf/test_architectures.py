@@ -8,8 +8,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from made_architectures import IN_LLAMA_CPP, LINEAR_ROPE, YARN_ROPE
-from made_checkpoints import fused, fused_in_llama_cpp
 
 from exporters import gguf
 from exporters.gguf.architectures import find_architecture
@@ -17,6 +15,8 @@ from exporters.gguf.graph.hyperparameters import hyperparameters, refusals
 from exporters.gguf.graph.rope import interleaved_rows
 from exporters.gguf.tensors.sources import find_sources
 from lrqat.errors import CheckpointError
+from tests.support.checkpoints import fused, fused_in_llama_cpp
+from tests.support.zoo import IN_LLAMA_CPP, LINEAR_ROPE, YARN_ROPE
 
 HF_NAMES = {
     "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +14,7 @@ from exporters.gguf import writer as writing
 from lrqat.atomic_files import replaced_file
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import OutputError
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.paths import ROOT
 
 
 @pytest.fixture

@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_ranges import EXTREMES, make, with_scales
-from test_gguf_blocks import (
+
+from exporters.gguf.blocks import integer_blocks, row_bytes
+from exporters.gguf.tensors.selection import exact_types
+from lrqat.errors import ExportRefusedError
+from lrqat.grids.grid import GRIDS, FloatScale, Grid
+from tests.support.ggml_decoders import (
     ALL,
     INTEGER,
     assert_equal_fields,
@@ -16,11 +20,7 @@ from test_gguf_blocks import (
     c_dequantize,
     gguf_dequantize,
 )
-
-from exporters.gguf.blocks import integer_blocks, row_bytes
-from exporters.gguf.tensors.selection import exact_types
-from lrqat.errors import ExportRefusedError
-from lrqat.grids.grid import GRIDS, FloatScale, Grid
+from tests.support.random_tensors import EXTREMES, make, with_scales
 
 WIDTHS = (256, 512, 576, 896, 172)
 

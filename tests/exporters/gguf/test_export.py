@@ -4,19 +4,16 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from gguf import GGUFReader
 
-from conftest import shared_model
 from exporters import gguf
 from exporters.gguf.file.header import read_header
 from lrqat.checkpoint.manifest import FILE_NAME, sha256_of
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import CheckpointError, ExportRefusedError
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.paths import ROOT, shared_model
 
 
 @pytest.fixture

@@ -3,14 +3,14 @@
 import unicodedata
 
 import pytest
-from made_texts import strings
-from made_tokenizers import byte_level, pre_tokenizer
-from made_vocabularies import differing, opened, vocabulary_of
 from tokenizers import Tokenizer, models
 
 from exporters.gguf.vocabulary.pre_tokenizer_table import CHARACTER_NAMES, KNOWN_NAMES, ROWS
 from exporters.gguf.vocabulary.table import Vocabulary
 from lrqat.errors import ExportRefusedError, ModelError
+from tests.support.small_tokenizers import byte_level, pre_tokenizer
+from tests.support.texts import strings
+from tests.support.vocabularies import differing, opened, vocabulary_of
 
 TEXTS = [text for text in strings() if "<|endoftext|>" not in text]
 

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from made_memory import needs_proc, run_measured
 
 from exporters import gguf, parallel
 from exporters.gguf.architectures import find_architecture
 from exporters.gguf.tensors import sources
 from lrqat.checkpoint.reader import Checkpoint
+from tests.support.memory import needs_proc, run_measured
 
 _MEASURED = """
 from exporters import gguf

@@ -1,15 +1,13 @@
 """The tables of types, in docs/gguf-types.md and README.md, are what the code says."""
 
-from pathlib import Path
-
 import gguf
 import pytest
 
 from exporters.gguf.blocks import bits_per_weight, float_blocks, integer_blocks
 from exporters.gguf.tensors.selection import exact_types
 from lrqat.grids.grid import GRIDS
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGE, README = ROOT / "docs" / "gguf-types.md", ROOT / "README.md"
 KINDS = ("", "-asym")
 SIZES = ("g16", "g32", "g64", "g128", "g256", "channel")

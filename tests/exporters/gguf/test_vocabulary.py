@@ -6,18 +6,18 @@ import unicodedata
 
 import pytest
 from gguf import TokenType
-from made_texts import strings
-from made_tokenizers import SIZE, byte_level, sentencepiece_like, unigram_like
-from made_vocabularies import differing, vocabulary_of
-from made_vocabularies import opened as opened_alone
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers import processors as post
 
-from conftest import SHARED, shared_model
 from exporters import gguf
 from exporters.gguf.vocabulary import TokenizerFiles, load_vocabulary
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import ExportRefusedError, RuntimeUnavailableError
+from tests.support.paths import SHARED, shared_model
+from tests.support.small_tokenizers import SIZE, byte_level, sentencepiece_like, unigram_like
+from tests.support.texts import strings
+from tests.support.vocabularies import differing, vocabulary_of
+from tests.support.vocabularies import opened as opened_alone
 
 
 def checkpoint_with(fused, folder, tokenizer, **settings):

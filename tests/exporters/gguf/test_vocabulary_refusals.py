@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from made_tokenizers import SIZE, byte_level, sentencepiece_like, unigram_like
 from tokenizers import pre_tokenizers
 from tokenizers import processors as post
 
 from exporters.gguf.vocabulary import TokenizerFiles, load_vocabulary
 from exporters.gguf.vocabulary.pre_tokenizer_table import QWEN2
 from lrqat.errors import ExportRefusedError
+from tests.support.small_tokenizers import SIZE, byte_level, sentencepiece_like, unigram_like
 
 
 def changed(tokenizer, **entries):

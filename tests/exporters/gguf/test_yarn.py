@@ -5,13 +5,13 @@ That it computes the rest is in runtime_tests/test_gguf_architectures.py.
 
 import numpy as np
 import pytest
-from made_architectures import EXTENDED, HEAD_DIM, YARN_ROPE
 from transformers import Qwen3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from exporters.gguf.architectures import find_architecture
 from exporters.gguf.graph.hyperparameters import hyperparameters, refusals
 from lrqat.errors import CheckpointError
+from tests.support.zoo import EXTENDED, HEAD_DIM, YARN_ROPE
 
 QWEN3 = HEAD_DIM | EXTENDED | {"architectures": ["Qwen3ForCausalLM"], "hidden_act": "silu"}
 QWEN3 |= {"rms_norm_eps": 1e-6}

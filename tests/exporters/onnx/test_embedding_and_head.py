@@ -11,8 +11,6 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_architectures import IN_ONNX
-from made_checkpoints import fused
 
 from exporters import onnx as exporter
 from exporters.onnx.folder.model_file import OnnxFileError
@@ -24,6 +22,8 @@ from lrqat.checkpoint.reader import Checkpoint
 from lrqat.cli import export
 from lrqat.errors import CheckpointError, ExportRefusedError
 from lrqat.grids.grid import GRIDS
+from tests.support.checkpoints import fused
+from tests.support.zoo import IN_ONNX
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 

@@ -13,7 +13,6 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from conftest import SYMMETRIC_GRIDS
 from exporters import onnx as exporter
 from exporters.inspection import inspect
 from exporters.onnx.folder.companions import genai_config
@@ -21,6 +20,7 @@ from exporters.onnx.folder.model_file import OnnxFileError
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import ExportRefusedError, OutputError
 from lrqat.models import hub
+from tests.support.grids import SYMMETRIC_GRIDS
 
 
 def export(folder, target, **options):

@@ -9,37 +9,17 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_ranges import make
 
 from exporters import onnx as exporter
 from exporters.onnx.weights.initializers import stored
 from exporters.onnx.weights.storage import INTEGER_FORMS, refuses_grid, storage_of
 from lrqat.errors import ExportRefusedError
 from lrqat.grids.grid import GRIDS
+from tests.support.onnx_arrays import EXACT, arrays
+from tests.support.random_tensors import make
 
 WITH_MINIMA = [name for name, grid in GRIDS.items() if grid.minimum]
-EXACT = [grid for name, grid in GRIDS.items() if not grid.minimum]
 FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
-
-
-def holder(tensor):
-    """Something that gives out one made tensor as a checkpoint does."""
-    return SimpleNamespace(
-        quantized_names=["made"],
-        shape=lambda name: tensor.q.shape,
-        quantized=lambda name: tensor,
-        scales=lambda name: tensor.scales,
-        grid=lambda name: tensor.grid,
-    )
-
-
-def arrays(tensor, two_bits=True, integers="signed"):
-    """Type of the integers, and the arrays of the file: integers, scales, zero-points."""
-    storage = storage_of(tensor.grid, len(tensor.q), two_bits=two_bits, integers=integers)
-    kinds = {"integers": storage.dtype, f"{integers}_scales": FLOAT}
-    if tensor.grid.zero_point or integers == "unsigned":
-        kinds[f"{integers}_zero_points"] = storage.dtype
-    return storage, [stored(kind, holder(tensor), "made", dtype) for kind, dtype in kinds.items()]
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,8 @@
 import dataclasses
 import itertools
 import re
-from pathlib import Path
 
 import pytest
-from made_rounded import make_rounded
 
 from exporters import onnx as exporter
 from exporters.onnx.options import Options
@@ -14,6 +12,8 @@ from exporters.onnx.presets import PRESETS
 from lrqat.activations.grids import ACTIVATION_GRIDS
 from lrqat.cli import export
 from lrqat.errors import ExportRefusedError
+from tests.support.fake_quantized import make_rounded
+from tests.support.paths import ROOT
 
 SHOWN = ("opset", "float_type", "accuracy_level", "two_bit_type", "integer_type", "attention")
 SHOWN += ("activation_form",)
@@ -22,7 +22,7 @@ OFFERED = {
     name: sorted({value for row in PRESETS.values() for value in getattr(row, name)})
     for name in FIELDS
 }
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "onnx-grids.md"
+PAGE = ROOT / "docs" / "onnx-grids.md"
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -1,7 +1,8 @@
 """Memory of an ONNX export: a few tensors, not the model."""
 
 import pytest
-from made_memory import needs_proc, run_measured
+
+from tests.support.memory import needs_proc, run_measured
 
 # Tracing needs memory of its own, which a small model shows; what a large one adds is weights.
 _MEASURED = """

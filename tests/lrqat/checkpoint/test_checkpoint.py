@@ -7,7 +7,6 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from conftest import KINDS_OF_GRIDS
 from lrqat.checkpoint import manifest
 from lrqat.checkpoint.reader import PACKED, Checkpoint
 from lrqat.checkpoint.stored_scales import PARTS
@@ -17,6 +16,7 @@ from lrqat.grids.quantize import dequantize
 from lrqat.models import hub, preparation, surgery
 from lrqat.models.fuse import fuse
 from lrqat.models.reference import load_reference, torch_logits
+from tests.support.grids import KINDS_OF_GRIDS
 
 
 @pytest.fixture

@@ -5,11 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from made_runs import ROOT, last_json, one_object, run
 
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.cli import evaluate, export, parity, train
 from lrqat.cli import inspect as inspection
+from tests.support.commands import last_json, one_object, run
+from tests.support.paths import ROOT
 
 
 @pytest.fixture(scope="module")

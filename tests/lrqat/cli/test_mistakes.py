@@ -4,10 +4,10 @@ import shutil
 import sys
 
 import pytest
-from made_runs import last_json, run
 
 from lrqat.cli import command, evaluate, export, parity, train
 from lrqat.cli import inspect as inspection
+from tests.support.commands import last_json, run
 
 TOOLS = {
     "train": train, "export": export, "evaluate": evaluate, "parity": parity, "inspect": inspection,

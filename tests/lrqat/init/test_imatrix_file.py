@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_imatrix import COLUMNS, DOWN, ENTRIES, OWN, TAILS, Q, legacy, write_gguf
 
 from lrqat.errors import UserError
 from lrqat.init import imatrix_file
 from lrqat.init.imatrix_format import ImatrixFileError, read_entries
+from tests.support.imatrix import COLUMNS, DOWN, ENTRIES, OWN, TAILS, Q, legacy, write_gguf
 
 EXPERTS = "model.layers.0.mlp.experts.gate_up_proj"
 EXPECTED = {Q: [2.0, 0.0, 4.0, 0.5], DOWN: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]}

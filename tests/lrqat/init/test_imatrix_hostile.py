@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_imatrix import COLUMNS, ENTRIES, OWN, TAILS, Q, legacy, write_gguf
 
 from lrqat.init import imatrix_file
 from lrqat.init.imatrix_format import ImatrixFileError, read_entries
+from tests.support.imatrix import COLUMNS, ENTRIES, OWN, TAILS, Q, legacy, write_gguf
 
 
 def tensor(name=b"a", dims=(4,), kind=0, offset=0):

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import KINDS_OF_GRIDS
 from lrqat.grids.grid import GRIDS
 from lrqat.init import input_statistics
 from lrqat.init.importance import sum_of_squares
@@ -14,6 +13,7 @@ from lrqat.init.range_init import find_scales
 from lrqat.layers.frozen import DOWNCASTS
 from lrqat.layers.linear import LRQATLinear
 from lrqat.models import hub
+from tests.support.grids import KINDS_OF_GRIDS
 
 RANK = 8
 

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import KINDS_OF_GRIDS
 from lrqat.grids.grid import GRIDS, FloatScale, PowerOfTwoScale, TwoLevelScale, find_grid
 from lrqat.grids.quantize import dequantize, integers, stored_scale, to_latent
 from lrqat.init.range_init import RANGE_INITS, find_scales
+from tests.support.grids import KINDS_OF_GRIDS
 
 
 def quantised_error(weight, ranges, grid, p=2.0, factors=None):

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from made_architectures import make
-from made_trained import assert_computes_the_same, logits, loss, round_trip
 from torch import nn
 
 from lrqat.errors import UserError
@@ -13,6 +11,8 @@ from lrqat.layers.modes import full_precision
 from lrqat.layers.weight import QuantizedWeight
 from lrqat.models.preparation import Settings, check_settings, merge_and_round, prepare
 from lrqat.models.surgery import plan_surgery
+from tests.support.trained import assert_computes_the_same, logits, loss, round_trip
+from tests.support.zoo import make
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from test_layer import make_layer, nearest, plain_forward, ste
 
 from lrqat.grids.grid import GRIDS
 from lrqat.grids.quantize import inside
 from lrqat.layers import per_row
+from tests.support.plain_layer import make_layer, nearest, plain_forward, ste
 
 PER_CHANNEL = [name for name, grid in GRIDS.items() if grid.group_size is None]
 

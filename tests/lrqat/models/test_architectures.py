@@ -8,8 +8,6 @@ import re
 
 import pytest
 import torch
-from made_architectures import MODELS, STACKS, TIED, make
-from made_trained import IDS, SETTINGS, assert_computes_the_same, logits, loss, move, round_trip
 from transformers.pytorch_utils import Conv1D
 
 from lrqat.layers.embedding import LRQATEmbedding
@@ -18,6 +16,16 @@ from lrqat.layers.modes import full_precision
 from lrqat.models import hub
 from lrqat.models.preparation import prepare, quantized_layers
 from lrqat.models.surgery import OUTPUT_HEAD, ROUTER, plan_surgery
+from tests.support.trained import (
+    IDS,
+    SETTINGS,
+    assert_computes_the_same,
+    logits,
+    loss,
+    move,
+    round_trip,
+)
+from tests.support.zoo import MODELS, STACKS, TIED, make
 
 # One of every kind of embedding: plain and scaled, tied and not, other names.
 EMBEDDINGS = ("llama", "qwen3", "gemma3", "granite", "gpt2", "gpt_neox")

@@ -3,13 +3,13 @@
 import pytest
 import torch
 import transformers as hf
-from made_architectures import HEAD_DIM, SIZES, make
-from made_trained import SETTINGS, logits, move, round_trip
 
 from lrqat.errors import UserError
 from lrqat.models import hub
 from lrqat.models.preparation import prepare
 from lrqat.models.surgery import ROUTER, WHOLE_STACK, plan_surgery
+from tests.support.trained import SETTINGS, logits, move, round_trip
+from tests.support.zoo import HEAD_DIM, SIZES, make
 
 
 def wide_llama(**changes):

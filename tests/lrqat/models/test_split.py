@@ -6,15 +6,6 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from made_models import (
-    MODELS,
-    SIZES,
-    VOCABULARY,
-    assert_same,
-    make,
-    text,
-    whole_loss,
-)
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -23,6 +14,15 @@ from lrqat.models.split import split, split_or_whole
 from lrqat.training.objectives import losses
 from lrqat.training.objectives.losses import (
     Objective,
+)
+from tests.support.whole_losses import (
+    MODELS,
+    SIZES,
+    VOCABULARY,
+    assert_same,
+    make,
+    text,
+    whole_loss,
 )
 
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from conftest import shared_model
 from lrqat.errors import GridError, ModelError, UserError
 from lrqat.models import hub, preparation, surgery
+from tests.support.paths import shared_model
 
 
 def test_the_head_stays_and_every_projection_goes(tiny_model):

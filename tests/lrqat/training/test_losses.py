@@ -6,17 +6,6 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from made_models import (
-    SIZES,
-    VOCABULARY,
-    Switched,
-    assert_same,
-    full_precision,
-    gradients,
-    make,
-    text,
-    whole_loss,
-)
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -28,6 +17,17 @@ from lrqat.training.objectives.losses import (
     Objective,
     SelfTeacher,
     chunked_loss,
+)
+from tests.support.whole_losses import (
+    SIZES,
+    VOCABULARY,
+    Switched,
+    assert_same,
+    full_precision,
+    gradients,
+    make,
+    text,
+    whole_loss,
 )
 
 

@@ -1,6 +1,6 @@
 """Two steps on a tiny model, in one process or more: what torchrun starts for test_distributed.py.
 
-    python tests/train_distributed.py OUTPUT PHI [bad]
+    python tests/lrqat/training/train_distributed.py OUTPUT PHI [bad]
 
 PHI is the form of the frozen weights, "+parameter" behind it makes them parameters. With `bad`, the
 second loss of the last rank is NaN. With LRQAT_TEST_FSDP set, parameters are sharded. Rank 0 writes
