@@ -4,38 +4,46 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests.support import distributed_program
 from tests.support.paths import ROOT
 
-SCRIPT = Path(__file__).with_name("train_distributed.py")
-TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+KINDS = ["fp32", "fp32,fsdp", "fixed,fsdp"]
+BAD = ["fp32,bad", "fp32,fsdp,bad"]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Function (launcher, phi, further arguments, environment) -> output folder; run once each."""
-    made = {}
+def two(tmp_path_factory):
+    """Folder with a folder for every case, each run by two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    done = subprocess.run(
+        [sys.executable, *LAUNCHER, distributed_program.__file__, str(folder), *KINDS, *BAD],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
 
-    def start(launcher, phi, *more, **environment):
-        key = (*launcher, phi, *more, *environment)
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp("run")
-            done = subprocess.run(
-                [sys.executable, *launcher, str(SCRIPT), str(made[key]), phi, *more],
-                env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment,
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
-            assert done.returncode == 0, done.stderr[-4000:]
-        return made[key]
 
-    return start
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """Function of a form of the frozen weights -> folder of the run of one process, this one."""
+    folder, made = tmp_path_factory.mktemp("one"), set()
+
+    def run(phi):
+        if phi not in made:
+            distributed_program.run(folder / phi, phi)
+            made.add(phi)
+        return folder / phi
+
+    return run
 
 
 def about(folder):
@@ -49,37 +57,31 @@ def close(first, second, **tolerance):
         np.testing.assert_allclose(first[name], second[name], err_msg=name, **tolerance)
 
 
-KINDS = [
-    pytest.param("fp32", {}, id="ddp"),
-    pytest.param("fp32", {"LRQAT_TEST_FSDP": "1"}, id="fsdp"),
-    pytest.param("fixed", {"LRQAT_TEST_FSDP": "1"}, id="fsdp-int8-phi"),
-]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("phi", "environment"), KINDS)
-def test_two_processes_with_half_the_batch_take_the_steps_of_one(run, phi, environment):
-    one, two = run([], phi), run(TWO, phi, **environment)
-    gradients = [load_file(folder / "gradients.safetensors") for folder in (one, two)]
+@pytest.mark.parametrize("case", KINDS)
+def test_two_processes_with_half_the_batch_take_the_steps_of_one(one, two, case):
+    phi, *sharding = case.split(",")
+    folders = one(phi), two / case
+    gradients = [load_file(folder / "gradients.safetensors") for folder in folders]
     assert {name.rpartition(".")[2] for name in gradients[0]} == {"lora_a", "lora_b", "scale"}
     largest = max(np.abs(g).max() for g in gradients[0].values())
     close(*gradients, rtol=1e-4, atol=1e-6 * largest)
-    sharded = about(two)["sharded"]
+    sharded = about(folders[1])["sharded"]
     for part in ("lora_a", "phi"):
-        assert any(name.endswith(part) for name in sharded) == bool(environment)
-    losses = [[entry["loss"] for entry in about(f)["history"]] for f in (one, two)]
+        assert any(name.endswith(part) for name in sharded) == bool(sharding)
+    losses = [[entry["loss"] for entry in about(f)["history"]] for f in folders]
     np.testing.assert_allclose(*losses, rtol=1e-5)
     # Adam divides by the gradient's size, so where a gradient is rounding, steps are too: compare
     # what is computed with the parameters, not the parameters.
-    whole = [load_file(folder / "whole.safetensors") for folder in (one, two)]
+    whole = [load_file(folder / "whole.safetensors") for folder in folders]
     np.testing.assert_allclose(whole[0].pop("loss"), whole[1].pop("loss"), rtol=1e-5)
     assert all((whole[0][name] != whole[1][name]).mean() < 1e-3 for name in whole[0])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("phi", "environment"), KINDS)
-def test_a_run_on_two_processes_resumes_bit_for_bit(run, phi, environment):
-    folder = run(TWO, phi, **environment)
+@pytest.mark.parametrize("case", KINDS)
+def test_a_run_on_two_processes_resumes_bit_for_bit(two, case):
+    folder = two / case
     first, again = (folder / part / "checkpoint-2" for part in ("first", "again"))
     for name in ("adapters.safetensors", "optimizer.safetensors"):
         tensors = load_file(first / name), load_file(again / name)
@@ -91,9 +93,9 @@ def test_a_run_on_two_processes_resumes_bit_for_bit(run, phi, environment):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("environment", [{}, {"LRQAT_TEST_FSDP": "1"}], ids=["ddp", "fsdp"])
-def test_a_loss_that_is_bad_on_one_rank_is_skipped_on_all(run, environment):
-    folder = run(TWO, "fp32", "bad", **environment)
+@pytest.mark.parametrize("case", BAD)
+def test_a_loss_that_is_bad_on_one_rank_is_skipped_on_all(two, case):
+    folder = two / case
     assert about(folder)["skipped"] == 1
     for name in ("adapters.safetensors", "optimizer.safetensors"):
         before, after = (load_file(folder / "first" / f"checkpoint-{n}" / name) for n in (1, 2))

@@ -1,15 +1,15 @@
 """Two steps on a tiny model, in one process or more: what torchrun starts for test_distributed.py.
 
-    python tests/lrqat/training/train_distributed.py OUTPUT PHI [bad]
+    python tests/support/distributed_program.py OUTPUT CASE ...
 
-PHI is the form of the frozen weights, "+parameter" behind it makes them parameters. With `bad`, the
-second loss of the last rank is NaN. With LRQAT_TEST_FSDP set, parameters are sharded. Rank 0 writes
-`gradients.safetensors` (of the first step) and `whole.safetensors` (the loss and the integers at
-the end); states go to `first` and, resumed from step 1, to `again`.
+A case is a form of the frozen weights, with ",fsdp" where parameters are sharded, and with ",bad"
+where the second loss of the last rank is NaN. Each has a folder of its name in OUTPUT. Rank 0
+writes `gradients.safetensors` (of the first step), `whole.safetensors` (the loss and the integers
+at the end) and `about.json`; states go to `first` and, resumed from step 1, to `again`. One start
+is for all cases: it takes longer than they do.
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -87,7 +87,8 @@ class ShardedOnCPU(LRQATTrainer):
         self.is_fsdp_enabled = True
 
 
-def run(output, phi, objective, resume=None):
+def train(output, phi, kind, objective, resume=None):
+    """The trainer, its callback and the history of a run of two steps."""
     arguments = training_arguments(
         TrainConfig("", "", str(output), steps=2, save_every=1, learning_rate=1e-2),
         output,
@@ -98,7 +99,6 @@ def run(output, phi, objective, resume=None):
     model, keep = TrainingModel(make_model(phi), objective), Keep()
     rates = {"low_rank": 1e-2, "scale": 1e-4}
     progress = ProgressLine(model, 64)
-    kind = ShardedOnCPU if os.environ.get("LRQAT_TEST_FSDP") else LRQATTrainer
     trainer = kind(
         model,
         args=arguments,
@@ -111,9 +111,11 @@ def run(output, phi, objective, resume=None):
     return trainer, keep, progress.history
 
 
-def main(output, phi, bad=""):
-    output = Path(output)
-    trainer, keep, history = run(output / "first", phi, Bad() if bad else Objective())
+def run(output, phi, *more):
+    """One case into the folder `output`."""
+    kind = ShardedOnCPU if "fsdp" in more else LRQATTrainer
+    objective = Bad() if "bad" in more else Objective()
+    trainer, keep, history = train(output / "first", phi, kind, objective)
     trained = trainer.trained_model()
     if trainer.is_world_process_zero():
         save_file(keep.gradients, output / "gradients.safetensors")
@@ -125,9 +127,11 @@ def main(output, phi, bad=""):
         save_file(whole, output / "whole.safetensors")
         about = {"skipped": trainer.guard.skipped, "history": history, "sharded": keep.sharded}
         (output / "about.json").write_text(json.dumps(about))
-    if not bad:
-        run(output / "again", phi, Objective(), resume=str(output / "first" / "checkpoint-1"))
+    if "bad" not in more:
+        train(output / "again", phi, kind, Objective(), str(output / "first" / "checkpoint-1"))
+
+
+if __name__ == "__main__":
+    for case in sys.argv[2:]:
+        run(Path(sys.argv[1]) / case, *case.split(","))
     processes.leave()
-
-
-main(*sys.argv[1:])
