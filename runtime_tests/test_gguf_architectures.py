@@ -18,8 +18,8 @@ from lrqat.runtimes.llama_cpp import ffi
 from lrqat.runtimes.llama_cpp.gelu import GELU_BOUND, with_table_gelu
 from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
 from lrqat.runtimes.parity import L1_BOUND
-from tests.support.checkpoints import fused_in_llama_cpp
-from tests.support.zoo import IN_LLAMA_CPP, VOCABULARY
+from tests.support.checkpoints import fused
+from tests.support.zoo import CONFIGS, IN_LLAMA_CPP, VOCABULARY
 
 TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, 128)
 TWIN = gguf.Options(type="f32", float_type="f32")
@@ -40,7 +40,7 @@ def make_checkpoint(tmp_path_factory):
 
     def make(name):
         if name not in made:
-            made[name] = fused_in_llama_cpp(name, tmp_path_factory.mktemp("fused") / "checkpoint")
+            made[name] = fused(name, tmp_path_factory.mktemp("fused") / "checkpoint")
         return made[name]
 
     return make
@@ -59,7 +59,7 @@ def assert_same_graph(checkpoint, path, tokens, n_ctx=128):
 
 
 def test_every_entry_is_here():
-    kinds = {type(config()).__name__ for config in IN_LLAMA_CPP.values()}
+    kinds = {type(CONFIGS[name]()).__name__ for name in IN_LLAMA_CPP}
     assert len(kinds) == len(known_architectures())
 
 

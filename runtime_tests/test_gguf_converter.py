@@ -26,8 +26,8 @@ from lrqat.models.reference import load_reference, torch_logits
 from lrqat.runtimes.llama_cpp.gelu import GELU_BOUND
 from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
 from lrqat.runtimes.parity import L1_BOUND
-from tests.support.checkpoints import fused, fused_in_llama_cpp
-from tests.support.zoo import IN_LLAMA_CPP, SIZES, VOCABULARY
+from tests.support.checkpoints import fused
+from tests.support.zoo import SIZES, VOCABULARY
 
 TREE = os.environ.get("LLAMA_CPP_TREE")
 needs_tree = pytest.mark.skipif(not TREE, reason="LLAMA_CPP_TREE names no source tree of llama.cpp")
@@ -53,7 +53,7 @@ def options(**changes):
 @needs_tree
 @pytest.mark.slow
 def test_where_there_is_an_entry_both_ways_give_the_same_tensors(tmp_path):
-    checkpoint = fused_in_llama_cpp("qwen3", tmp_path / "fused")
+    checkpoint = fused("qwen3", tmp_path / "fused")
     gguf.write(gguf.plan(checkpoint, gguf.Options(float_type="f32")), tmp_path / "ours.gguf")
     plan = gguf.plan(checkpoint, options())
     report = gguf.write(plan, tmp_path / "theirs.gguf")
@@ -111,7 +111,7 @@ def no_converter(folder):
 
 def test_a_dry_run_lists_what_the_converter_is_given(tmp_path, capsys):
     """With their types, which are those without a converter; nothing is run."""
-    checkpoint = fused_in_llama_cpp("qwen3", tmp_path / "fused", grid="int4-channel")
+    checkpoint = fused("qwen3", tmp_path / "fused", grid="int4-channel")
     tree = no_converter(tmp_path / "tree")
     ours = gguf.plan(checkpoint, gguf.Options(float_type="f32"))
     arguments = [str(checkpoint.path), "--format", "gguf", "--converter", tree, "--dry-run"]
@@ -130,7 +130,7 @@ def test_a_dry_run_lists_what_the_converter_is_given(tmp_path, capsys):
 
 
 def test_what_no_type_holds_is_refused_before_the_converter_runs(tmp_path):
-    checkpoint = fused_in_llama_cpp("qwen3", tmp_path / "fused", grid="int4-g16")
+    checkpoint = fused("qwen3", tmp_path / "fused", grid="int4-g16")
     tree = no_converter(tmp_path / "tree")
     refused = gguf.plan(checkpoint, gguf.Options(converter=tree)).refusals
     assert "has no exact form" in refused[0]
@@ -163,14 +163,14 @@ def test_types_round_activations_as_the_model_was_trained(tmp_path):
 
 
 def test_a_folder_that_is_no_source_tree(tmp_path):
-    checkpoint = fused_in_llama_cpp("qwen3", tmp_path / "fused")
+    checkpoint = fused("qwen3", tmp_path / "fused")
     plan = gguf.plan(checkpoint, gguf.Options(converter=str(tmp_path)))
     with pytest.raises(ExportRefusedError, match=r"no source tree of llama\.cpp"):
         gguf.write(plan, tmp_path / "model.gguf")
 
 
 def test_trained_rows_are_found_in_any_order(tmp_path):
-    checkpoint = fused_in_llama_cpp("qwen3_moe", tmp_path / "fused")
+    checkpoint = fused("qwen3_moe", tmp_path / "fused")
     trained = TrainedRows(checkpoint)
     names = [f"model.layers.0.self_attn.{part}_proj" for part in "qkv"]
     values = np.concatenate([checkpoint.quantized(name).dequantize() for name in names])
@@ -187,7 +187,7 @@ def test_trained_rows_are_found_in_any_order(tmp_path):
 
 
 def test_a_file_that_lacks_trained_rows_is_refused(tmp_path):
-    checkpoint, path = fused_in_llama_cpp("qwen3", tmp_path / "fused"), tmp_path / "model.gguf"
+    checkpoint, path = fused("qwen3", tmp_path / "fused"), tmp_path / "model.gguf"
     gguf.write(gguf.plan(checkpoint), path)
     assert verify_rows(path, checkpoint) == (24, len(checkpoint.quantized_names))
     info = read_header(path).tensors["blk.1.attn_v.weight"]
@@ -202,8 +202,7 @@ def test_a_file_that_lacks_trained_rows_is_refused(tmp_path):
 
 def test_zeros_without_a_sign_are_found_again(tmp_path):
     """A negative scale times 0 is one with a sign, and what a type with minima makes of it none."""
-    config = IN_LLAMA_CPP["qwen3"]()
-    checkpoint = fused(config, tmp_path / "fused", keep=(), grid_for={})
+    checkpoint = fused("qwen3", tmp_path / "fused", keep=(), grid_for={})
     values = [checkpoint.quantized(name).dequantize() for name in checkpoint.quantized_names]
     assert any((np.signbit(v) & (v == 0)).any() for v in values)
     gguf.write(gguf.plan(checkpoint, gguf.Options(type="q4_1")), tmp_path / "model.gguf")
@@ -211,7 +210,7 @@ def test_zeros_without_a_sign_are_found_again(tmp_path):
 
 
 def test_a_file_that_a_converter_laid_out_is_compared_row_by_row(tmp_path):
-    checkpoint, path = fused_in_llama_cpp("qwen3", tmp_path / "fused"), tmp_path / "model.gguf"
+    checkpoint, path = fused("qwen3", tmp_path / "fused"), tmp_path / "model.gguf"
     plan = gguf.plan(checkpoint)
     marked = [*plan.metadata, kv.text(CONVERTER, "convert_hf_to_gguf.py")]
     gguf.write(dataclasses.replace(plan, metadata=marked), path)

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from exporters import gguf
 from exporters.gguf.file.header import read_header
 from lrqat.models.reference import load_reference
-from tests.support.checkpoints import TEXT, fused_in_llama_cpp
+from tests.support.checkpoints import TEXT, fused
 from tests.support.small_tokenizers import sentencepiece_like
 from tests.support.zoo import IN_LLAMA_CPP, VOCABULARY
 
@@ -101,7 +101,7 @@ def conversions(tmp_path_factory):
             tokenizer = PreTrainedTokenizerFast(
                 tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
             )
-        checkpoint = fused_in_llama_cpp(name, folder / "fused", tokenizer=tokenizer)
+        checkpoint = fused(name, folder / "fused", tokenizer=tokenizer)
         if tokenizer:
             shutil.copy(folder / "tokenizer.model", folder / "fused")
         plan = gguf.plan(checkpoint, gguf.Options(type="f32", float_type="f32"))

@@ -16,7 +16,7 @@ from lrqat.models.reference import load_reference, torch_logits
 from lrqat.runtimes.llama_cpp import ffi
 from lrqat.runtimes.llama_cpp.gelu import table_gelu, with_table_gelu
 from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
-from tests.support.checkpoints import fused_in_llama_cpp
+from tests.support.checkpoints import fused
 from tests.support.zoo import VOCABULARY
 
 PROMPTS = np.random.default_rng(5).integers(0, VOCABULARY, (24, 2))
@@ -47,7 +47,7 @@ def test_it_is_llama_cpps_table(library):
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "gemma3, six layers"])
 def test_the_table_is_all_of_the_difference(name, library, tmp_path):
-    checkpoint, path = fused_in_llama_cpp(name, tmp_path / "fused"), tmp_path / "twin.gguf"
+    checkpoint, path = fused(name, tmp_path / "fused"), tmp_path / "twin.gguf"
     gguf.write(gguf.plan(checkpoint, gguf.Options(type="f32", float_type="f32")), path)
     model = load_reference(checkpoint)
     with LlamaCpp.open(path, n_ctx=128) as llama:

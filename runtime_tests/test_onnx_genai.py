@@ -16,21 +16,21 @@ from lrqat.models.reference import load_reference, torch_logits
 from lrqat.runtimes.genai import continue_tokens
 from lrqat.runtimes.onnx_runtime.session import OnnxRuntime
 from tests.support.checkpoints import fused
-from tests.support.zoo import IN_ONNX, SIZES
+from tests.support.zoo import SIZES
 
 TOKENS = np.random.default_rng(0).integers(1, SIZES["vocab_size"], 60)
 # The builder was once seen to take another matrix of as many rows for the head.
 SAME_SIZES = SIZES | {"intermediate_size": SIZES["vocab_size"]}
 HEAD = {"lm_head": "q4_0"}
 CASES = {
-    "llama": (lambda: LlamaConfig(**SAME_SIZES), "q4_0", {}),
-    "llama, a trained head": (lambda: LlamaConfig(**SAME_SIZES), "int8-asym-channel", HEAD),
-    "qwen2": (IN_ONNX["qwen2"], "int3-asym-g32", {}),
-    "granite": (IN_ONNX["granite"], "int2-g32", {}),
-    "qwen3, tied": (IN_ONNX["qwen3"], "int8-channel", {}),
-    "qwen3, a trained table": (IN_ONNX["qwen3"], "q4_0", {"embed_tokens": "int8-asym-g32"}),
+    "llama": (LlamaConfig(**SAME_SIZES), "q4_0", {}),
+    "llama, a trained head": (LlamaConfig(**SAME_SIZES), "int8-asym-channel", HEAD),
+    "qwen2": ("qwen2", "int3-asym-g32", {}),
+    "granite": ("granite", "int2-g32", {}),
+    "qwen3, tied": ("qwen3", "int8-channel", {}),
+    "qwen3, a trained table": ("qwen3", "q4_0", {"embed_tokens": "int8-asym-g32"}),
     "llama, a trained table": (
-        lambda: LlamaConfig(**SAME_SIZES, tie_word_embeddings=True),
+        LlamaConfig(**SAME_SIZES, tie_word_embeddings=True),
         "int2-g32",
         {"embed_tokens": "q4_0"},
     ),
@@ -39,7 +39,7 @@ CASES = {
 
 def checkpoint_of(name, folder):
     config, grid, grid_for = CASES[name]
-    return fused(config(), folder, grid_for=grid_for, keep=(), grid=grid)
+    return fused(config, folder, grid_for=grid_for, keep=(), grid=grid)
 
 
 @pytest.mark.slow

@@ -17,14 +17,14 @@ from lrqat.runtimes.genai import continue_tokens
 from lrqat.runtimes.onnx_runtime.session import OnnxRuntime
 from lrqat.runtimes.openvino import OpenVino
 from tests.support.checkpoints import fused
-from tests.support.zoo import IN_ONNX, SIZES
+from tests.support.zoo import SIZES
 
 TOKENS = np.random.default_rng(0).integers(1, SIZES["vocab_size"], 40)
 INT8 = {"embedding_type": "int8"}
 # name -> architecture, grids of the tables, type of what stays floating, options
 CASES = {
     "2 bits, and a head": (
-        "llama",
+        "llama, llama3 rope",
         {"embed_tokens": "int2-asym-channel", "lm_head": "int4-g64"},
         "float32",
         {},
@@ -37,9 +37,9 @@ CASES = {
         {"opset": 21},
     ),
     "tied, 8 bits": ("gpt2", {"wte": "int8-channel"}, "float32", {}),
-    "bfloat16": ("llama", {}, "bfloat16", {"preset": "openvino"}),
-    "bfloat16, tied, scaled": ("gemma2", {}, "bfloat16", {}),
-    "rounded": ("llama", {}, "bfloat16", INT8 | {"head_type": "int8"}),
+    "bfloat16": ("llama, llama3 rope", {}, "bfloat16", {"preset": "openvino"}),
+    "bfloat16, tied, scaled": ("gemma2, low caps", {}, "bfloat16", {}),
+    "rounded": ("llama, llama3 rope", {}, "bfloat16", INT8 | {"head_type": "int8"}),
     "rounded, tied, scaled": ("gemma3", {}, "float32", INT8),
 }
 FAST = ("tied, 4 bits", "bfloat16")
@@ -54,7 +54,7 @@ def made(tmp_path_factory):
         if name not in found:
             folder = tmp_path_factory.mktemp("tables")
             kind, grids, dtype, options = CASES[name]
-            checkpoint = fused(IN_ONNX[kind](), folder / "f", grid_for=grids, keep=(), dtype=dtype)
+            checkpoint = fused(kind, folder / "f", grid_for=grids, keep=(), dtype=dtype)
             plan = exporter.plan(checkpoint, exporter.Options(**options))
             exporter.write(plan, folder / "onnx")
             model = load_reference(checkpoint)

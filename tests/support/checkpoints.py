@@ -5,7 +5,7 @@ import torch
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.models import fuse, preparation, surgery
 from lrqat.models.small_llama import make_tokenizer
-from tests.support.zoo import IN_LLAMA_CPP, VOCABULARY, make_from
+from tests.support.zoo import CONFIGS, VOCABULARY, make_from
 
 TEXT = "some text to make merges of, and more of it still\n" * 40
 # A part of the last layer, of every kind: linear, Conv1D, experts.
@@ -16,8 +16,11 @@ TRAINED = {"embed_tokens|wte|embed_in": "q8_0", "lm_head|embed_out": "q8_0"}
 def fused(
     config, folder, *, grid="q4_0", keep=(KEPT,), grid_for=None, tokenizer=None, dtype="float32"
 ):
-    """The checkpoint of a random model of `config` in `dtype`, its A moved at random."""
-    model = make_from(config)
+    """The checkpoint of a random model of a configuration, or its name, in `dtype`.
+
+    Its A are moved at random.
+    """
+    model = make_from(CONFIGS[config]() if isinstance(config, str) else config)
     model = model.to(getattr(torch, dtype)).float()
     plan = surgery.plan_surgery(model, grid, keep, TRAINED if grid_for is None else grid_for)
     preparation.prepare(model, plan, preparation.Settings(rank=4, range_init="minmax"))
@@ -27,8 +30,3 @@ def fused(
     base = {"name": "tiny", "revision": None, "dtype": dtype}
     fuse.fuse(model, tokenizer, folder, plan=plan, base_model=base)
     return Checkpoint.open(folder)
-
-
-def fused_in_llama_cpp(name, folder, **choices):
-    """As `fused`, of the configuration `name` in `IN_LLAMA_CPP`."""
-    return fused(IN_LLAMA_CPP[name](), folder, **choices)

@@ -13,7 +13,7 @@ from lrqat.models.small_llama import make_tokenizer
 from tests.support.zoo import VOCABULARY
 
 # The layer adds a bias to the product; transformers does both in one kernel, which rounds once.
-WITH_BIAS = {"qwen2", "qwen2_moe", "gpt2", "gpt_neox"}
+WITH_BIAS = {"qwen2", "qwen2_moe", "granite", "gpt2", "gpt_neox"}
 IDS = torch.randint(0, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(1))
 SETTINGS = Settings(rank=4, range_init="minmax")
 

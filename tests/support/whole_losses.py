@@ -1,67 +1,24 @@
-"""Tiny models of real architectures in float64, and their losses without any of lrqat."""
+"""Models of the zoo in float64, and their losses without any of lrqat."""
 
 import contextlib
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import (
-    CohereConfig,
-    CohereForCausalLM,
-    FalconH1Config,
-    FalconH1ForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GraniteConfig,
-    GraniteForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
 
-VOCABULARY = 97
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-}
-
-
-def _falcon():
-    sizes = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8}
-    return FalconH1ForCausalLM(FalconH1Config(**SIZES, **sizes, lm_head_multiplier=0.3))
-
-
-MODELS = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
-    "tied": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)),
-    "gemma2": lambda: Gemma2ForCausalLM(
-        Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=3.0)
-    ),
-    "granite": lambda: GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=4.0)),
-    "cohere": lambda: CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.25)),
-    "gpt2": lambda: GPT2LMHeadModel(
-        GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=2)
-    ),
-    "falcon_h1": _falcon,
-}
+from tests.support import zoo
 
 
 def make(name, seed=0):
-    torch.manual_seed(seed)
-    model = MODELS[name]().double().eval()
-    head = model.get_output_embeddings()
-    nn.init.normal_(head.weight, std=1.0)  # logits large enough for a soft cap to bend
+    model = zoo.make(name, seed=seed).double()
+    # Logits large enough for a soft cap to bend.
+    nn.init.normal_(model.get_output_embeddings().weight, std=1.0)
     return model
 
 
 def text(rows=2, tokens=70, seed=0):
-    return torch.randint(1, VOCABULARY, (rows, tokens), generator=torch.manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(1, zoo.VOCABULARY, (rows, tokens), generator=generator)
 
 
 def whole_loss(model, input_ids, teacher_logits=None, weight=1.0):
@@ -103,7 +60,7 @@ class Switched(nn.Linear):
         return model
 
     def forward(self, x):
-        return F.linear(x, 2 * self.weight if self.exact else self.weight)
+        return F.linear(x, 2 * self.weight if self.exact else self.weight, self.bias)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,7 @@
-"""Tiny random models of the architectures of Hugging Face, and what a layer of each holds."""
+"""The zoo: tiny random models of the architectures of Hugging Face, each configuration by a name.
+
+Tests name what they want from `CONFIGS`; the lists below it say which of them are for what.
+"""
 
 import torch
 import transformers as hf
@@ -21,50 +24,15 @@ GPT2 = {
     "bos_token_id": 0, "eos_token_id": 0,
 }  # fmt: skip
 NEOX = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
+MAMBA = {"mamba_d_ssm": 128, "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 8}
 
-ATTENTION = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
-SEPARATE = [*ATTENTION, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
-STACKS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
-PHI3 = ["self_attn.o_proj", "self_attn.qkv_proj", "mlp.gate_up_proj", "mlp.down_proj"]
-SHARED_EXPERT = [f"mlp.shared_expert.{name}_proj" for name in ("gate", "up", "down")]
-LLAMA_NAMES = ("model.layers", "model.embed_tokens", "lm_head")
-
-# name -> configuration, (layers, embedding, head), what a layer holds
-MODELS = {
-    "llama": (lambda: hf.LlamaConfig(**SIZES), LLAMA_NAMES, SEPARATE),
-    "mistral": (lambda: hf.MistralConfig(**SIZES), LLAMA_NAMES, SEPARATE),
-    "qwen2": (lambda: hf.Qwen2Config(**SIZES), LLAMA_NAMES, SEPARATE),
-    "qwen3": (lambda: hf.Qwen3Config(**HEAD_DIM, tie_word_embeddings=True), LLAMA_NAMES, SEPARATE),
-    "qwen3_moe": (lambda: hf.Qwen3MoeConfig(**MOE), LLAMA_NAMES, [*ATTENTION, *STACKS]),
-    "qwen2_moe": (
-        lambda: hf.Qwen2MoeConfig(**SHARED), LLAMA_NAMES, [*ATTENTION, *STACKS, *SHARED_EXPERT],
-    ),
-    "gemma2": (lambda: hf.Gemma2Config(**HEAD_DIM), LLAMA_NAMES, SEPARATE),
-    "gemma3": (lambda: hf.Gemma3TextConfig(**HEAD_DIM), LLAMA_NAMES, SEPARATE),
-    "phi3": (lambda: hf.Phi3Config(**SIZES), LLAMA_NAMES, PHI3),
-    "granite": (
-        lambda: hf.GraniteConfig(**SIZES, embedding_multiplier=3.0, logits_scaling=2.0),
-        LLAMA_NAMES, SEPARATE,
-    ),
-    "smollm3": (lambda: hf.SmolLM3Config(**SIZES), LLAMA_NAMES, SEPARATE),
-    "olmo2": (lambda: hf.Olmo2Config(**SIZES), LLAMA_NAMES, SEPARATE),
-    "gpt2": (
-        lambda: hf.GPT2Config(**GPT2), ("transformer.h", "transformer.wte", "lm_head"),
-        ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"],
-    ),
-    "gpt_neox": (
-        lambda: hf.GPTNeoXConfig(**NEOX), ("gpt_neox.layers", "gpt_neox.embed_in", "lm_head"),
-        ["attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"],
-    ),
-}  # fmt: skip
-TIED = {"qwen3", "gemma2", "gemma3", "smollm3", "gpt2"}
-
-# Configurations that llama.cpp's graphs compute, one of every kind; windows shorter than a prompt.
+# Windows shorter than a prompt.
 GEMMA = HEAD_DIM | {"query_pre_attn_scalar": 16, "sliding_window": 20}
 LLAMA3_ROPE = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
 }  # fmt: skip
+OTHER_THETA = {"rope_type": "default", "rope_theta": 500000.0}
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 GEMMA3_ROPE = {
     "full_attention": LINEAR_ROPE | {"rope_theta": 1000000.0},
@@ -86,46 +54,66 @@ GRANITE = SIZES | {
     "embedding_multiplier": 3.0, "logits_scaling": 2.0, "attention_multiplier": 0.3,
     "residual_multiplier": 0.7,
 }  # fmt: skip
-IN_LLAMA_CPP = {
-    "llama": lambda: hf.LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
+
+# Architecture, and what is special about it -> configuration. Each is a function, so that a test
+# may change what it gets.
+CONFIGS = {
+    "llama": lambda: hf.LlamaConfig(**SIZES),
+    "llama, biases": lambda: hf.LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
+    "llama, tied": lambda: hf.LlamaConfig(**SIZES, tie_word_embeddings=True),
+    "llama, head_dim": lambda: hf.LlamaConfig(**SIZES, head_dim=32),
+    "llama, one key-value head": lambda: hf.LlamaConfig(**SIZES | {"num_key_value_heads": 1}),
+    "llama, rope theta": lambda: hf.LlamaConfig(**SIZES, rope_parameters=OTHER_THETA),
+    "llama, linear rope": lambda: hf.LlamaConfig(**SIZES, rope_parameters=LINEAR_ROPE),
     "llama, llama3 rope": lambda: hf.LlamaConfig(**SIZES, rope_parameters=LLAMA3_ROPE),
     "llama, yarn": lambda: hf.LlamaConfig(**SIZES | EXTENDED, rope_parameters=YARN_ROPE),
     "llama, yarn scales": lambda: hf.LlamaConfig(**SIZES | EXTENDED, rope_parameters=YARN_SCALES),
     "mistral": lambda: hf.MistralConfig(**SIZES | {"head_dim": 32}, sliding_window=None),
+    "mistral, window": lambda: hf.MistralConfig(**SIZES | {"head_dim": 32}, sliding_window=20),
     "qwen2": lambda: hf.Qwen2Config(**SIZES),
     "qwen2, yarn": lambda: hf.Qwen2Config(
         **SIZES | EXTENDED, rope_parameters=YARN_ROPE | {"attention_factor": 0.8}
     ),
+    "qwen2_moe": lambda: hf.Qwen2MoeConfig(**SHARED),
     "qwen3": lambda: hf.Qwen3Config(**SIZES, head_dim=32, tie_word_embeddings=True),
     "qwen3, linear rope": lambda: hf.Qwen3Config(**HEAD_DIM, rope_parameters=LINEAR_ROPE),
     "qwen3, yarn": lambda: hf.Qwen3Config(**HEAD_DIM | EXTENDED, rope_parameters=YARN_SAID),
+    "qwen3_moe": lambda: hf.Qwen3MoeConfig(**MOE, norm_topk_prob=True),
     "qwen3_moe, yarn": lambda: hf.Qwen3MoeConfig(
         **MOE | EXTENDED, norm_topk_prob=True, rope_parameters=YARN_ROPE
     ),
-    "qwen3_moe": lambda: hf.Qwen3MoeConfig(**MOE, norm_topk_prob=True),
     "gemma2": lambda: hf.Gemma2Config(**GEMMA),
     "gemma2, yarn": lambda: hf.Gemma2Config(**GEMMA | EXTENDED, rope_parameters=YARN_ROPE),
-    "gemma3, yarn": lambda: hf.Gemma3TextConfig(
-        **GEMMA | EXTENDED, layer_types=["sliding_attention", "full_attention"],
-        rope_parameters=GEMMA3_ROPE | {"full_attention": YARN_ROPE},
+    "gemma2, low caps": lambda: hf.Gemma2Config(
+        **GEMMA, attn_logit_softcapping=2.0, final_logit_softcapping=5.0
     ),
     "gemma3": lambda: hf.Gemma3TextConfig(
         **GEMMA, layer_types=["sliding_attention", "full_attention"], rope_parameters=GEMMA3_ROPE
+    ),
+    "gemma3, yarn": lambda: hf.Gemma3TextConfig(
+        **GEMMA | EXTENDED, layer_types=["sliding_attention", "full_attention"],
+        rope_parameters=GEMMA3_ROPE | {"full_attention": YARN_ROPE},
     ),
     "gemma3, six layers": lambda: hf.Gemma3TextConfig(
         **GEMMA | {"num_hidden_layers": 6}, final_logit_softcapping=5.0, tie_word_embeddings=False
     ),
     "phi3": lambda: hf.Phi3Config(**SIZES),
+    "phi3, window": lambda: hf.Phi3Config(**SIZES, sliding_window=20),
     "phi3, long rope": lambda: hf.Phi3Config(
         **SIZES | {"max_position_embeddings": 512}, rope_parameters=LONG_ROPE,
         original_max_position_embeddings=256,
     ),
-    "granite, yarn": lambda: hf.GraniteConfig(**GRANITE | EXTENDED, rope_parameters=YARN_ROPE),
+    "phi3, long rope from 64": lambda: hf.Phi3Config(
+        **SIZES, rope_parameters=LONG_ROPE, original_max_position_embeddings=64
+    ),
     "granite": lambda: hf.GraniteConfig(**GRANITE, attention_bias=True, mlp_bias=True),
     "granite, llama3 rope": lambda: hf.GraniteConfig(
         **GRANITE, rope_parameters=LLAMA3_ROPE, tie_word_embeddings=True
     ),
+    "granite, yarn": lambda: hf.GraniteConfig(**GRANITE | EXTENDED, rope_parameters=YARN_ROPE),
+    # Every fourth layer has no positions, in llama.cpp's graph always.
     "smollm3": lambda: hf.SmolLM3Config(**SIZES | {"num_hidden_layers": 4}),
+    "smollm3, every second": lambda: hf.SmolLM3Config(**SIZES, no_rope_layer_interval=2),
     "smollm3, yarn": lambda: hf.SmolLM3Config(
         **SIZES | EXTENDED | {"num_hidden_layers": 4}, rope_parameters=YARN_ROPE
     ),
@@ -134,35 +122,66 @@ IN_LLAMA_CPP = {
     "olmo2, tied": lambda: hf.Olmo2Config(**SIZES, tie_word_embeddings=True),
     "gpt2": lambda: hf.GPT2Config(**GPT2),
     "gpt2, n_inner": lambda: hf.GPT2Config(**GPT2, n_inner=96, tie_word_embeddings=False),
+    "gpt_neox": lambda: hf.GPTNeoXConfig(**NEOX),
+    "cohere": lambda: hf.CohereConfig(**SIZES, logit_scale=0.25),
+    "falcon_h1": lambda: hf.FalconH1Config(**SIZES, **MAMBA, lm_head_multiplier=0.3),
 }  # fmt: skip
 
+# What the tests of training and fusing take: the names of layers, embedding and head, and what a
+# layer holds.
+ATTENTION = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
+SEPARATE = [*ATTENTION, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+STACKS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+PHI3 = ["self_attn.o_proj", "self_attn.qkv_proj", "mlp.gate_up_proj", "mlp.down_proj"]
+SHARED_EXPERT = [f"mlp.shared_expert.{name}_proj" for name in ("gate", "up", "down")]
+LLAMA_NAMES = ("model.layers", "model.embed_tokens", "lm_head")
+
+MODELS = {
+    "llama": (LLAMA_NAMES, SEPARATE),
+    "mistral": (LLAMA_NAMES, SEPARATE),
+    "qwen2": (LLAMA_NAMES, SEPARATE),
+    "qwen3": (LLAMA_NAMES, SEPARATE),
+    "qwen3_moe": (LLAMA_NAMES, [*ATTENTION, *STACKS]),
+    "qwen2_moe": (LLAMA_NAMES, [*ATTENTION, *STACKS, *SHARED_EXPERT]),
+    "gemma2": (LLAMA_NAMES, SEPARATE),
+    "gemma3": (LLAMA_NAMES, SEPARATE),
+    "phi3": (LLAMA_NAMES, PHI3),
+    "granite": (LLAMA_NAMES, SEPARATE),
+    "smollm3, every second": (LLAMA_NAMES, SEPARATE),
+    "olmo2": (LLAMA_NAMES, SEPARATE),
+    "gpt2": (
+        ("transformer.h", "transformer.wte", "lm_head"),
+        ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"],
+    ),
+    "gpt_neox": (
+        ("gpt_neox.layers", "gpt_neox.embed_in", "lm_head"),
+        ["attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"],
+    ),
+}
+TIED = {"qwen3", "gemma2", "gemma3", "smollm3, every second", "gpt2"}
+
+# What llama.cpp's graphs compute, one of every kind.
+IN_LLAMA_CPP = tuple(
+    name for name in CONFIGS if name not in {
+        "mistral, window", "qwen2_moe", "gemma2, low caps", "phi3, window",
+        "phi3, long rope from 64", "smollm3, every second", "gpt_neox", "cohere", "falcon_h1",
+    }
+)  # fmt: skip
 # One of every architecture in ONNX: windows shorter than a prompt, caps that bend the logits.
-IN_ONNX = {
-    "llama": IN_LLAMA_CPP["llama, llama3 rope"],
-    "mistral": lambda: hf.MistralConfig(**SIZES | {"head_dim": 32}, sliding_window=20),
-    "qwen2": IN_LLAMA_CPP["qwen2"],
-    "qwen3": IN_LLAMA_CPP["qwen3"],
-    "gemma2": lambda: hf.Gemma2Config(
-        **GEMMA, attn_logit_softcapping=2.0, final_logit_softcapping=5.0
-    ),
-    "gemma3": IN_LLAMA_CPP["gemma3"],
-    "phi3": lambda: hf.Phi3Config(**SIZES, sliding_window=20),
-    "phi3, long rope": lambda: hf.Phi3Config(
-        **SIZES, rope_parameters=LONG_ROPE, original_max_position_embeddings=64
-    ),
-    "granite": IN_LLAMA_CPP["granite"],
-    "smollm3": IN_LLAMA_CPP["smollm3"],
-    "olmo2": IN_LLAMA_CPP["olmo2"],
-    "gpt2": IN_LLAMA_CPP["gpt2"],
-}  # fmt: skip
+IN_ONNX = (
+    "llama, llama3 rope", "mistral, window", "qwen2", "qwen3", "gemma2, low caps", "gemma3",
+    "phi3, window", "phi3, long rope from 64", "granite", "smollm3, every second", "olmo2", "gpt2",
+)  # fmt: skip
+# Heads of every kind: tied, with a cap, a divisor, a factor, one that a multiplier comes before.
+FOR_LOSSES = ("llama", "llama, tied", "gemma2, low caps", "granite", "cohere", "gpt2", "falcon_h1")
 
 
-def make(name, dtype=torch.float32):
-    return make_from(MODELS[name][0](), dtype)
+def make(name, dtype=torch.float32, seed=0):
+    return make_from(CONFIGS[name](), dtype, seed)
 
 
-def make_from(config, dtype=torch.float32):
-    torch.manual_seed(0)
+def make_from(config, dtype=torch.float32, seed=0):
+    torch.manual_seed(seed)
     model = hf.AutoModelForCausalLM.from_config(config, dtype=dtype)
     for module in model.modules():  # as made they are small, zero or one, and hide mistakes
         for own, parameter in module.named_parameters(recurse=False):

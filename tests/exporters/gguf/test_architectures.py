@@ -15,8 +15,8 @@ from exporters.gguf.graph.hyperparameters import hyperparameters, refusals
 from exporters.gguf.graph.rope import interleaved_rows
 from exporters.gguf.tensors.sources import find_sources
 from lrqat.errors import CheckpointError
-from tests.support.checkpoints import fused, fused_in_llama_cpp
-from tests.support.zoo import IN_LLAMA_CPP, LINEAR_ROPE, YARN_ROPE
+from tests.support.checkpoints import fused
+from tests.support.zoo import CONFIGS, IN_LLAMA_CPP, LINEAR_ROPE, YARN_ROPE
 
 HF_NAMES = {
     "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
@@ -28,7 +28,7 @@ HF_NAMES = {
 
 
 def config_of(name, **changes):
-    config = json.loads(IN_LLAMA_CPP[name]().to_json_string())
+    config = json.loads(CONFIGS[name]().to_json_string())
     return config | {"architectures": [HF_NAMES[name.partition(",")[0]]]} | changes
 
 
@@ -163,7 +163,7 @@ def test_interleaved_rows_are_a_permutation_within_heads():
 
 
 def test_biases_that_the_loader_does_not_read_are_refused(tmp_path):
-    config = IN_LLAMA_CPP["smollm3"]()
+    config = CONFIGS["smollm3"]()
     config.attention_bias = True
     (refusal,) = gguf.plan(fused(config, tmp_path / "fused")).refusals
     assert "4 tensors have no name or no use in llama.cpp's smollm3" in refusal
@@ -172,7 +172,7 @@ def test_biases_that_the_loader_does_not_read_are_refused(tmp_path):
 
 @pytest.mark.parametrize("keep", [(), ("experts",)], ids=["trained", "floating"])
 def test_experts_are_stacked_and_their_gates_cut_off(keep, tmp_path):
-    checkpoint = fused_in_llama_cpp("qwen3_moe", tmp_path / "fused", keep=keep)
+    checkpoint = fused("qwen3_moe", tmp_path / "fused", keep=keep)
     sources = {s.name: s for s in find_sources(checkpoint, find_architecture(checkpoint.config))}
     stack = "model.layers.1.mlp.experts"
     joined = (
@@ -201,7 +201,7 @@ def test_experts_are_stacked_and_their_gates_cut_off(keep, tmp_path):
     ],
 )
 def test_experts_that_do_not_belong_together(edit, said, tmp_path):
-    checkpoint = fused_in_llama_cpp("qwen3_moe", tmp_path / "fused")
+    checkpoint = fused("qwen3_moe", tmp_path / "fused")
     stack = "model.layers.0.mlp.experts.down_proj"
     short = {name.replace(stack, "e"): e for name, e in checkpoint.manifest["tensors"].items()}
     edit(short)
@@ -213,7 +213,7 @@ def test_experts_that_do_not_belong_together(edit, said, tmp_path):
 
 
 def test_norm_weights_get_the_offset_in_float32(tmp_path):
-    checkpoint = fused_in_llama_cpp("gemma3", tmp_path / "fused")
+    checkpoint = fused("gemma3", tmp_path / "fused")
     name = "model.layers.0.self_attn.q_norm.weight"
     sources = find_sources(checkpoint, find_architecture(checkpoint.config))
     source = next(s for s in sources if s.origin == name)

@@ -23,7 +23,6 @@ from lrqat.cli import export
 from lrqat.errors import CheckpointError, ExportRefusedError
 from lrqat.grids.grid import GRIDS
 from tests.support.checkpoints import fused
-from tests.support.zoo import IN_ONNX
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 
@@ -31,7 +30,7 @@ EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 @pytest.fixture(scope="module")
 def bfloat16(tmp_path_factory):
     """As most models are published: everything in bfloat16."""
-    return fused(IN_ONNX["llama"](), tmp_path_factory.mktemp("bf16") / "f", grid_for={},
+    return fused("llama, llama3 rope", tmp_path_factory.mktemp("bf16") / "f", grid_for={},
                  dtype="bfloat16")  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def prepared(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_plan_names_everything(name):
-    _, (layers, _, head), inside = MODELS[name]
+    (layers, _, head), inside = MODELS[name]
     model = make(name)
     plan = plan_surgery(model, "q4_0")
     assert list(plan.quantized) == [f"{layers}.{i}.{part}" for i in range(2) for part in inside]
@@ -133,7 +133,7 @@ def test_the_reference_is_the_trained_model(name, tmp_path):
 
 @pytest.mark.parametrize("name", EMBEDDINGS)
 def test_embedding_and_head_on_a_grid(name, tmp_path):
-    _, (_, embedding, head), inside = MODELS[name]
+    (_, embedding, head), inside = MODELS[name]
     expected = logits(make(name))
     model = make(name)
     grid_for = {re.escape(embedding): "q8_0", re.escape(head): "q8_0"}

@@ -16,14 +16,12 @@ from lrqat.training.objectives.losses import (
     Objective,
 )
 from tests.support.whole_losses import (
-    MODELS,
-    SIZES,
-    VOCABULARY,
     assert_same,
     make,
     text,
     whole_loss,
 )
+from tests.support.zoo import FOR_LOSSES, SIZES, VOCABULARY
 
 
 @pytest.fixture
@@ -32,7 +30,7 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(losses, "_CHUNK_BYTES", 1)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FOR_LOSSES)
 def test_every_architecture_splits_and_its_loss_and_gradients_are_the_whole_ones(
     name, small_chunks
 ):
@@ -78,7 +76,7 @@ def test_a_head_that_borrows_a_trained_parameter_is_not_split():
             return super().forward(x) * self.factor[0]
 
     model, input_ids = make("llama"), text()
-    head = Borrowing(16, VOCABULARY, bias=False).double()
+    head = Borrowing(SIZES["hidden_size"], VOCABULARY, bias=False).double()
     head.factor = [nn.Parameter(torch.tensor(2.0, dtype=torch.float64))]
     model.set_output_embeddings(head)
     assert split(model, input_ids) is None
@@ -105,12 +103,12 @@ def test_a_trained_low_rank_head_is_split_and_gets_its_gradients(small_chunks):
             super().__init__()
             self.register_buffer("base", linear.weight.detach().clone())
             self.a = nn.Parameter(torch.randn(VOCABULARY, 2, dtype=torch.float64))
-            self.b = nn.Parameter(torch.randn(2, 16, dtype=torch.float64))
+            self.b = nn.Parameter(torch.randn(2, SIZES["hidden_size"], dtype=torch.float64))
 
         def forward(self, x):
             return F.linear(x, self.base + self.a @ self.b)
 
-    model, input_ids = make("gemma2"), text()
+    model, input_ids = make("gemma2, low caps"), text()
     model.set_output_embeddings(LowRank(model.get_output_embeddings()))
     assert len(split(model, input_ids).trained()) == 2
     assert_same(model, Objective()(model, input_ids), whole_loss(model, input_ids))
