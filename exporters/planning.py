@@ -17,11 +17,13 @@ def remarks(notes: Sequence[str], refusals: Sequence[str]) -> list[str]:
     return [f"note: {note}" for note in notes] + [f"refused: {reason}" for reason in refusals]
 
 
-def refuse_inexact(refusals: Sequence[str]) -> None:
-    """Raise ExportRefusedError if a plan has reasons not to be written."""
+def refuse_inexact(
+    refusals: Sequence[str], consequence: str = "the export would not be exact"
+) -> None:
+    """Raise ExportRefusedError with the consequence and the reasons, if a plan has any."""
     if refusals:
         reasons = "\n".join(f"- {reason}" for reason in refusals)
-        raise ExportRefusedError(f"the export would not be exact:\n{reasons}")
+        raise ExportRefusedError(f"{consequence}:\n{reasons}")
 
 
 def activation_grid(checkpoint: Checkpoint, name: str) -> str | None:

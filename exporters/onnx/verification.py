@@ -49,7 +49,8 @@ def verify(
     model = read_model(Path(folder))
     resolve_links(model, Path(folder))
     planned: Plan = plan(checkpoint, exported_options(model))
-    refuse_inexact(planned.refusals)  # what has no form would not be compared
+    # What has no form in the plan would not be compared.
+    refuse_inexact(planned.refusals, f"{folder} cannot be an exact export of {checkpoint.path}")
     mismatches: dict[str, int] = {}
     names = {tensor.name for tensor in planned.tensors}
     for name, extra in model.graph.initializers.items():

@@ -43,7 +43,8 @@ def verify(
     model = read_model(Path(folder))
     resolve_links(model, Path(folder))
     made = plan(checkpoint)
-    refuse_inexact(made.refusals)  # what has no form would not be compared
+    # What has no form in the plan would not be compared.
+    refuse_inexact(made.refusals, f"{folder} cannot be an exact export of {checkpoint.path}")
     looked_up = _looked_up(model)
     shared = looked_up == f"{HEAD}.MatMulNBits.qweight"
     parts = {part.module: part for part in made.tensors if part.name != EMBEDDING or shared}
