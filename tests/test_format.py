@@ -96,6 +96,16 @@ def test_a_format_works_without_the_dependencies_of_another(blocked, works, fail
     assert said.endswith(f"pip install 'lrqat[{fails.removesuffix('-genai')}]'\n")
 
 
+def test_the_help_of_export_needs_no_format_installed():
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['onnx', 'onnx_ir']))\n"
+        "from lrqat.cli import export; export.main(['--help'])"
+    )
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "--split-max-size" in said.stdout
+    assert "options of onnx: the onnx exporter needs onnx_ir, which is not installed" in said.stdout
+
+
 def test_an_unknown_format_is_named():
     with pytest.raises(UserError, match=r"unknown format 'gguff': did you mean gguf\?"):
         load_format("gguff")

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from exporters.format import FORMATS, load_format
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.cli import command
-from lrqat.errors import UserError
+from lrqat.errors import RuntimeUnavailableError, UserError
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -54,7 +54,10 @@ def _add_options(parser: argparse.ArgumentParser, name: str) -> None:
 def _help_on_options(name: str) -> str:
     """The options of a format alone: two formats may have one of the same name."""
     alone = argparse.ArgumentParser(add_help=False, usage=argparse.SUPPRESS)
-    _add_options(alone, name)
+    try:
+        _add_options(alone, name)
+    except RuntimeUnavailableError as error:  # of a format that nobody has asked for yet
+        return f"options of {name}: {error}\n"
     return alone.format_help()
 
 

@@ -82,9 +82,9 @@ def _cells(comparison: Comparison) -> list[str]:
     ]
 
 
-def _roundings(differing: dict[str, int]) -> str:
-    wrong = sum(count > 0 for count in differing.values())
-    return f", {wrong} of {len(differing)} roundings differ" if differing else ""
+def _roundings(counts: dict[str, int]) -> str:
+    wrong = sum(count > 0 for count in counts.values())
+    return f", {wrong} of {len(counts)} roundings differ" if counts else ""
 
 
 def _rows(proof: "Proof") -> Iterator[list[str]]:
