@@ -1,8 +1,9 @@
 """Prove exported files against the checkpoint they came from: bytes, graph, runtime.
 
-L0 compares the integers and scales in the file with the checkpoint's, bit for bit. L1 compares
-logits of an F32 twin with PyTorch's. L2 compares perplexity and KL of the real file in the real
-runtime with the fake-quant reference. Exit status 1 if anything fails.
+L0 compares the integers and scales in the file with the checkpoint's, bit for bit, and names the
+tensors that differ. L1 compares logits of the graph in float32 with PyTorch's. L2 compares
+perplexity and KL of the real file in the real runtime with the fake-quant reference. Exit status 1
+if anything fails.
 
 ONNX Runtime's own accuracy level is 4, which rounds activations to 8 bits; files are exported for
 1, which does not, and proved so. --accuracy-levels 1,4 shows what the other would cost.
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
+from exporters.description import differing, worst
 from lrqat.checkpoint import manifest
 from lrqat.cli import command
 from lrqat.errors import UserError
@@ -80,16 +82,16 @@ def _cells(comparison: Comparison) -> list[str]:
     ]
 
 
-def _roundings(differing: dict[str, int]) -> str:
-    wrong = sum(count > 0 for count in differing.values())
-    return f", {wrong} of {len(differing)} roundings differ" if differing else ""
+def _roundings(counts: dict[str, int]) -> str:
+    wrong = sum(count > 0 for count in counts.values())
+    return f", {wrong} of {len(counts)} roundings differ" if counts else ""
 
 
 def _rows(proof: "Proof") -> Iterator[list[str]]:
     yield [
         proof.file,
         proof.runtime,
-        f"{sum(proof.mismatches.values())} of {proof.tensors} tensors",
+        differing(proof.compared),
         f"{proof.logit_difference:.1e}" + _roundings(proof.roundings),
         *_cells(proof.comparison),
         " ".join(f"{k} {'pass' if ok else 'FAIL'}" for k, ok in proof.verdicts.items()),
@@ -133,6 +135,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     columns += ["difference", "KL", "same top", "verdict"]
     out.table(f"parity on {text.name}", columns, rows)
     for proof in proofs:
+        for line in worst(proof.compared):
+            out.say(f"{proof.file}: L0: {line}")
         if not proof.same_tokens:
             out.warn(f"{proof.file}: {proof.runtime} tokenises this text differently")
     prompt = text.text[:_PROMPT_CHARACTERS] if args.prompt is None else args.prompt

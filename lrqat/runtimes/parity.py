@@ -2,13 +2,13 @@
 
     L0  the file's own bytes: integers and scales equal the checkpoint's, every tensor, bit for bit
         (and, in GGUF, where the graph is not in the file, hyperparameters and vocabulary)
-    L1  the graph: an F32 twin (the same dequantised weights) against PyTorch, |d logit| < 1e-4
-        over the first 256 positions; where activations are rounded in the graph, both without that,
-        and each rounding by itself, bit for bit
+    L1  the graph: in float32, of the same dequantised weights, against PyTorch, |d logit| < 1e-4
+        over the first 256 positions; where activations are fake-quantized in the graph, both
+        without that, and each rounding by itself, bit for bit
     L2  the runtime: perplexity and KL of the real file in the real runtime, on the same windows
 
-The bounds depend on the runtime, and `lrqat.runtimes.provers` says what they are and why. A
-floating tensor that the export was asked to round is rounded in L2's reference too. What a file
+The bounds depend on the runtime, and `lrqat.runtimes.provers` says what they are and why. An
+unquantized tensor that the export was asked to round is rounded in L2's reference too. What a file
 costs at ONNX Runtime's other accuracy levels can be measured beside it; nothing is demanded of
 that.
 """
@@ -20,17 +20,17 @@ from typing import Any
 
 import numpy as np
 
+from exporters.format import format_of, load_format
 from lrqat.atomic_files import refuse_existing
 from lrqat.checkpoint.reader import Checkpoint
-from lrqat.errors import UserError
+from lrqat.errors import UserError, first_line
 from lrqat.evaluation.kl_base import write_kl_base
 from lrqat.evaluation.perplexity import Comparison, LogitsFunction, Progress, Windows, compare
 from lrqat.evaluation.text import encode, window_bos
 from lrqat.models import hub
 from lrqat.models.reference import load_reference, torch_logits
-from lrqat.runtimes.provers import L1_BOUND, Prover, prover_of
+from lrqat.runtimes.provers import L1_BOUND, PROVERS, Prover, Tolerance
 from lrqat.runtimes.targets import open_target
-from lrqat.runtimes.tolerance import Tolerance
 
 L1_WINDOWS = 4
 # llama.cpp's rotary angles and PyTorch's drift apart with the position
@@ -49,8 +49,7 @@ class Proof:
         file: its path as given.
         runtime: what ran it.
         bytes: size of the model's files.
-        tensors: tensors compared in L0.
-        mismatches: elements that differ in L0, by tensor; empty is a pass.
+        compared: weights that differ in L0, by tensor: every tensor that was compared.
         same_tokens: whether the runtime's tokenizer gives the reference's ids for the text.
         logit_difference: largest |d logit| of L1.
         comparison: L2.
@@ -63,8 +62,7 @@ class Proof:
     file: str
     runtime: str
     bytes: int
-    tensors: int
-    mismatches: dict[str, int]
+    compared: dict[str, int]
     same_tokens: bool
     logit_difference: float
     comparison: Comparison
@@ -72,6 +70,16 @@ class Proof:
     logit_bound: float = L1_BOUND
     roundings: dict[str, int] = field(default_factory=dict)
     at_levels: dict[int, Comparison] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> int:
+        """Tensors that were compared in L0."""
+        return len(self.compared)
+
+    @property
+    def mismatches(self) -> dict[str, int]:
+        """Weights that differ in L0, by tensor; empty is a pass."""
+        return {name: count for name, count in self.compared.items() if count}
 
     @property
     def verdicts(self) -> dict[str, bool]:
@@ -93,7 +101,11 @@ class Proof:
             "file": self.file,
             "runtime": self.runtime,
             "bytes": self.bytes,
-            "l0": {"tensors": self.tensors, "mismatches": sum(self.mismatches.values())},
+            "l0": {
+                "tensors": self.tensors,
+                "mismatches": sum(self.mismatches.values()),
+                "by_tensor": self.mismatches,
+            },
             "l1": {
                 "max_logit_difference": self.logit_difference,
                 "roundings": len(self.roundings),
@@ -137,7 +149,7 @@ def prove(
         checkpoint_path: folder of the fused checkpoint.
         files: .gguf files and ONNX folders.
         text: evaluation text.
-        context: tokens a window.
+        context: tokens per window.
         limit: windows at most; None: all.
         kl_base: a file to write the reference's predictions to, see `lrqat.evaluation.kl_base`.
         converter: llama.cpp's source tree, for files that its own converter laid out.
@@ -145,25 +157,25 @@ def prove(
         progress: from what is measured to a wrapper of the iterable of windows.
 
     Returns:
-        One proof a file, in order.
+        One proof per file, in order.
 
     Raises:
-        UserError: a file of an unknown kind, no runtime for it, too short a text, or
+        UserError: a file of no format, no runtime for it, too short a text, or
             `accuracy_levels` and no file that has them.
         OutputError: `kl_base` exists, or cannot be written.
     """
     if kl_base:
         refuse_existing(kl_base, overwrite=False)
-    provers = [prover_of(Path(file)) for file in files]
-    if accuracy_levels and not any(prover.at_level for prover in provers):
+    formats = [format_of(file) for file in files]
+    if accuracy_levels and not any(PROVERS[name].at_level for name in formats):
         raise UserError("accuracy levels are ONNX Runtime's, and no file is an ONNX folder")
     reference = _Reference.of(Checkpoint.open(checkpoint_path), text, context, limit)
     if kl_base:
         shown = progress(f"writing {kl_base.name}")
         write_kl_base(kl_base, reference.logits, reference.windows, progress=shown)
     return [
-        _prove(reference, file, prover, converter, accuracy_levels, progress)
-        for file, prover in zip(files, provers, strict=True)
+        _prove(reference, file, name, converter, accuracy_levels, progress)
+        for file, name in zip(files, formats, strict=True)
     ]
 
 
@@ -201,18 +213,19 @@ class _Reference:
 def _prove(
     reference: _Reference,
     file: str,
-    prover: Prover,
+    format_name: str,
     converter: str | None,
     accuracy_levels: Sequence[int],
     progress: Callable[[str], Progress | None],
 ) -> Proof:
     """The proof of one file; the arguments are those of `prove`."""
     path, checkpoint, windows = Path(file), reference.checkpoint, reference.windows
-    mismatches = prover.verify(path, checkpoint)
-    with prover.twin(path, checkpoint, windows.context, converter) as twin:
-        _refuse_other_vocabulary(path, reference.logits, twin, windows)
-        with prover.as_runtime(reference.model) as bound:
-            difference = _largest_difference(reference.logits, twin, windows)
+    prover = PROVERS[format_name]
+    compared = load_format(format_name).verify(path, checkpoint)
+    with prover.graph(path, checkpoint, windows.context, converter) as graph:
+        _refuse_other_vocabulary(path, reference.logits, graph, windows)
+        with prover.as_graph(reference.model) as bound:
+            difference = _largest_difference(reference.logits, graph, windows)
     with (
         open_target(file, context=windows.context) as target,
         prover.as_stored(reference.model, path, checkpoint),
@@ -224,8 +237,7 @@ def _prove(
             file=file,
             runtime=target.runtime,
             bytes=target.bytes,
-            tensors=len(mismatches),
-            mismatches={name: count for name, count in mismatches.items() if count},
+            compared=compared,
             same_tokens=same_tokens and target.bos == reference.bos,
             logit_difference=difference,
             comparison=comparison,
@@ -256,16 +268,21 @@ def _at_levels(
 def _refuse_other_vocabulary(
     path: Path, reference: LogitsFunction, other: LogitsFunction, windows: Windows
 ) -> None:
+    tokens = windows.tokens[0, :2]
     try:
-        same = reference(windows.tokens[0, :2]).shape == other(windows.tokens[0, :2]).shape
-    except Exception:  # a runtime's own error on an id that its vocabulary does not have
-        same = False
+        same, reason = reference(tokens).shape == other(tokens).shape, ""
+    except Exception as error:  # a runtime's own, on an id that its vocabulary does not have
+        same, reason = False, f", or cannot run: {first_line(error)}"
     if not same:
-        raise UserError(f"{path} has another vocabulary than the checkpoint; it is not its export")
+        raise UserError(
+            f"{path} has another vocabulary than the checkpoint and is not its export{reason}"
+        )
 
 
-def _largest_difference(reference: LogitsFunction, twin: LogitsFunction, windows: Windows) -> float:
+def _largest_difference(
+    reference: LogitsFunction, graph: LogitsFunction, windows: Windows
+) -> float:
     tokens = windows.tokens[:L1_WINDOWS, :L1_POSITIONS]
-    differences = (np.abs(reference(window) - twin(window)).max() for window in tokens)
+    differences = (np.abs(reference(window) - graph(window)).max() for window in tokens)
     # A NaN anywhere must fail the comparison with the bound, and max() would hide it.
     return float(np.max(np.fromiter(differences, np.float64)))

@@ -1,4 +1,4 @@
-"""How each kind of exported file is proved, and the bounds with their reasons.
+"""How a file of each format is proved, and the bounds with their reasons.
 
 L2's tolerance depends on what the runtime does to activations, and this is the one place that says
 so. ONNX Runtime at accuracy level 1 computes in float32: the perplexities agree to 1e-6, the noise
@@ -10,11 +10,16 @@ which runs the same graph without that rounding, shows that nothing else is in t
 for GELU, which it takes from a table of half-precision values: in L1 the reference does too, and
 the bound is 1e-3; `lrqat.runtimes.llama_cpp.gelu` says why).
 
-A model that was trained with rounded activations or a rounded cache rounds them in PyTorch and in
-ONNX Runtime alike, but sums that differ in the last bit fall on either side of a rounding boundary
-now and then, and differ by a step from there on. L2 allows 1e-3 of perplexity and a KL of 1e-3 for
-that. L1 leaves nothing to it: there both sides run without any rounding, within the bound of all
-models, and each rounding is compared by itself, bit for bit
+In the compact form (`exporters.onnx_genai`) the quantized kernels are nodes of the graph, which
+cannot be switched off. Its L1 is the same graph with those nodes at accuracy level 1, where they
+multiply in float32: L0 has compared the weights, and what is left to be wrong is the graph. L2 is
+the file as it is, at the level that it was exported with.
+
+A model that was trained with fake-quantized activations or a quantized cache rounds them in PyTorch
+and in ONNX Runtime alike, but sums that differ in the last bit fall on either side of a rounding
+boundary now and then, and differ by a step from there on. L2 allows 1e-3 of perplexity and a KL of
+1e-3 for that. L1 leaves nothing to it: there both sides run without any rounding, within the bound
+of all models, and each rounding is compared by itself, bit for bit
 (`lrqat.runtimes.onnx_runtime.roundings`).
 """
 
@@ -29,13 +34,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrqat.checkpoint.reader import Checkpoint
-from lrqat.errors import UserError
-from lrqat.evaluation.perplexity import LogitsFunction
+from lrqat.evaluation.perplexity import Comparison, LogitsFunction
 from lrqat.runtimes.llama_cpp.gelu import GELU_BOUND, with_table_gelu
 from lrqat.runtimes.llama_cpp.stored_values import as_stored
-from lrqat.runtimes.tolerance import Tolerance
 
 L1_BOUND = 1e-4
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Bounds of L2; None where a runtime needs no such allowance.
+
+    Attributes:
+        relative: |relative difference of perplexity|.
+        standard_errors: of the paired difference of log-likelihoods.
+        kl: mean KL, nats.
+    """
+
+    relative: float
+    standard_errors: float | None
+    kl: float
+
+    def holds(self, comparison: Comparison) -> bool:
+        """Whether a comparison keeps within all bounds."""
+        return (
+            abs(comparison.relative_difference) <= self.relative
+            and comparison.kl <= self.kl
+            and (self.standard_errors is None or comparison.standard_errors <= self.standard_errors)
+        )
 
 
 def _no_roundings(path: Path, checkpoint: Checkpoint, tokens: NDArray[np.int64]) -> dict[str, int]:
@@ -44,24 +70,24 @@ def _no_roundings(path: Path, checkpoint: Checkpoint, tokens: NDArray[np.int64])
 
 @dataclass(frozen=True)
 class Prover:
-    """How one kind of file is proved.
+    """How a file of one format is proved in its runtime; L0 is the format's own `verify`.
 
     Attributes:
-        verify: (file, checkpoint) -> mismatching elements by tensor (L0).
-        twin: (file, checkpoint, context, converter) -> logits of the F32 twin (L1).
-        as_runtime: model -> context in which it computes what the twin does; gives the bound of L1.
-        as_stored: (model, file, checkpoint) -> context in which its floating tensors are what the
-            file's types round them to, where the export was asked to.
+        graph: (file, checkpoint, context, converter) -> logits of its graph in float32, with
+            nothing rounded (L1).
+        as_graph: model -> context in which it computes what `graph` does; gives the bound of L1.
+        as_stored: (model, file, checkpoint) -> context in which its unquantized tensors are what
+            the file's types round them to, where the export was asked to.
         tolerance: of L2.
-        rounded: of L2 where activations or the cache were rounded in training; None: as ever.
+        rounded: of L2 where activations or the cache were fake-quantized in training; None: the
+            same.
         roundings: (file, checkpoint, tokens) -> values that the graph rounds otherwise than
             PyTorch, by layer; nothing where the graph is not in the file.
         at_level: (file, level) -> logits at an accuracy level; None: the runtime has none.
     """
 
-    verify: Callable[[Path, Checkpoint], dict[str, int]]
-    twin: Callable[[Path, Checkpoint, int, str | None], AbstractContextManager[LogitsFunction]]
-    as_runtime: Callable[[Any], AbstractContextManager[float]]
+    graph: Callable[[Path, Checkpoint, int, str | None], AbstractContextManager[LogitsFunction]]
+    as_graph: Callable[[Any], AbstractContextManager[float]]
     as_stored: Callable[[Any, Path, Checkpoint], AbstractContextManager[None]]
     tolerance: Tolerance
     rounded: Tolerance | None = None
@@ -75,7 +101,7 @@ class Prover:
 
 
 @contextmanager
-def _gguf_twin(
+def _f32_twin(
     path: Path, checkpoint: Checkpoint, context: int, converter: str | None
 ) -> Iterator[LogitsFunction]:
     """A second export of the checkpoint in which every tensor is F32, run by llama.cpp."""
@@ -96,14 +122,23 @@ def _as_llama_cpp(model: Any) -> Iterator[float]:
 
 
 @contextmanager
-def _onnx_twin(
+def _without_kernels(
     path: Path, checkpoint: Checkpoint, context: int, converter: str | None
 ) -> Iterator[LogitsFunction]:
-    """The same folder with ONNX Runtime's quantised kernels off, and nothing rounded."""
+    """The same folder with ONNX Runtime's quantized kernels off, and nothing rounded."""
     from lrqat.runtimes.onnx_runtime.roundings import unrounded_twin
 
     with unrounded_twin(path, checkpoint) as session:
         yield session.logits
+
+
+@contextmanager
+def _in_float32(
+    path: Path, checkpoint: Checkpoint, context: int, converter: str | None
+) -> Iterator[LogitsFunction]:
+    """The same folder with the kernels at level 1: they are the graph's own, but round nothing."""
+    with _compact_at_level(path, 1) as logits:
+        yield logits
 
 
 @contextmanager
@@ -130,50 +165,38 @@ def _at_level(path: Path, level: int) -> Iterator[LogitsFunction]:
         yield session.logits
 
 
-def _verify_gguf(path: Path, checkpoint: Checkpoint) -> dict[str, int]:
-    from exporters import gguf
+@contextmanager
+def _compact_at_level(path: Path, level: int) -> Iterator[LogitsFunction]:
+    from lrqat.runtimes.onnx_runtime.session import OnnxRuntime, graph_at_level
 
-    return gguf.verify(path, checkpoint)
-
-
-def _verify_onnx(path: Path, checkpoint: Checkpoint) -> dict[str, int]:
-    from exporters import onnx
-
-    return onnx.verify(path, checkpoint)
+    with OnnxRuntime.open(path, graph=graph_at_level(path, level)) as session:
+        yield session.logits
 
 
-_PROVERS: tuple[tuple[Callable[[Path], bool], Prover], ...] = (
-    (
-        lambda path: path.suffix == ".gguf" and path.is_file(),
-        Prover(
-            _verify_gguf,
-            _gguf_twin,
-            _as_llama_cpp,
-            as_stored,
-            Tolerance(5e-3, standard_errors=3.0, kl=2e-3),
-        ),
+def _as_it_is(model: Any, path: Path, checkpoint: Checkpoint) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+_FLOAT32 = Tolerance(1e-6, standard_errors=None, kl=1e-6)
+
+# By the names of `exporters.format.FORMATS`.
+PROVERS = {
+    "gguf": Prover(
+        _f32_twin,
+        _as_llama_cpp,
+        as_stored,
+        Tolerance(5e-3, standard_errors=3.0, kl=2e-3),
     ),
-    (
-        lambda path: (path / "model.onnx").is_file(),
-        Prover(
-            _verify_onnx,
-            _onnx_twin,
-            _without_rounding,
-            lambda model, path, checkpoint: nullcontext(),
-            Tolerance(1e-6, standard_errors=None, kl=1e-6),
-            rounded=Tolerance(1e-3, standard_errors=None, kl=1e-3),
-            at_level=_at_level,
-            roundings=_differing_roundings,
-        ),
+    "onnx": Prover(
+        _without_kernels,
+        _without_rounding,
+        _as_it_is,
+        _FLOAT32,
+        rounded=Tolerance(1e-3, standard_errors=None, kl=1e-3),
+        roundings=_differing_roundings,
+        at_level=_at_level,
     ),
-)
-
-
-def prover_of(path: Path) -> Prover:
-    """How the file `path` is proved; UserError where nothing can prove it."""
-    for recognises, prover in _PROVERS:
-        if recognises(path):
-            return prover
-    raise UserError(
-        f"{path} is neither a .gguf file nor an ONNX folder; export it with tools/export.py"
-    )
+    "onnx-genai": Prover(
+        _in_float32, _without_rounding, _as_it_is, _FLOAT32, at_level=_compact_at_level
+    ),
+}
