@@ -6,7 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lrqat.grids.packing import CONTAINER_BITS, container_bits, pack_rows, unpack_rows
+from lrqat.grids.packing import (
+    CONTAINER_BITS,
+    container_bits,
+    pack_rows,
+    unpack_rows,
+)
 
 
 @st.composite

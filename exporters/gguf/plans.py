@@ -12,7 +12,7 @@ from exporters.gguf.blocks import Block, row_bytes
 from exporters.gguf.file.key_values import KeyValue
 from exporters.gguf.file.shards import parse_size, split_sizes
 from exporters.gguf.options import Options
-from exporters.gguf.tensors.embedding_and_head import TableChoice
+from exporters.gguf.tensors.embedding_and_head import EmbeddingOrHeadType
 from exporters.gguf.tensors.sources import Source
 from exporters.layers import any_layer
 from lrqat.checkpoint.reader import Checkpoint
@@ -76,7 +76,7 @@ class Plan:
         metadata: in file order, without general.architecture, which the writer puts first.
         refusals: reasons not to write; a plan with any cannot be written.
         notes: what a user should know.
-        choices: what an embedding and a head that stay floating would cost in other types.
+        choices: what an unquantized embedding and head would cost in other types.
     """
 
     checkpoint: Checkpoint
@@ -86,7 +86,7 @@ class Plan:
     metadata: list[KeyValue] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    choices: list[TableChoice] = field(default_factory=list)
+    choices: list[EmbeddingOrHeadType] = field(default_factory=list)
 
     @property
     def tensor_bytes(self) -> int:

@@ -21,7 +21,7 @@ from exporters.gguf.file.header import Header, read_header
 from exporters.gguf.file.shards import read_model
 from exporters.gguf.options import Options
 from exporters.gguf.provenance import CONVERTER
-from exporters.gguf.tensors.selection import unpack_values
+from exporters.gguf.tensors.packing import unpack_values
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import ExportRefusedError, OutputError
 
@@ -42,7 +42,7 @@ def refuses_converter(options: Options) -> str | None:
     for name in ("float_type", "embedding_type", "head_type"):
         if getattr(options, name) not in ("auto", "f32"):
             flag = f"--{name.replace('_', '-')}"
-            return f"a converter's floating tensors are float32 here; leave {flag} out"
+            return f"what is unquantized is float32 in a converter's file; leave {flag} out"
     if options.split_max_size is not None:
         return "a converter's file is not split here; leave --split-max-size out"
     return None

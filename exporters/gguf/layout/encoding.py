@@ -1,6 +1,7 @@
 """From a checkpoint's integers and scales to the numbers of a block type, exactly or not at all.
 
-Grids and blocks cut a row differently, and where that costs nothing the numbers are said again:
+A grid may have fewer numbers than a type stores, or others. Where the weights come out the same,
+the grid's numbers are put in the type's form:
 
     a scale for a multiple of the block, or a whole row    is repeated in every block
     a plain scale where the type has two levels            d = scale, every sub-scale 1
@@ -8,9 +9,10 @@ Grids and blocks cut a row differently, and where that costs nothing the numbers
     a zero-point where it has two levels of minima         dmin = scale, sub-minimum = its code
     no minimum where the type has one                      the minimum that moves 0 to its code
 
-None of it changes a weight: the numbers multiply to the same float32. Whether a grid can be said
-so at all is decided by `exactness`, from the grid alone; here every number is checked once more,
-so nothing is ever rounded or wrapped.
+No weight changes: the numbers multiply to the same float32. `exactness` tells from the grid alone
+whether all of them can be put so; here each number is checked once more, so that nothing is ever
+rounded and no integer overflows. One function for each form of `exactness` that several types have:
+`encode_scaled`, `encode_offset`, `encode_two_level`, `encode_two_level_offset`.
 """
 
 from typing import Any
@@ -18,12 +20,61 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporters.gguf.layout.fields import Fields
 from exporters.gguf.layout.ggml_types import GgmlType
 from lrqat.checkpoint.stored_scales import StoredScales
 from lrqat.errors import ExportRefusedError
 from lrqat.grids.grid import Grid, TwoLevelScale
 
 TwoLevels = tuple[NDArray[np.float16], NDArray[np.int8]]
+
+
+def encode_scaled(
+    kind: GgmlType, low: int, high: int, q: NDArray[np.int8], scales: StoredScales
+) -> Fields:
+    """The numbers of a type with integers low..high, stored from 0, and a scale for each block.
+
+    Args:
+        kind: the type.
+        low: the integer of code 0.
+        high: the largest integer.
+        q: int8 (out, in).
+        scales: what goes with them.
+
+    Raises:
+        ExportRefusedError: a number that is not exact.
+    """
+    found = codes(q, low, high, kind, scales.zero_point)
+    return Fields(found, {"d": block_scales(scales, kind.blocks(q.shape[1]))})
+
+
+def encode_offset(
+    kind: GgmlType, most: int, q: NDArray[np.int8], scales: StoredScales, grid: Grid
+) -> Fields:
+    """The same of one with codes 0..most, and a scale and a minimum for each block."""
+    blocks = kind.blocks(q.shape[1])
+    d, m = block_scales(scales, blocks), block_minima(scales, grid, blocks)
+    return Fields(codes(q, grid.q_min, grid.q_min + most, kind), {"d": d, "m": m})
+
+
+def encode_two_level(
+    kind: GgmlType, part: int, low: int, high: int, stored: TwoLevelScale, q: NDArray[np.int8],
+    scales: StoredScales,
+) -> Fields:  # fmt: skip
+    """As `encode_scaled`, of a type with a sub-scale, one of `stored`, for every `part` weights."""
+    d, sub_scales = _two_levels(scales, kind, q.shape[1], part, stored)
+    return Fields(codes(q, low, high, kind, scales.zero_point), {"d": d, "scales": sub_scales})
+
+
+def encode_two_level_offset(
+    kind: GgmlType, part: int, most: int, stored: TwoLevelScale, q: NDArray[np.int8],
+    scales: StoredScales, grid: Grid,
+) -> Fields:  # fmt: skip
+    """As `encode_offset`, of a type with sub-scales and sub-minima, all of `stored`."""
+    d, sub_scales = _two_levels(scales, kind, q.shape[1], part, stored)
+    dmin, mins = _two_level_minima(scales, grid, kind, q.shape[1], part, stored)
+    found = codes(q, grid.q_min, grid.q_min + most, kind)
+    return Fields(found, {"d": d, "dmin": dmin, "scales": sub_scales, "mins": mins})
 
 
 def integers(
@@ -121,18 +172,11 @@ def block_minima(scales: StoredScales, grid: Grid, blocks: int) -> NDArray[np.fl
     return minima
 
 
-def two_levels(
-    scales: StoredScales, kind: GgmlType, blocks: int, parts: int, stored: TwoLevelScale
+def _two_levels(
+    scales: StoredScales, kind: GgmlType, columns: int, part: int, stored: TwoLevelScale
 ) -> TwoLevels:
-    """The float16 d (out, blocks) and int8 sub-scales (out, parts).
-
-    Args:
-        scales: of the checkpoint.
-        kind: the type.
-        blocks: super-blocks of a row.
-        parts: parts of a row that have a sub-scale each.
-        stored: the sub-scales that the type has.
-    """
+    """The float16 d (out, super-blocks) and int8 sub-scales (out, columns / part)."""
+    blocks, parts = kind.blocks(columns), columns // part
     if scales.super_scale is None or scales.sub_scale is None:
         d = block_scales(scales, blocks)
         return d, np.ones((len(d), parts), np.int8)
@@ -140,14 +184,15 @@ def two_levels(
     return half(scales.super_scale), repeated(scales.sub_scale, parts)
 
 
-def two_level_minima(
-    scales: StoredScales, grid: Grid, kind: GgmlType, blocks: int, parts: int, stored: TwoLevelScale
+def _two_level_minima(
+    scales: StoredScales, grid: Grid, kind: GgmlType, columns: int, part: int, stored: TwoLevelScale
 ) -> TwoLevels:
-    """The float16 dmin (out, blocks) and int8 sub-minima (out, parts); see `two_levels`.
+    """The float16 dmin (out, super-blocks) and int8 sub-minima (out, columns / part).
 
     A grid without minima gets dmin = scale and the code of 0, or of its zero-point: the code is
     q - q_min, and scale * (q - zero_point) = scale * (q - q_min) - scale * (zero_point - q_min).
     """
+    blocks, parts = kind.blocks(columns), columns // part
     if scales.super_minimum is not None and scales.sub_minimum is not None:
         dmin, sub = half(scales.super_minimum), scales.sub_minimum
     else:

@@ -1,6 +1,6 @@
 """Rounding a matrix that nobody trained on a grid to Q8_0 or Q6_K, because the user asked for it.
 
-An embedding or a head that stayed floating may be stored in fewer bits, as llama-quantize does it.
+An unquantized embedding or head may be stored in fewer bits, as llama-quantize does it.
 That loses something, so it is never done by default, and nothing that was trained on a grid ever
 comes here: its integers and scales are packed by `blocks` as they are.
 
