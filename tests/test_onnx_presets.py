@@ -126,7 +126,7 @@ def test_how_inputs_are_rounded(activations, grid, options, form, rounded):
     assert not plan.refusals
     assert {rounding.form for rounding in plan.roundings.values()} == {form}
     assert plan.options.accuracy_level == (4 if form == "kernel" else 1)
-    count = sum(t.kind == "input_scale" for t in plan.tensors)
+    count = sum(t.form == "input_scale" for t in plan.tensors)
     assert count == (7 if ACTIVATION_GRIDS[activations].static else 0)
 
 

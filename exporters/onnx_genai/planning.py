@@ -6,12 +6,10 @@ from typing import Any
 
 from exporters.layers import any_layer
 from exporters.onnx_genai.options import Options
-from exporters.onnx_genai.parts import Part, part_of, refuses
+from exporters.onnx_genai.parts import HEAD, Part, part_of, refuses
+from lrqat.architectures import ARCHITECTURES, find_architecture
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import UserError
-
-# Architectures whose graphs gave PyTorch's logits; the builder knows more.
-KNOWN = ("granite", "llama", "qwen2", "qwen3")
 
 
 @dataclass(eq=False)
@@ -77,7 +75,7 @@ def plan(checkpoint: Checkpoint, options: Options | None = None) -> Plan:
             made.tensors.append(part_of(checkpoint, name))
     made.refusals += _refusals(checkpoint, made.tensors)
     made.notes.append(
-        "weights that stayed floating are float32; those of norms may be folded into others by the "
+        "unquantized weights are float32; those of norms may be folded into others by the "
         "builder, so that only trained weights, embedding and head are compared"
     )
     return made
@@ -90,15 +88,16 @@ def default_name(checkpoint: Checkpoint, options: Options | None = None) -> str:
 
 def _refusals(checkpoint: Checkpoint, parts: list[Part]) -> list[str]:
     found = []
-    kind = checkpoint.config.get("model_type")
-    if kind not in KNOWN:
+    model_type = checkpoint.config.get("model_type")
+    if not find_architecture(model_type).genai_builder:
+        proved = ", ".join(name for name, entry in ARCHITECTURES.items() if entry.genai_builder)
         found.append(
-            f"the compact form was proved for {', '.join(KNOWN)}, not for {kind}; use --format onnx"
+            f"the compact form was proved for {proved}, not for {model_type}; use --format onnx"
         )
-    kept = [name for name in checkpoint.manifest["kept"] if name != "lm_head"]
+    kept = [name for name in checkpoint.manifest["kept"] if name != HEAD]
     if kept:
         found.append(
-            f"{kept[0]} stayed floating, and onnxruntime-genai's builder takes all projections of "
+            f"{kept[0]} is unquantized, and onnxruntime-genai's builder takes all projections of "
             "the layers quantised; use --format onnx"
         )
     joined: dict[str, set[tuple[int, int]]] = {}
@@ -113,7 +112,7 @@ def _refusals(checkpoint: Checkpoint, parts: list[Part]) -> list[str]:
         )
     if checkpoint.manifest.get("activations"):
         found.append(
-            "the model was trained with rounded activations or a rounded cache, and the builder's "
+            "the model was trained with fake-quantized activations or cache, and the builder's "
             "graph rounds neither; use --format onnx"
         )
     return found

@@ -15,7 +15,7 @@ from torch import Tensor
 
 @torch.library.custom_op("lrqat::dequantize", mutates_args=())
 def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor | None, block: int) -> Tensor:
-    """DequantizeLinear on integers [K, N]: blocked along K, or (block 0) one scale a column."""
+    """DequantizeLinear on integers [K, N]: blocked along K, or (block 0) one scale per column."""
     w, shape = q.to(scale.dtype), q.shape
     if block:
         w, scale = w.unflatten(0, (-1, block)), scale[:, None]
@@ -32,7 +32,7 @@ def _(q: Tensor, scale: Tensor, zero_point: Tensor | None, block: int) -> Tensor
 def dequantize_rows(
     codes: Tensor, scale: Tensor, zero_point: Tensor | None, block: int, bits: int
 ) -> Tensor:
-    """DequantizeLinear on rows (`exporters.onnx.weights.packed_rows`), as [K, V]: only traced."""
+    """DequantizeLinear on rows (`exporters.onnx.weights.storage`), as [K, V]: only traced."""
     rows, columns = codes.shape
     return torch.zeros(columns * 8 // bits, rows, dtype=scale.dtype)
 
