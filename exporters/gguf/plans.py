@@ -121,11 +121,11 @@ class Plan:
         lines = [
             f"{'tensor':<{width}} {'type':<6} {'shape':>14} {'count':>5} {'bytes':>14}  source"
         ]
-        for (name, kind, shape, origin, note), members in groups.items():
+        for (name, type_name, shape, origin, note), members in groups.items():
             total = sum(tensor.nbytes for tensor in members)
             said = ", rows reordered" if members[0].source.row_order is not None else ""
             said += f"; {note}" if note else ""
-            columns = f"{name:<{width}} {kind:<6} {shape:>14} {len(members):>5} {total:>14,}"
+            columns = f"{name:<{width}} {type_name:<6} {shape:>14} {len(members):>5} {total:>14,}"
             lines.append(f"{columns}  {origin}{said}")
         files = f" in {len(self.shards)} files" if len(self.shards) > 1 else ""
         lines.append(f"{len(self.tensors)} tensors, {self.tensor_bytes:,} bytes{files}")

@@ -89,7 +89,7 @@ class Plan:
 
     @property
     def genai(self) -> bool:
-        """Whether ONNX Runtime GenAI can run it: its caches have two tensors a layer."""
+        """Whether ONNX Runtime GenAI can run it: its caches have two tensors per layer."""
         return cache_bits(self.checkpoint) is None or self.options.kv_cache == "float"
 
     def summary(self) -> list[str]:

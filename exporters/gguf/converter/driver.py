@@ -80,13 +80,13 @@ class Packer:
         block, self._current = self._packed.pop(name, (None, None))
         return gguf.GGMLQuantizationType(block.TYPE.number) if block else None
 
-    def quantize(self, data: Any, kind: gguf.GGMLQuantizationType) -> Any:
+    def quantize(self, data: Any, qtype: gguf.GGMLQuantizationType) -> Any:
         """In the place of gguf.quants.quantize."""
         packed, self._current = self._current, None
         if packed is None:
-            return _QUANTIZE(data, kind)
-        if kind in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16):
-            raise ExportRefusedError(f"the converter wants a trained tensor as {kind.name}")
+            return _QUANTIZE(data, qtype)
+        if qtype in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16):
+            raise ExportRefusedError(f"the converter wants a trained tensor as {qtype.name}")
         return packed
 
 

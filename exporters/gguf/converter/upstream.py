@@ -128,11 +128,11 @@ def _compare_rows(header: Header, checkpoint: Checkpoint) -> tuple[dict[str, int
     trained = TrainedRows(checkpoint).rows
     left, foreign = set(trained), {}
     for name, info in header.tensors.items():
-        kind = info.type_name.lower()
-        if len(info.shape) < 2 or kind not in {**integer_blocks(), **float_blocks()}:
+        type_name = info.type_name.lower()
+        if len(info.shape) < 2 or type_name not in {**integer_blocks(), **float_blocks()}:
             continue
-        keys = list(row_keys(unpack_values(kind, header.tensors[name].read())))
-        if kind in integer_blocks():
+        keys = list(row_keys(unpack_values(type_name, header.tensors[name].read())))
+        if type_name in integer_blocks():
             foreign[name] = sum(key not in trained for key in keys)
         left -= set(keys)
     return foreign, {trained[key] for key in left}

@@ -91,10 +91,10 @@ class EmbeddingOrHeadType:
     def line(self) -> str:
         """One line for people."""
         parts = []
-        for kind, nbytes in self.bytes.items():
-            changed = self.changed.get(kind)
+        for name, nbytes in self.bytes.items():
+            changed = self.changed.get(name)
             loss = "rounds nearly all values" if changed is None else f"{changed:,} values change"
-            parts.append(f"{kind} {nbytes:,} bytes ({loss if changed != 0 else 'exact'})")
+            parts.append(f"{name} {nbytes:,} bytes ({loss if changed != 0 else 'exact'})")
         return f"{self.name} is {self.chosen}; {_BOTH.flag(self.name)} may be {', '.join(parts)}"
 
     def to_json(self) -> dict[str, Any]:

@@ -117,8 +117,8 @@ def _quantize_q8_0(values: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 ROUNDED = {
-    kind.NAME: kind
-    for kind in (
+    each.NAME: each
+    for each in (
         RoundedType(integer_blocks()["q8_0"], _quantize_q8_0),
         RoundedType(_Q6_K, quantize_q6_k),
     )

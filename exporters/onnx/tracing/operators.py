@@ -69,11 +69,11 @@ def _translate_dequantize_rows(
 ) -> Any:
     """All that DequantizeLinear takes is computed once, when the model is loaded."""
     q = codes if bits == 8 else _translate_unpack(codes, bits)
-    q, *ranges = (_ops.Transpose(p, perm=[1, 0]) for p in (q, scale, zero_point) if p is not None)
+    q, *rest = (_ops.Transpose(p, perm=[1, 0]) for p in (q, scale, zero_point) if p is not None)
     if not block:
         one = _ops.Constant(value_ints=[-1])
-        ranges = [_ops.Reshape(part, one) for part in ranges]
-    scale, *zero = ranges
+        rest = [_ops.Reshape(part, one) for part in rest]
+    scale, *zero = rest
     if bits < 8:
         q, *zero = (_ops.Cast(part, to=onnx.TensorProto.INT4) for part in (q, *zero))
     where = {"axis": 0, "block_size": block} if block else {"axis": 1}

@@ -135,29 +135,29 @@ def embedding_or_head_type(
     Raises:
         CheckpointError: it cannot be read.
     """
-    kind = stored_type(checkpoint, both, module, options)
+    chosen = stored_type(checkpoint, both, module, options)
     name = f"{module}.weight"
     rows, columns = checkpoint.shape(name)
     offered = PRESETS[options.preset].embedding_type
     sizes = {t: rows * columns * FLOATS[t].bitwidth // 8 for t in FLOATS if t in offered}
     sizes |= {INT8_ROWS: rows * (columns + 4)}
-    exact = kind in (_STORED.get(checkpoint.floating_dtype(name)), "float32")
+    exact = chosen in (_STORED.get(checkpoint.floating_dtype(name)), "float32")
     follows = not exact and both.asked_type(module, options) == AUTO
-    loss = (0, 0.0) if exact or follows else _loss(checkpoint, module, kind)
-    return EmbeddingOrHeadType(module, str(both.flag(module)), kind, sizes, follows, *loss)
+    loss = (0, 0.0) if exact or follows else _loss(checkpoint, module, chosen)
+    return EmbeddingOrHeadType(module, str(both.flag(module)), chosen, sizes, follows, *loss)
 
 
-def _loss(checkpoint: Checkpoint, module: str, kind: str) -> tuple[int, float]:
-    """How many values of an embedding or head change in `kind`, and the relative error."""
+def _loss(checkpoint: Checkpoint, module: str, chosen: str) -> tuple[int, float]:
+    """How many values of an embedding or head change in `chosen`, and the relative error."""
     values = checkpoint.floating(f"{module}.weight")
-    tensor = read_integers(checkpoint, module) if kind == INT8_ROWS else None
+    tensor = read_integers(checkpoint, module) if chosen == INT8_ROWS else None
     changed, error, power = 0, 0.0, 0.0
     for start in range(0, len(values), _CHUNK_ROWS):
         part = slice(start, start + _CHUNK_ROWS)
         wide = values[part].astype(np.float32)
         with np.errstate(over="ignore"):
             narrow: Any = (
-                wide.astype(FLOATS[kind].numpy())
+                wide.astype(FLOATS[chosen].numpy())
                 if tensor is None
                 else tensor.q[part] * tensor.scale[part]
             )
