@@ -131,7 +131,7 @@ def test_what_the_builder_was_not_seen_to_do_right_is_refused(fused_checkpoint):
     reasons = " ".join(onnx_genai.plan(checkpoint).refusals)
     assert "the builder's graph rounds neither; use --format onnx" in reasons
     assert "not for gpt_neox; use --format onnx" in reasons
-    assert "model.layers.1.mlp.down_proj stayed floating" in reasons
+    assert "model.layers.1.mlp.down_proj is unquantized" in reasons
 
 
 def test_the_plan_is_plain_values_and_counts_the_bytes(fused_checkpoint):

@@ -21,7 +21,7 @@ from lrqat.runtimes.openvino import OpenVino
 
 TOKENS = np.random.default_rng(0).integers(1, SIZES["vocab_size"], 40)
 INT8 = {"embedding_type": "int8"}
-# name -> architecture, grids of the tables, type of what stays floating, options
+# name -> architecture, grids of embedding and head, type of what is unquantized, options
 CASES = {
     "2 bits, and a head": (
         "llama",

@@ -84,7 +84,7 @@ def test_float16_is_refused_for_scales_that_it_does_not_hold(make_small):
     plan = exporter.plan(make_small("q4_0"), Options(preset="gpu"))
     assert not plan.refusals
     assert {tensor.dtype.name for tensor in plan.tensors} == {"INT4", "FLOAT16"}
-    assert any("float16: what stays floating is rounded" in note for note in plan.notes)
+    assert any("float16: what is unquantized is rounded" in note for note in plan.notes)
 
 
 @pytest.fixture(scope="module")
