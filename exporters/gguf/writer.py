@@ -16,7 +16,7 @@ from exporters.gguf.file.header import TensorInfo
 from exporters.gguf.file.shards import read_model, shard_entries, shard_paths
 from exporters.gguf.metadata import holds
 from exporters.gguf.plans import Plan, PlannedTensor, padded
-from exporters.gguf.tensors.selection import packed_pieces
+from exporters.gguf.tensors.packing import packed_pieces
 from exporters.gguf.verification import check_tensors
 from exporters.parallel import in_order
 from exporters.planning import refuse_inexact

@@ -5,13 +5,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from exporters.onnx_genai.options import Options
-from exporters.onnx_genai.parts import Part, part_of, refuses
+from exporters.onnx_genai.parts import HEAD, Part, part_of, refuses
 from exporters.planning import any_layer, remarks
+from lrqat.architectures import ARCHITECTURES, find_architecture
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import UserError
-
-# Architectures whose graphs gave PyTorch's logits; the builder knows more.
-KNOWN = ("granite", "llama", "qwen2", "qwen3")
 
 
 @dataclass(eq=False)
@@ -94,12 +92,13 @@ def default_name(checkpoint: Checkpoint, options: Options | None = None) -> str:
 
 def _refusals(checkpoint: Checkpoint, parts: list[Part]) -> list[str]:
     found = []
-    kind = checkpoint.config.get("model_type")
-    if kind not in KNOWN:
+    model_type = checkpoint.config.get("model_type")
+    if not find_architecture(model_type).genai_builder:
+        proved = ", ".join(name for name, entry in ARCHITECTURES.items() if entry.genai_builder)
         found.append(
-            f"the compact form was proved for {', '.join(KNOWN)}, not for {kind}; use --format onnx"
+            f"the compact form was proved for {proved}, not for {model_type}; use --format onnx"
         )
-    kept = [name for name in checkpoint.manifest["kept"] if name != "lm_head"]
+    kept = [name for name in checkpoint.manifest["kept"] if name != HEAD]
     if kept:
         found.append(
             f"{kept[0]} is unquantized, and onnxruntime-genai's builder takes all projections of "

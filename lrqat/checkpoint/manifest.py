@@ -9,8 +9,8 @@ Schema (version 1), every key required unless marked:
     version      1
     tool         {"name", "version", "git_commit" or null}
     tensors      {module name: {"grid": name, "shape": [out, in],      the quantised weights
-                  "kind": "linear" (the default), "conv1d", "embedding" or "experts"}}
-    kept         {module name: reason}                                 linear layers left in float
+                  "kind": a `WeightKind`, "linear" if it is missing}}
+    kept         {module name: reason}                                 what was left unquantized
     activations  (optional) {"modules": {module name: activation grid}, "kv_bits": 4, 8 or null}:
                  what was rounded in training beside the weights
     base_model   {"name", "revision" or null, "dtype"}

@@ -19,6 +19,7 @@ from transformers import PrinterCallback, set_seed
 
 from lrqat.atomic_files import explain_os_errors, refuse_existing
 from lrqat.checkpoint.manifest import FILE_NAME, sha256_of
+from lrqat.checkpoint.weight_kinds import WeightKind
 from lrqat.errors import OutputError
 from lrqat.evaluation.perplexity import (
     RULE,
@@ -38,7 +39,6 @@ from lrqat.models import hub
 from lrqat.models.fuse import fuse
 from lrqat.models.preparation import merge_and_round
 from lrqat.models.reference import torch_logits
-from lrqat.models.surgery import EXPERTS
 from lrqat.training import processes
 from lrqat.training.calibration import measure_inputs
 from lrqat.training.callbacks import ProgressLine, share_changed
@@ -218,7 +218,7 @@ def _fit(
             config,
             state_folder,
             use_cpu=plan.device == "cpu",
-            experts=any(t.kind == EXPERTS for t in plan.surgery.quantized.values()),
+            experts=any(t.kind == WeightKind.EXPERTS for t in plan.surgery.quantized.values()),
         ),
         train_dataset=distillation.blocks,
         rates={
