@@ -77,7 +77,7 @@ def add_json_option(to: argparse.ArgumentParser) -> None:
 
 def add_text_options(to: argparse.ArgumentParser) -> None:
     """The text that perplexity is measured on, and how it is cut."""
-    to.add_argument("--data", required=True, help="UTF-8 text file")
+    to.add_argument("--data", required=True, help="file of plain UTF-8 text")
     to.add_argument("--context", type=int, default=512, help="tokens a window")
     to.add_argument("--windows", type=int, default=None, help="windows at most; default: all")
 

@@ -24,7 +24,17 @@ from lrqat.errors import DataError
 RULE = "llama-perplexity"
 LogitsFunction = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
+LEAST_CONTEXT = 8
 _CHUNK_LOGITS = 1 << 24  # 128 MB in float64, whatever the vocabulary
+
+
+def refuse_beyond(positions: int | None, length: int, setting: str) -> None:
+    """Raise DataError if `length`, the value of `setting`, passes a model's learned positions."""
+    if positions is not None and length > positions:
+        raise DataError(
+            f"{setting} {length} is more than the {positions} positions that the model has "
+            f"learned; use {setting} {positions} or less"
+        )
 
 
 @dataclass(frozen=True)
@@ -41,21 +51,32 @@ class Windows:
 
     @classmethod
     def cut(
-        cls, tokens: Sequence[int], context: int, bos: int | None = None, limit: int | None = None
+        cls,
+        tokens: Sequence[int],
+        context: int,
+        bos: int | None = None,
+        limit: int | None = None,
+        *,
+        positions: int | None = None,
     ) -> "Windows":
         """Cut the tokens of a text into windows.
 
         Args:
             tokens: ids of the whole text, as the tokenizer gives them.
-            context: tokens a window, at least 8.
+            context: tokens per window, at least 8.
             bos: id that replaces the first token of each window, or None.
             limit: use only so many windows from the start; None: all.
+            positions: how many the model has learned, past which it has none; None: no such end.
 
         Raises:
-            DataError: fewer than 2 * context tokens (llama-perplexity's own limit).
+            DataError: more context than `positions`, or fewer than 2 * context tokens
+                (llama-perplexity's own limit).
         """
-        if context < 8:
-            raise DataError(f"--context {context} is too small; use at least 8, usually 512")
+        if context < LEAST_CONTEXT:
+            raise DataError(
+                f"--context {context} is too small; use at least {LEAST_CONTEXT}, usually 512"
+            )
+        refuse_beyond(positions, context, "--context")
         if limit is not None and limit < 1:
             raise DataError(f"--windows {limit} scores nothing; use at least 1")
         if len(tokens) < 2 * context:

@@ -28,6 +28,7 @@ from lrqat.evaluation.kl_base import write_kl_base
 from lrqat.evaluation.perplexity import Comparison, LogitsFunction, Progress, Windows, compare
 from lrqat.evaluation.text import encode, window_bos
 from lrqat.models import hub
+from lrqat.models.positions import learned_positions
 from lrqat.models.reference import load_reference, torch_logits
 from lrqat.runtimes.provers import L1_BOUND, PROVERS, Prover, Tolerance
 from lrqat.runtimes.targets import open_target
@@ -205,8 +206,9 @@ class _Reference:
     def of(cls, checkpoint: Checkpoint, text: str, context: int, limit: int | None) -> "_Reference":
         tokenizer = hub.load_tokenizer(checkpoint.path)
         tokens, bos = encode(tokenizer, text), window_bos(tokenizer)
-        windows = Windows.cut(tokens, context, bos, limit)
         model = load_reference(checkpoint)
+        ending = learned_positions(model)
+        windows = Windows.cut(tokens, context, bos, limit, positions=ending)
         return cls(checkpoint, model, torch_logits(model), text, tokens, bos, windows)
 
 

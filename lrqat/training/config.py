@@ -58,7 +58,7 @@ class TrainConfig:
     output: str
     grid: str = _help("grid of the projections", "q4_0")
     eval_data: str | None = _help(
-        "UTF-8 text for the perplexities; default: the start of --data is held out", None
+        "file of text for the perplexities; default: the start of --data is held out", None
     )
     steps: int = _help("optimiser steps", 500)
     batch_size: int = _help("sequences a step and device", 4)

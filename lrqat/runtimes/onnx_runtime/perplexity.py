@@ -93,7 +93,10 @@ def logits_of(session: Any) -> LogitsFunction:
     """Tokens (n,) to logits (n, vocabulary), with an empty cache, of an onnxruntime session."""
 
     def logits(tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = session.run(["logits"], feeds_of(session, tokens))[0][0]
+        try:
+            found: NDArray[np.float32] = session.run(["logits"], feeds_of(session, tokens))[0][0]
+        except Exception as error:  # onnxruntime's errors share no base class
+            raise UserError(f"ONNX Runtime cannot run {len(tokens)} tokens: {error}") from None
         return found
 
     return logits

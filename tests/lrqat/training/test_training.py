@@ -191,7 +191,7 @@ except Exception as error:
     ("change", "error", "match"),
     [
         ({"model": "/no/such/folder"}, UserError, "no model folder at /no/such/folder"),
-        ({"data": "/no/such.txt"}, DataError, r"no text file at /no/such\.txt"),
+        ({"data": "/no/such.txt"}, DataError, r"no file at /no/such\.txt"),
         ({"data": "/no/such.jsonl"}, DataError, r"no file at /no/such\.jsonl"),
         ({"grid": "q40"}, UserError, "did you mean q4_0"),
         ({"teacher": "/no/teacher"}, UserError, "no model folder at /no/teacher"),
