@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from exporters import FORMATS, load_format
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.cli import command
-from lrqat.errors import UserError
+from lrqat.errors import RuntimeUnavailableError, UserError
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -26,7 +26,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 def build_parser(name: str | None = None) -> argparse.ArgumentParser:
     """The parser for one format; for none yet, one whose --help shows the options of all."""
     parser = command.parser(__doc__ or "")
-    parser.add_argument("checkpoint", help="folder of a fused checkpoint, from tools/train.py")
+    parser.add_argument("checkpoint", help="folder of a fused checkpoint, from `lrqat train`")
     parser.add_argument("--format", required=True, help=f"one of {', '.join(FORMATS)}")
     parser.add_argument("--output", help="file or folder; default: inside the checkpoint's folder")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
@@ -54,7 +54,10 @@ def _add_options(parser: argparse.ArgumentParser, name: str) -> None:
 def _help_on_options(name: str) -> str:
     """The options of a format alone: two formats may have one of the same name."""
     alone = argparse.ArgumentParser(add_help=False, usage=argparse.SUPPRESS)
-    _add_options(alone, name)
+    try:
+        _add_options(alone, name)
+    except RuntimeUnavailableError as error:
+        return f"options of {name}: {error}\n"
     return alone.format_help()
 
 

@@ -175,5 +175,5 @@ def prover_of(path: Path) -> Prover:
         if recognises(path):
             return prover
     raise UserError(
-        f"{path} is neither a .gguf file nor an ONNX folder; export it with tools/export.py"
+        f"{path} is neither a .gguf file nor an ONNX folder; export it with `lrqat export`"
     )
