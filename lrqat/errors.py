@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Bad input: the tools print the message alone and exit with status 2."""
+    """Bad input: the commands print the message alone and exit with status 2."""
 
 
 class GridError(UserError):

@@ -1,6 +1,6 @@
 r"""The compact form: the trained integers in the graph of ONNX Runtime GenAI's own model builder.
 
-    python tools/export.py runs/a --format onnx-genai
+    lrqat export runs/a --format onnx-genai
 
 The builder makes a graph of ONNX Runtime's own operators (GroupQueryAttention, MatMulNBits), which
 runs in ONNX Runtime only, in place of standard ones (`exporters.onnx`), which run everywhere. It

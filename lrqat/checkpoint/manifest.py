@@ -46,7 +46,7 @@ def read(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(
             f"{folder} is not a fused checkpoint: it has no {FILE_NAME}. "
-            "Train one with tools/train.py, or check the path"
+            "Train one with `lrqat train`, or check the path"
         )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))

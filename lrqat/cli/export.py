@@ -26,7 +26,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 def build_parser(name: str | None = None) -> argparse.ArgumentParser:
     """The parser for one format; for none yet, one whose --help shows the options of all."""
     parser = command.parser(__doc__ or "")
-    parser.add_argument("checkpoint", help="folder of a fused checkpoint, from lrqat train")
+    parser.add_argument("checkpoint", help="folder of a fused checkpoint, from `lrqat train`")
     parser.add_argument("--format", required=True, help=f"one of {', '.join(FORMATS)}")
     parser.add_argument("--output", help="file or folder; default: inside the checkpoint's folder")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")

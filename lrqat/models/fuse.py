@@ -37,15 +37,17 @@ _CARD = """---
 library_name: transformers
 tags: [lr-qat, compressed-tensors]
 ---
-Trained with LR-QAT on the grid `{grid}` from `{base}` by lrqat {version}.
+`{base}` with its weights on the grid `{grid}`, made by lrqat {version}.
 
-The integers and scales here are the ones that were trained; `lrqat.json` records the grid, where
-they came from, the reference perplexity and the sha256 of every file.
+An export holds exactly the integers and scales of this folder. `lrqat.json` records the grid of
+every weight, the settings of the run, the reference perplexity and the sha256 of every file.
 
 {loading}
 
-    python tools/export.py . --format gguf                     # llama.cpp
-    python tools/export.py . --format onnx                     # ONNX Runtime
+For other runtimes, `pip install 'lrqat[gguf,onnx]'`, and in this folder
+
+    lrqat export . --format gguf                               # llama.cpp
+    lrqat export . --format onnx                               # ONNX Runtime
 """
 _WITH_TRANSFORMERS = """    from transformers import AutoModelForCausalLM
     model = AutoModelForCausalLM.from_pretrained(".")          # float32: every weight is exact"""

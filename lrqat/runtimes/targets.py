@@ -125,7 +125,7 @@ def _open_gguf(path: str, context: int) -> Iterator[Target]:
     from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
 
     if not Path(path).is_file():
-        raise UserError(f"no GGUF file at {path}; write one with lrqat export --format gguf")
+        raise UserError(f"no GGUF file at {path}; write one with `lrqat export --format gguf`")
     with LlamaCpp.open(path, n_ctx=context, n_threads=os.cpu_count() or 1) as llama:
         yield Target(
             runtime="llama.cpp",

@@ -1,4 +1,4 @@
-"""The settings of a training run. Defaults live here and nowhere else; `tools/train.py` reads them.
+"""The settings of a training run. Defaults live here and nowhere else; `lrqat train` reads them.
 
 Warm-up and betas are those of the LR-QAT paper's experiments (10 % warm-up, linear decay, beta2
 0.95, no weight decay, gradients clipped to norm 1). What differs is for runs of hundreds of steps

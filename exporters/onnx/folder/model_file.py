@@ -27,7 +27,7 @@ def read_model(folder: Path) -> ir.Model:
     """
     path = folder / MODEL
     if not path.is_file():
-        raise OnnxFileError(f"{folder} holds no {MODEL}; export it with tools/export.py")
+        raise OnnxFileError(f"{folder} holds no {MODEL}; export it with `lrqat export`")
     if path.stat().st_size >= _MOST_PROTO_BYTES:
         raise OnnxFileError(f"{path} is larger than an ONNX protobuf can be; it is damaged")
     try:

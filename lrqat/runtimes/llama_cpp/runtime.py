@@ -262,7 +262,7 @@ def dequantize_row(type_name: str, data: bytes, n: int) -> NDArray[np.float32]:
 
 def _load_model(library: Any, path: str | Path, vocab_only: bool = False) -> int:
     if not Path(path).is_file():
-        raise ModelError(f"no GGUF file at {path}; write one with tools/export.py")
+        raise ModelError(f"no GGUF file at {path}; write one with `lrqat export`")
     ffi.take_errors()
     params = library.llama_model_default_params()
     params.n_gpu_layers, params.vocab_only = 0, vocab_only

@@ -73,7 +73,7 @@ def _session_options(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path / 'genai_config.json'} cannot be read: {error}; a folder whose cache is "
-            "integers has none, and tools/evaluate.py measures it"
+            "integers has none, and `lrqat evaluate` measures it"
         ) from None
 
 
