@@ -124,14 +124,19 @@ class Comparison:
     Attributes:
         target: the one under test.
         reference: the one it should equal.
-        kl: mean KL(reference || target) over the scored positions, nats.
+        divergences: float64 (tokens,), KL(reference || target) at each scored position, nats.
         same_top: share of positions where both give the same most likely token.
     """
 
     target: Perplexity
     reference: Perplexity
-    kl: float
+    divergences: NDArray[np.float64]
     same_top: float
+
+    @property
+    def kl(self) -> float:
+        """Mean KL(reference || target), nats."""
+        return float(self.divergences.mean())
 
     @property
     def relative_difference(self) -> float:
@@ -185,7 +190,7 @@ def compare(
     return Comparison(
         target=Perplexity.of(np.concatenate(nll_target)),
         reference=Perplexity.of(np.concatenate(nll_reference)),
-        kl=float(np.concatenate(divergences).mean()),
+        divergences=np.concatenate(divergences),
         same_top=same / windows.scored_tokens,
     )
 
