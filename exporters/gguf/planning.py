@@ -8,7 +8,6 @@ import math
 from collections import Counter
 from collections.abc import Callable
 
-from exporters.activations import activation_grid, refuses_activations
 from exporters.gguf.architecture import Architecture
 from exporters.gguf.architectures import find_architecture
 from exporters.gguf.blocks import float_blocks
@@ -27,6 +26,7 @@ from exporters.gguf.tensors.embedding_and_head import (
 from exporters.gguf.tensors.selection import choose_float_block, choose_integer_block, exact_types
 from exporters.gguf.tensors.sources import Source, find_sources
 from exporters.gguf.tensors.stored import stored_tensors
+from exporters.planning import activation_grid, refuses_activations
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import ExportRefusedError
 

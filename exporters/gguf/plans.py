@@ -14,7 +14,7 @@ from exporters.gguf.file.shards import parse_size, split_sizes
 from exporters.gguf.options import Options
 from exporters.gguf.tensors.embedding_and_head import TableChoice
 from exporters.gguf.tensors.sources import Source
-from exporters.layers import any_layer
+from exporters.planning import any_layer, remarks
 from lrqat.checkpoint.reader import Checkpoint
 
 _ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
@@ -89,6 +89,11 @@ class Plan:
     choices: list[TableChoice] = field(default_factory=list)
 
     @property
+    def compared(self) -> str:
+        """What `write` compares with the checkpoint."""
+        return "every tensor" if self.options.converter is None else "every trained tensor"
+
+    @property
     def tensor_bytes(self) -> int:
         """Bytes of all tensors, padding included; the metadata comes on top."""
         return sum(tensor.padded_bytes for tensor in self.tensors)
@@ -130,9 +135,7 @@ class Plan:
         files = f" in {len(self.shards)} files" if len(self.shards) > 1 else ""
         lines.append(f"{len(self.tensors)} tensors, {self.tensor_bytes:,} bytes{files}")
         lines += [f"choice: {choice.line()}" for choice in self.choices]
-        lines += [f"note: {note}" for note in self.notes]
-        lines += [f"refused: {reason}" for reason in self.refusals]
-        return lines
+        return lines + remarks(self.notes, self.refusals)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `--json`; long metadata arrays are given by their length."""

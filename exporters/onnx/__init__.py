@@ -11,6 +11,10 @@ The folder holds model.onnx, model.onnx_data, the tokenizer, config.json and gen
 the names that ONNX Runtime GenAI, Optimum and transformers.js expect.
 """
 
+from typing import TYPE_CHECKING
+
+from exporters.format import Format
+from exporters.onnx.inspection import inspect
 from exporters.onnx.options import Options
 from exporters.onnx.planning import default_name, plan
 from exporters.onnx.plans import Plan, PlannedTensor
@@ -23,7 +27,13 @@ __all__ = [
     "PlannedTensor",
     "Report",
     "default_name",
+    "inspect",
     "plan",
     "verify",
     "write",
 ]
+
+if TYPE_CHECKING:  # where mypy sees whether this is a format
+    import exporters.onnx as package
+
+    _FORMAT: Format[Options, Plan] = package

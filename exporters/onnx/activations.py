@@ -16,10 +16,10 @@ Keys and values are rounded in the cache (`exporters.onnx.tracing.cache`).
 
 from dataclasses import dataclass
 
-from exporters.activations import activation_grid
 from exporters.onnx.options import Options
 from exporters.onnx.presets import PRESETS
 from exporters.onnx.weights.embedding_and_head import INT8_ROWS, asked_type, find_tables
+from exporters.planning import activation_grid
 from lrqat.activations.grids import BLOCK, ActivationGrid, find_activation_grid
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import GridError

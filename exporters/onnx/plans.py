@@ -6,10 +6,10 @@ from typing import Any
 
 import onnx_ir as ir
 
-from exporters.layers import any_layer
 from exporters.onnx.activations import Rounding, cache_bits
 from exporters.onnx.options import Options
 from exporters.onnx.weights.embedding_and_head import TableChoice, Tables
+from exporters.planning import any_layer, remarks
 from lrqat.checkpoint.reader import Checkpoint
 
 _INTEGERS = ("integers", "codes")
@@ -82,6 +82,11 @@ class Plan:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def compared(self) -> str:
+        """What `write` compares with the checkpoint."""
+        return "every tensor"
+
+    @property
     def tensor_bytes(self) -> int:
         """Bytes of all weights."""
         return sum(tensor.nbytes for tensor in self.tensors)
@@ -104,9 +109,7 @@ class Plan:
             lines.append(f"{name:<52} {dtype:<8} {shape:>14} {len(members):>5} {total:>14,}")
         lines.append(f"{len(self.tensors)} initializers, {self.tensor_bytes:,} bytes")
         lines += [choice.line() for choice in self.choices]
-        lines += [f"note: {note}" for note in self.notes]
-        lines += [f"refused: {reason}" for reason in self.refusals]
-        return lines
+        return lines + remarks(self.notes, self.refusals)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `--json`."""

@@ -17,15 +17,16 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.onnx.activations import QDQ
-from exporters.onnx.folder.model_file import OnnxFileError, first_line, read_model, resolve_links
+from exporters.onnx.folder.model_file import OnnxFileError, read_model, resolve_links
 from exporters.onnx.options import OPTIONS_KEY, Options
 from exporters.onnx.planning import plan
 from exporters.onnx.plans import Plan, PlannedTensor
 from exporters.onnx.weights.initializers import pieces
 from exporters.onnx.weights.rounded_rows import grid_of
 from exporters.onnx.weights.storage import INTEGER_FORMS
+from exporters.planning import refuse_inexact
 from lrqat.checkpoint.reader import Checkpoint
-from lrqat.errors import UserError
+from lrqat.errors import UserError, first_line
 
 # As many elements as no buffer of a model has (rotary frequencies, say), only a weight.
 _LARGE = 1 << 18
@@ -42,11 +43,14 @@ def verify(
 
     Raises:
         OnnxFileError: model.onnx or its data cannot be read.
+        ExportRefusedError: the checkpoint has no exact form in ONNX, with the options of the file.
         CheckpointError: the checkpoint is not valid.
     """
     model = read_model(Path(folder))
     resolve_links(model, Path(folder))
     planned: Plan = plan(checkpoint, exported_options(model))
+    # What has no form in the plan would not be compared.
+    refuse_inexact(planned.refusals, f"{folder} cannot be an exact export of {checkpoint.path}")
     mismatches: dict[str, int] = {}
     names = {tensor.name for tensor in planned.tensors}
     for name, extra in model.graph.initializers.items():

@@ -1,13 +1,13 @@
 """Anything that can be evaluated, opened as one kind of thing: tokens in, logits out.
 
 A target is a `.gguf` file (llama.cpp), an ONNX folder (ONNX Runtime), a fused checkpoint (the
-fake-quant reference in PyTorch), or a Hugging Face model (PyTorch, float32). `_OPENERS` is the
-registry: a new runtime is one entry.
+fake-quant reference in PyTorch), or a Hugging Face model (PyTorch, float32). What a path is,
+`exporters.format` says; `OPENERS` has how each format is run.
 """
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lrqat.checkpoint import manifest
+from exporters.format import CHECKPOINT, FORMATS, load_format, recognise
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import UserError
 from lrqat.evaluation.perplexity import LogitsFunction, Perplexity, Progress, Windows, perplexity
@@ -57,15 +57,17 @@ def open_target(path: str, *, context: int) -> Iterator[Target]:
     Raises:
         UserError: nothing there that can be run, or its runtime is not installed.
     """
-    for recognises, opener in _OPENERS:
-        if recognises(Path(path)):
-            with opener(path, context) as target:
-                yield target
-            return
-    raise UserError(
-        f"nothing to evaluate at {path}: give a Hugging Face model, a fused checkpoint, a .gguf "
-        "file, or an ONNX folder"
-    )
+    name = recognise(path)
+    if name in FORMATS:
+        load_format(name)  # says what is missing, if anything is
+    elif name is None and Path(path).exists() and not (Path(path) / "config.json").is_file():
+        raise UserError(
+            f"nothing to evaluate at {path}: give a Hugging Face model, a fused checkpoint, a "
+            ".gguf file, or an ONNX folder"
+        )
+    opener = _open_hugging_face if name is None else OPENERS[name]
+    with opener(path, context) as target:
+        yield target
 
 
 def evaluate(
@@ -81,7 +83,7 @@ def evaluate(
     Args:
         path: see `open_target`.
         text: the evaluation text.
-        context: tokens a window.
+        context: tokens per window.
         limit: windows at most; None: all.
         progress: wraps the iterable of windows.
 
@@ -116,7 +118,7 @@ def _open_gguf(path: str, context: int) -> Iterator[Target]:
     from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
 
     if not Path(path).is_file():
-        raise UserError(f"no GGUF file at {path}; write one with tools/export.py --format gguf")
+        raise UserError(f"no GGUF file at {path}; write one with lrqat export --format gguf")
     with LlamaCpp.open(path, n_ctx=context, n_threads=os.cpu_count() or 1) as llama:
         yield Target(
             runtime="llama.cpp",
@@ -208,9 +210,10 @@ def _greedy(model: Any, tokenizer: Any, prompt: str, count: int) -> str:
     return str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
 
 
-_OPENERS = (
-    (lambda path: path.suffix == ".gguf", _open_gguf),
-    (lambda path: (path / "model.onnx").is_file(), _open_onnx),
-    (lambda path: (path / manifest.FILE_NAME).is_file(), _open_fused),
-    (lambda path: (path / "config.json").is_file() or not path.exists(), _open_hugging_face),
-)
+# By the names that `recognise` gives.
+OPENERS: dict[str, Callable[[str, int], AbstractContextManager[Target]]] = {
+    "gguf": _open_gguf,
+    "onnx": _open_onnx,
+    "onnx-genai": _open_onnx,
+    CHECKPOINT: _open_fused,
+}

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from exporters.activations import activation_grid
 from exporters.gguf.blocks import Block
 from exporters.gguf.converter.trained_rows import TrainedRows
 from exporters.gguf.file import key_values as kv
@@ -32,6 +31,7 @@ from exporters.gguf.provenance import CONVERTER, provenance
 from exporters.gguf.tensors.selection import choose_for_grid, pack_quantized
 from exporters.gguf.tensors.sources import Source
 from exporters.gguf.tensors.stored import Stored, stored_tensors
+from exporters.planning import activation_grid
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import ExportRefusedError
 

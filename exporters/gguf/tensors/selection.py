@@ -6,7 +6,6 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.activations import activation_grid
 from exporters.gguf.blocks import (
     Block,
     IntegerBlock,
@@ -21,6 +20,7 @@ from exporters.gguf.options import Options
 from exporters.gguf.tensors.embedding_and_head import asked_type, lossless_types
 from exporters.gguf.tensors.rounded_values import ROUNDED, value_blocks
 from exporters.gguf.tensors.sources import Source
+from exporters.planning import activation_grid
 from lrqat.checkpoint.reader import Checkpoint, QuantizedTensor
 from lrqat.errors import ExportRefusedError
 from lrqat.grids.grid import Grid

@@ -39,7 +39,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.activations import activation_grid
 from exporters.onnx.weights.packed_rows import code_shape, pack_rows
 from exporters.onnx.weights.rounded_rows import (
     grid_of,
@@ -49,6 +48,7 @@ from exporters.onnx.weights.rounded_rows import (
     zero_points_of,
 )
 from exporters.onnx.weights.storage import INTEGER_FORMS, UNSIGNED
+from exporters.planning import activation_grid
 from lrqat.activations.grids import find_activation_grid
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import CheckpointError, ExportRefusedError

@@ -50,8 +50,10 @@ _ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @contextmanager
-def rounding_activations(model: Any, path: Path, checkpoint: Checkpoint) -> Iterator[None]:
+def rounding_activations(model: Any, path: Path, checkpoint: Checkpoint) -> Iterator[bool]:
     """Inside, `model` rounds the inputs of its products as llama.cpp does with the file `path`.
+
+    Gives whether anything is rounded.
 
     Args:
         model: a reference of `checkpoint`, float32, on a CPU.
@@ -75,7 +77,7 @@ def rounding_activations(model: Any, path: Path, checkpoint: Checkpoint) -> Iter
         return products.get(identity_of(weight), F.linear)(x, weight, bias)
 
     with computed_by(product):
-        yield
+        yield any(rounding != "f32" for rounding in names.values())
 
 
 def _product(rounding: str, name: str, checkpoint: Checkpoint) -> Product:
