@@ -176,15 +176,15 @@ def _check_runtime(
     progress: Callable[[str], Progress | None],
 ) -> RuntimeCheck:
     """The runtime and its simulation, against the reference."""
-    in_other_order, rounds = reordered(reference.logits), False
+    rounds = False
 
-    def simulated(tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+    def rounded(tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         nonlocal rounds
         with prover.as_runtime(reference.model, path, reference.checkpoint) as rounds:
-            return in_other_order(tokens)
+            return reference.logits(tokens)
 
     shown = progress(target.runtime)
-    targets = [target.logits, simulated]
+    targets = [target.logits, reordered(rounded)]
     found = compare_all(reference.logits, targets, reference.windows, shown)
     return RuntimeCheck(found[0], found[1], rounds)
 
