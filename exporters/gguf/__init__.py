@@ -13,6 +13,7 @@ Needs numpy and the `gguf` package, and no torch.
 from typing import TYPE_CHECKING
 
 from exporters.format import Format
+from exporters.gguf.as_loaded import activation_types, rounded_tensors
 from exporters.gguf.converter.upstream import twin_options
 from exporters.gguf.file.header import GgufFileError
 from exporters.gguf.file.shards import model_files
@@ -20,7 +21,7 @@ from exporters.gguf.inspection import inspect
 from exporters.gguf.options import Options
 from exporters.gguf.planning import default_name, plan
 from exporters.gguf.plans import Plan, PlannedTensor
-from exporters.gguf.verification import TensorCheck, check_tensors, rounded_tensors, verify
+from exporters.gguf.verification import TensorCheck, check_tensors, verify
 from exporters.gguf.writer import Report, write
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "PlannedTensor",
     "Report",
     "TensorCheck",
+    "activation_types",
     "check_tensors",
     "default_name",
     "inspect",

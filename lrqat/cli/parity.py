@@ -26,7 +26,7 @@ from lrqat.evaluation.perplexity import Comparison
 from lrqat.evaluation.text import EvaluationText
 
 if TYPE_CHECKING:
-    from lrqat.runtimes.parity import Proof
+    from lrqat.runtimes.proof import Proof
 
 _PROMPT_CHARACTERS, _SAMPLE_TOKENS = 40, 32
 
@@ -72,12 +72,12 @@ def _levels(given: str) -> list[int]:
     return levels
 
 
-def _cells(comparison: Comparison) -> list[str]:
+def _cells(comparison: Comparison, explained: str = "") -> list[str]:
     return [
         f"{comparison.target.perplexity:.4f}",
         f"{comparison.reference.perplexity:.4f}",
         f"{comparison.relative_difference:+.2e}",
-        f"{comparison.kl:.1e}",
+        f"{comparison.kl:.1e}{explained}",
         f"{comparison.same_top:.2%}",
     ]
 
@@ -92,8 +92,9 @@ def _rows(proof: "Proof") -> Iterator[list[str]]:
         proof.file,
         proof.runtime,
         differing(proof.compared),
-        f"{proof.logit_difference:.1e}" + _roundings(proof.roundings),
-        *_cells(proof.comparison),
+        f"{proof.logit_difference:.1e} ({proof.graph.noise.largest:.1e})"
+        + _roundings(proof.roundings),
+        *_cells(proof.comparison, f" ({proof.execution.simulated.kl:.1e})"),
         " ".join(f"{k} {'pass' if ok else 'FAIL'}" for k, ok in proof.verdicts.items()),
     ]
     for level, comparison in proof.at_levels.items():
@@ -131,14 +132,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         progress=lambda what: lambda windows: tqdm(windows, desc=what, unit="window"),
     )
     rows = [row for proof in proofs for row in _rows(proof)]
-    columns = ["file", "runtime", "L0 mismatches", "L1 max |d logit|", "perplexity", "reference"]
-    columns += ["difference", "KL", "same top", "verdict"]
+    columns = [
+        "file",
+        "runtime",
+        "L0 mismatches",
+        "L1 max |d logit| (noise)",
+        "perplexity",
+        "reference",
+    ]
+    columns += ["difference", "KL (explained)", "same top", "verdict"]
     out.table(f"parity on {text.name}", columns, rows)
     for proof in proofs:
         for line in worst(proof.compared):
             out.say(f"{proof.file}: L0: {line}")
-        if not proof.same_tokens:
-            out.warn(f"{proof.file}: {proof.runtime} tokenises this text differently")
+        for failure in proof.failures:
+            out.warn(f"{proof.file}: {failure}")
     prompt = text.text[:_PROMPT_CHARACTERS] if args.prompt is None else args.prompt
     samples = [_sample(path, prompt, args.context, out) for path in (args.checkpoint, *args.files)]
     recorded = manifest.read(Path(args.checkpoint)).get("reference")

@@ -1,26 +1,23 @@
-"""How a file of each format is proved, and the bounds with their reasons.
+"""How a file of each format is proved: its graph in float32, and what its runtime rounds.
 
-L2's tolerance depends on what the runtime does to activations, and this is the one place that says
-so. ONNX Runtime at accuracy level 1 computes in float32: the perplexities agree to 1e-6, the noise
-of summation order. llama.cpp rounds activations to 8 bits (blocks of 32, fp16 scale) inside every
-quantised matrix product, on purpose and for speed: its file cannot agree with a float32 reference
-to better than that rounding, which by itself costs a KL of a few 1e-4 to 1e-3. So there the bounds
-are 0.5 % of perplexity, three standard errors of the paired difference, and a KL of 2e-3; and L1,
-which runs the same graph without that rounding, shows that nothing else is in the difference (but
-for GELU, which it takes from a table of half-precision values: in L1 the reference does too, and
-the bound is 1e-3; `lrqat.runtimes.llama_cpp.gelu` says why).
+GGUF. llama.cpp rounds activations to 8 bits (blocks of 32 or 256) inside every quantized product,
+on purpose and for speed: L2 expects what a simulation of that says. L1 runs an F32 twin, the same
+graph without that rounding, and so shows that nothing else is in the difference. (GELU llama.cpp
+takes from a table of half-precision values; the reference then does too:
+`lrqat.runtimes.llama_cpp.gelu`.)
 
-In the compact form (`exporters.onnx_genai`) the quantized kernels are nodes of the graph, which
-cannot be switched off. Its L1 is the same graph with those nodes at accuracy level 1, where they
-multiply in float32: L0 has compared the weights, and what is left to be wrong is the graph. L2 is
-the file as it is, at the level that it was exported with.
+ONNX. At accuracy level 1 everything is float32, in L1 with the quantized kernels off. In the
+compact form (`exporters.onnx_genai`) these kernels are nodes of the graph, which cannot be switched
+off: its L1 is the same graph with those nodes at level 1, where they multiply in float32. L0 has
+compared the weights, and what is left to be wrong is the graph. L2 is the file as it is, at the
+level that it was exported with.
 
 A model that was trained with fake-quantized activations or a quantized cache rounds them in PyTorch
-and in ONNX Runtime alike, but sums that differ in the last bit fall on either side of a rounding
-boundary now and then, and differ by a step from there on. L2 allows 1e-3 of perplexity and a KL of
-1e-3 for that. L1 leaves nothing to it: there both sides run without any rounding, within the bound
-of all models, and each rounding is compared by itself, bit for bit
+and in ONNX Runtime alike: that is in L2's simulation. L1 leaves nothing to it: there both sides run
+without any rounding, and each rounding is compared by itself, bit for bit
 (`lrqat.runtimes.onnx_runtime.roundings`).
+
+How much may differ is measured on the model: `lrqat.runtimes.bounds`.
 """
 
 import tempfile
@@ -34,34 +31,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrqat.checkpoint.reader import Checkpoint
-from lrqat.evaluation.perplexity import Comparison, LogitsFunction
-from lrqat.runtimes.llama_cpp.gelu import GELU_BOUND, with_table_gelu
+from lrqat.evaluation.perplexity import LogitsFunction
+from lrqat.runtimes.llama_cpp.gelu import with_table_gelu
+from lrqat.runtimes.llama_cpp.products import rounding_activations
 from lrqat.runtimes.llama_cpp.stored_values import as_stored
-
-L1_BOUND = 1e-4
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """Bounds of L2; None where a runtime needs no such allowance.
-
-    Attributes:
-        relative: |relative difference of perplexity|.
-        standard_errors: of the paired difference of log-likelihoods.
-        kl: mean KL, nats.
-    """
-
-    relative: float
-    standard_errors: float | None
-    kl: float
-
-    def holds(self, comparison: Comparison) -> bool:
-        """Whether a comparison keeps within all bounds."""
-        return (
-            abs(comparison.relative_difference) <= self.relative
-            and comparison.kl <= self.kl
-            and (self.standard_errors is None or comparison.standard_errors <= self.standard_errors)
-        )
 
 
 def _no_roundings(path: Path, checkpoint: Checkpoint, tokens: NDArray[np.int64]) -> dict[str, int]:
@@ -75,29 +48,22 @@ class Prover:
     Attributes:
         graph: (file, checkpoint, context, converter) -> logits of its graph in float32, with
             nothing rounded (L1).
-        as_graph: model -> context in which it computes what `graph` does; gives the bound of L1.
+        as_graph: model -> context in which it computes what `graph` does.
         as_stored: (model, file, checkpoint) -> context in which its unquantized tensors are what
             the file's types round them to, where the export was asked to.
-        tolerance: of L2.
-        rounded: of L2 where activations or the cache were fake-quantized in training; None: the
-            same.
+        as_runtime: (model, file, checkpoint) -> context in which the model rounds what the runtime
+            rounds; gives whether that is anything, training's own roundings included.
         roundings: (file, checkpoint, tokens) -> values that the graph rounds otherwise than
             PyTorch, by layer; nothing where the graph is not in the file.
         at_level: (file, level) -> logits at an accuracy level; None: the runtime has none.
     """
 
     graph: Callable[[Path, Checkpoint, int, str | None], AbstractContextManager[LogitsFunction]]
-    as_graph: Callable[[Any], AbstractContextManager[float]]
+    as_graph: Callable[[Any], AbstractContextManager[Any]]
     as_stored: Callable[[Any, Path, Checkpoint], AbstractContextManager[None]]
-    tolerance: Tolerance
-    rounded: Tolerance | None = None
+    as_runtime: Callable[[Any, Path, Checkpoint], AbstractContextManager[bool]]
     roundings: Callable[[Path, Checkpoint, NDArray[np.int64]], dict[str, int]] = _no_roundings
     at_level: Callable[[Path, int], AbstractContextManager[LogitsFunction]] | None = None
-
-    def bounds(self, checkpoint: Checkpoint) -> Tolerance:
-        """The bounds of L2 for `checkpoint`."""
-        rounds = bool(checkpoint.manifest.get("activations"))
-        return self.rounded if rounds and self.rounded else self.tolerance
 
 
 @contextmanager
@@ -116,9 +82,9 @@ def _f32_twin(
 
 
 @contextmanager
-def _as_llama_cpp(model: Any) -> Iterator[float]:
-    with with_table_gelu(model) as gelus:
-        yield GELU_BOUND if gelus else L1_BOUND
+def _as_llama_cpp(model: Any, path: Path, checkpoint: Checkpoint) -> Iterator[bool]:
+    with with_table_gelu(model), rounding_activations(model, path, checkpoint) as rounds:
+        yield rounds
 
 
 @contextmanager
@@ -141,12 +107,10 @@ def _in_float32(
         yield logits
 
 
-@contextmanager
-def _without_rounding(model: Any) -> Iterator[float]:
+def _without_rounding(model: Any) -> AbstractContextManager[None]:
     from lrqat.runtimes.onnx_runtime.roundings import without_rounding
 
-    with without_rounding(model):
-        yield L1_BOUND
+    return without_rounding(model)
 
 
 def _differing_roundings(
@@ -177,26 +141,23 @@ def _as_it_is(model: Any, path: Path, checkpoint: Checkpoint) -> AbstractContext
     return nullcontext()
 
 
-_FLOAT32 = Tolerance(1e-6, standard_errors=None, kl=1e-6)
+def _as_trained(model: Any, path: Path, checkpoint: Checkpoint) -> AbstractContextManager[bool]:
+    """ONNX Runtime at level 1 rounds what was fake-quantized in training, and nothing else."""
+    return nullcontext(bool(checkpoint.manifest.get("activations")))
+
 
 # By the names of `exporters.format.FORMATS`.
 PROVERS = {
-    "gguf": Prover(
-        _f32_twin,
-        _as_llama_cpp,
-        as_stored,
-        Tolerance(5e-3, standard_errors=3.0, kl=2e-3),
-    ),
+    "gguf": Prover(_f32_twin, with_table_gelu, as_stored, _as_llama_cpp),
     "onnx": Prover(
         _without_kernels,
         _without_rounding,
         _as_it_is,
-        _FLOAT32,
-        rounded=Tolerance(1e-3, standard_errors=None, kl=1e-3),
+        _as_trained,
         roundings=_differing_roundings,
         at_level=_at_level,
     ),
     "onnx-genai": Prover(
-        _in_float32, _without_rounding, _as_it_is, _FLOAT32, at_level=_compact_at_level
+        _in_float32, _without_rounding, _as_it_is, _as_trained, at_level=_compact_at_level
     ),
 }
