@@ -5,7 +5,6 @@ llama.cpp would abort the process, tests and all.
 
 import numpy as np
 import pytest
-from made_checkpoints import fused_in_llama_cpp
 
 from exporters import gguf, onnx
 from lrqat.errors import DataError, UserError
@@ -13,13 +12,14 @@ from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
 from lrqat.runtimes.onnx_runtime.perplexity import onnx_perplexity
 from lrqat.runtimes.parity import prove
 from lrqat.runtimes.targets import continuation, evaluate
+from tests.support.checkpoints import fused
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """(checkpoint, GGUF file, ONNX folder) of the tiny GPT-2."""
     folder = tmp_path_factory.mktemp("positions")
-    checkpoint = fused_in_llama_cpp("gpt2", folder / "fused")
+    checkpoint = fused("gpt2", folder / "fused")
     gguf.write(gguf.plan(checkpoint), folder / "model.gguf")
     onnx.write(onnx.plan(checkpoint), folder / "onnx")
     return checkpoint.path, folder / "model.gguf", folder / "onnx"

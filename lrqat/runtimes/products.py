@@ -5,8 +5,8 @@
 
 Whatever multiplies with a weight goes through `torch.nn.functional.linear` or, in GPT-2's Conv1D,
 `torch.addmm`: linear layers, heads, experts of a stack. Those two are intercepted, so nothing here
-knows an architecture. Contexts nest; the innermost comes first and calls the ones around it, so another
-order, which copies weights, is entered before whatever has to know which weight it is.
+knows an architecture. Contexts nest; the innermost comes first and calls the ones around it, so
+another order, which copies weights, is entered before whatever has to know which weight it is.
 """
 
 from collections.abc import Callable, Iterator

@@ -5,7 +5,6 @@ import sys
 
 import pytest
 import torch
-from made_architectures import MODELS, make
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -17,14 +16,15 @@ from lrqat.architectures import (
     is_output_head,
 )
 from lrqat.models import hub
+from tests.support.zoo import CONFIGS, MODELS, make
 
 FACTORS = {"gemma2": 8.0, "gemma3": 8.0}  # the root of 64
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_names_of_embedding_and_head_are_known_and_no_other_module_has_them(name):
-    model = hub.meta_model(MODELS[name][0]())
-    _, (_, embedding, head), _ = MODELS[name]
+    model = hub.meta_model(CONFIGS[name]())
+    (_, embedding, head), _ = MODELS[name]
     modules = [module for module, _ in model.named_modules()]
     assert [m for m in modules if is_embedding(m)] == [embedding]
     assert [m for m in modules if is_output_head(m)] == [head]
@@ -32,7 +32,7 @@ def test_names_of_embedding_and_head_are_known_and_no_other_module_has_them(name
 
 @pytest.mark.parametrize("name", MODELS)
 def test_matrices_that_lie_transposed_are_those_of_conv1d(name):
-    model = hub.meta_model(MODELS[name][0]())
+    model = hub.meta_model(CONFIGS[name]())
     entry = find_architecture(model.config.model_type)
     transposed = {n for n, _ in model.named_parameters() if entry.is_transposed(n)}
     assert transposed == {
@@ -42,7 +42,7 @@ def test_matrices_that_lie_transposed_are_those_of_conv1d(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_embeddings_factor_is_what_it_multiplies_with_on_meta_too(name):
-    config, embedding = MODELS[name][0](), make(name).get_input_embeddings()
+    config, embedding = CONFIGS[name](), make(name).get_input_embeddings()
     assert embedding_factor(embedding) == FACTORS.get(name)
     assert embedding_factor(hub.meta_model(config).get_input_embeddings()) == FACTORS.get(name)
     ids = torch.arange(4)

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_tokenizers import byte_level
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
@@ -13,6 +12,7 @@ from lrqat.errors import DataError
 from lrqat.evaluation.text import EvaluationText, encode, window_bos
 from lrqat.models import hub
 from lrqat.training.data.documents import documents, pack, split_held_out
+from tests.support.small_tokenizers import byte_level
 
 ROWS = ["first document\nwith two lines", "a second", "and a third one"] * 20
 

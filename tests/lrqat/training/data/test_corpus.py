@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from conftest import SHARED
 
 from lrqat.cli import evaluate, train
 from lrqat.errors import DataError
@@ -13,6 +12,7 @@ from lrqat.training.config import TrainConfig
 from lrqat.training.data.corpus import read_corpus
 from lrqat.training.plan import plan_training
 from lrqat.training.run import train as run_training
+from tests.support.paths import SHARED
 
 LINE = "def function_of(some, arguments):\n"
 CHAT = [{"role": "user", "content": "def f"}, {"role": "assistant", "content": "return 3"}]
