@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
             name,
             help=bench.summary,
             description=bench.summary,
-            formatter_class=command.FORMATTER,
+            formatter_class=command.Formatter,
         )
         command.add_json_option(own)
         bench.options(own)

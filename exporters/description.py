@@ -11,6 +11,7 @@ from typing import Any
 
 _MOST_CHARACTERS = 200
 _MOST_ITEMS = 8
+_MOST_NAMES = 10
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Description:
     """What was found.
 
     Attributes:
-        kind: "GGUF", "fused checkpoint" or "ONNX".
+        kind: what it is: "GGUF", "ONNX", "ONNX, compact form" or "fused checkpoint".
         files: names of the model's files.
         bytes: their size.
         types: tensors by type.
@@ -81,6 +82,26 @@ def totals(tensors: Iterable[tuple[str, int, int]]) -> dict[str, TypeTotal]:
         total.weights += weights
         total.bytes += nbytes
     return dict(sorted(found.items(), key=lambda item: -item[1].bytes))
+
+
+def differing(compared: Mapping[str, int]) -> str:
+    """Of mismatches by tensor, as `Format.verify` counts them: "12 weights in 1 of 75 tensors"."""
+    wrong = sum(count > 0 for count in compared.values())
+    tensors = f"{wrong:,} of {len(compared):,} tensors"
+    return f"{_counted(sum(compared.values()), 'weight')} in {tensors}" if wrong else tensors
+
+
+def worst(compared: Mapping[str, int]) -> list[str]:
+    """Lines that name the tensors with most mismatches, and say how many are not named."""
+    wrong = {name: count for name, count in compared.items() if count}
+    order = sorted(wrong, key=lambda name: -wrong[name])
+    lines = [f"{plain(name)}: {_counted(wrong[name], 'weight')}" for name in order[:_MOST_NAMES]]
+    more = len(order) - len(lines)
+    return lines + ([f"and {_counted(more, 'more tensor')}; --json names all"] if more else [])
+
+
+def _counted(count: int, unit: str) -> str:
+    return f"{count:,} {unit}" + ("" if count == 1 else "s")
 
 
 def plain_items(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,17 +1,15 @@
-"""What a model file is, whatever its format: `inspect`, and `mismatches` with its checkpoint.
+"""What a model file is, whatever its format: `inspect`; and what is not its checkpoint's.
 
 print(inspect("model.gguf").bits_per_weight)
 assert not mismatches("model.gguf", Checkpoint.open("fused"))
 """
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
-from exporters import load_format
 from exporters.description import Description, plain_items, totals
+from exporters.format import CHECKPOINT, format_of, load_format, recognise
 from exporters.provenance import provenance
-from lrqat.checkpoint.manifest import FILE_NAME
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import UserError
 
@@ -24,59 +22,38 @@ _TOKENS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def inspect(path: str | Path) -> Description:
-    """Describe a GGUF file, an ONNX folder or a fused checkpoint.
+    """Describe an exported file or folder, or a fused checkpoint.
 
     Raises:
-        UserError: none of these, or one that is damaged.
+        UserError: neither, or one that is damaged.
     """
-    path = Path(path)
-    for recognises, describe in _KINDS:
-        if recognises(path):
-            return describe(path)
-    raise UserError(f"{path} is no .gguf file, ONNX folder or fused checkpoint; check the path")
+    name = recognise(path)
+    if name is None:
+        raise UserError(f"{path} is no .gguf file, ONNX folder or fused checkpoint; check the path")
+    if name == CHECKPOINT:
+        return _inspect_checkpoint(Path(path))
+    return load_format(name).inspect(Path(path))
+
+
+def verify(path: str | Path, checkpoint: Checkpoint) -> dict[str, int]:
+    """Compare an exported file or folder with its checkpoint: `Format.verify` of its format.
+
+    Raises:
+        UserError: no exported file, or one that cannot be compared.
+    """
+    return load_format(format_of(path)).verify(path, checkpoint)
 
 
 def mismatches(path: str | Path, checkpoint: Checkpoint) -> dict[str, int]:
-    """Elements of an exported file that are not the checkpoint's, by name; empty if it is exact.
-
-    Raises:
-        UserError: not a GGUF file or an ONNX folder, or one that cannot be compared.
-    """
-    path = Path(path)
-    name = "onnx" if _is_onnx(path) else "gguf"
-    if name == "gguf" and not _is_gguf(path):
-        raise UserError(f"{path} is no exported file; --checkpoint compares one with its origin")
-    found = load_format(name).verify(path, checkpoint)
-    return {key: count for key, count in found.items() if count}
-
-
-def _is_gguf(path: Path) -> bool:
-    return path.is_file()
-
-
-def _is_onnx(path: Path) -> bool:
-    return (path / "model.onnx").is_file()
-
-
-def _inspect_gguf(path: Path) -> Description:
-    load_format("gguf")
-    from exporters.gguf.inspection import inspect as describe
-
-    return describe(path)
-
-
-def _inspect_onnx(path: Path) -> Description:
-    load_format("onnx")
-    from exporters.onnx.inspection import inspect as describe
-
-    return describe(path)
+    """What `verify` found to differ, by tensor; empty if the file is exact."""
+    return {name: count for name, count in verify(path, checkpoint).items() if count}
 
 
 def _inspect_checkpoint(path: Path) -> Description:
     checkpoint = Checkpoint.open(path)
-    quantized, floating = checkpoint.quantized_names, checkpoint.floating_names
+    quantized, unquantized = checkpoint.quantized_names, checkpoint.floating_names
     grids = {name: checkpoint.grid(name).name for name in quantized}
-    types = grids | {name: checkpoint.floating_dtype(name) for name in floating}
+    types = grids | {name: checkpoint.floating_dtype(name) for name in unquantized}
     files = [path / name for name in checkpoint.manifest["files"]]
     config = checkpoint.config
     return Description(
@@ -91,10 +68,3 @@ def _inspect_checkpoint(path: Path) -> Description:
         vocabulary=plain_items({key: config.get(key) for key in _TOKENS}),
         provenance=plain_items(provenance(checkpoint)),
     )
-
-
-_KINDS: tuple[tuple[Callable[[Path], bool], Callable[[Path], Description]], ...] = (
-    (_is_gguf, _inspect_gguf),
-    (_is_onnx, _inspect_onnx),
-    (lambda path: (path / FILE_NAME).is_file(), _inspect_checkpoint),
-)

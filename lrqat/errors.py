@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Bad input: the tools print the message alone and exit with status 2."""
+    """Bad input: the commands print the message alone and exit with status 2."""
 
 
 class GridError(UserError):
@@ -47,3 +47,9 @@ def did_you_mean(asked: object, known: Iterable[str]) -> str:
     near.sort(key=order.index)  # of two equally near names, the one that is listed first
     near.sort(key=lambda name: -difflib.SequenceMatcher(a=str(asked).lower(), b=name).ratio())
     return f"did you mean {' or '.join(near[:3])}? " if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -15,11 +15,10 @@ from exporters.gguf.architectures import known_architectures
 from lrqat.errors import RuntimeUnavailableError
 from lrqat.models.reference import load_reference, torch_logits
 from lrqat.runtimes.llama_cpp import ffi
-from lrqat.runtimes.llama_cpp.gelu import GELU_BOUND, with_table_gelu
+from lrqat.runtimes.llama_cpp.gelu import with_table_gelu
 from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
-from lrqat.runtimes.parity import L1_BOUND
 from tests.support.checkpoints import fused
-from tests.support.zoo import CONFIGS, IN_LLAMA_CPP, VOCABULARY
+from tests.support.zoo import CONFIGS, GELU_BOUND, IN_LLAMA_CPP, L1_BOUND, VOCABULARY
 
 TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, 128)
 TWIN = gguf.Options(type="f32", float_type="f32")

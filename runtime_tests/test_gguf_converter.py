@@ -23,11 +23,9 @@ from lrqat.checkpoint.reader import Checkpoint
 from lrqat.cli import export
 from lrqat.errors import ExportRefusedError, OutputError
 from lrqat.models.reference import load_reference, torch_logits
-from lrqat.runtimes.llama_cpp.gelu import GELU_BOUND
 from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
-from lrqat.runtimes.parity import L1_BOUND
 from tests.support.checkpoints import fused
-from tests.support.zoo import SIZES, VOCABULARY
+from tests.support.zoo import GELU_BOUND, L1_BOUND, SIZES, VOCABULARY
 
 TREE = os.environ.get("LLAMA_CPP_TREE")
 needs_tree = pytest.mark.skipif(not TREE, reason="LLAMA_CPP_TREE names no source tree of llama.cpp")

@@ -14,14 +14,12 @@ from exporters.gguf.blocks import integer_blocks
 from exporters.gguf.file.header import read_header
 from exporters.gguf.layout.fields import Fields
 from exporters.gguf.layout.ggml_types import TYPES
-from lrqat.activations.grids import ACTIVATION_GRIDS
-from lrqat.activations.quantizer import attach
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import RuntimeUnavailableError
 from lrqat.models import fuse, hub, preparation, surgery
 from lrqat.models.reference import load_reference, torch_logits
 from lrqat.runtimes.llama_cpp import ffi
-from lrqat.runtimes.llama_cpp.q8_1 import attach_q8_1
+from lrqat.runtimes.llama_cpp.products import rounding_activations
 from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
 from tests.support.paths import SHARED
 
@@ -88,16 +86,13 @@ def test_8_bit_activations_are_all_of_the_difference(
     The median over prompts: in one or two the order of float32 sums moves a value over a rounding
     boundary (see test_activation_rounding).
     """
-    (name,) = {t.block.NAME for t in gguf.plan(checkpoint).tensors if t.source.quantized}
-    rounding = integer_blocks()[name].ACTIVATIONS
     gguf.write(gguf.plan(checkpoint), tmp_path / "model.gguf")
     model = load_reference(checkpoint)
-    if rounding == "q8_1":
-        attach_q8_1(model, checkpoint)
-    else:
-        attach(model, ACTIVATION_GRIDS[rounding], checkpoint.quantized_names)
     ours = torch_logits(model)
-    with LlamaCpp.open(tmp_path / "model.gguf") as llama:
+    with (
+        LlamaCpp.open(tmp_path / "model.gguf") as llama,
+        rounding_activations(model, tmp_path / "model.gguf", checkpoint),
+    ):
         differences = [np.abs(ours(tokens) - llama.logits(tokens)).max() for tokens in PROMPTS]
     assert np.median(differences) < 5e-6
 

@@ -15,7 +15,7 @@ from exporters import onnx as exporter
 from exporters.onnx.activations import ARITHMETIC, KERNEL, QDQ, Rounding
 from exporters.onnx.passes.simplify import simplify
 from exporters.onnx.tracing.operators import TRANSLATION
-from exporters.onnx.tracing.rounded_input import RoundedInput
+from exporters.onnx.tracing.stand_ins import RoundedInput
 from lrqat.activations.grids import ACTIVATION_GRIDS, quantize, range_of
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.models.reference import load_reference, torch_logits

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from exporters import load_format, onnx_genai
+from exporters import onnx_genai
+from exporters.format import load_format
 from exporters.onnx_genai.olive import pack, unpack
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import ExportRefusedError, OutputError
@@ -131,7 +132,7 @@ def test_what_the_builder_was_not_seen_to_do_right_is_refused(fused_checkpoint):
     reasons = " ".join(onnx_genai.plan(checkpoint).refusals)
     assert "the builder's graph rounds neither; use --format onnx" in reasons
     assert "not for gpt_neox; use --format onnx" in reasons
-    assert "model.layers.1.mlp.down_proj stayed floating" in reasons
+    assert "model.layers.1.mlp.down_proj is unquantized" in reasons
 
 
 def test_the_plan_is_plain_values_and_counts_the_bytes(fused_checkpoint):

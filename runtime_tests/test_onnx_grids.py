@@ -104,7 +104,7 @@ def test_two_bits_are_right_for_any_number_of_outputs(options, make_small, tmp_p
     checkpoint = make_small("int2-asym-channel", intermediate=130)
     plan = exporter.plan(checkpoint, exporter.Options(**options))
     types = {
-        t.source.rpartition(".")[2]: t.dtype.name for t in plan.tensors if t.kind == "integers"
+        t.source.rpartition(".")[2]: t.dtype.name for t in plan.tensors if t.form == "integers"
     }
     assert types["up_proj"] == "INT4"
     assert types["down_proj"] == ("INT4" if options else "INT2")

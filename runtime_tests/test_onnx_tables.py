@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from exporters import onnx as exporter
-from exporters.onnx.weights.embedding_and_head import find_tables
-from exporters.onnx.weights.rounded_rows import round_rows
+from exporters.embedding_and_head import find_embedding_and_head
+from exporters.onnx.weights.integers import round_rows
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.models.reference import load_reference, torch_logits
 from lrqat.runtimes.genai import continue_tokens
@@ -21,7 +21,7 @@ from tests.support.zoo import SIZES
 
 TOKENS = np.random.default_rng(0).integers(1, SIZES["vocab_size"], 40)
 INT8 = {"embedding_type": "int8"}
-# name -> architecture, grids of the tables, type of what stays floating, options
+# name -> architecture, grids of embedding and head, type of what is unquantized, options
 CASES = {
     "2 bits, and a head": (
         "llama, llama3 rope",
@@ -63,7 +63,7 @@ def made(tmp_path_factory):
                     values = round_rows("x", checkpoint.floating(f"{choice.module}.weight"))
                     weight = model.get_submodule(choice.module).weight
                     weight.data = torch.from_numpy(values.dequantize())
-            if not plan.tables.head:
+            if not plan.embedding_and_head.head:
                 model.tie_weights()
             found[name] = checkpoint, model, folder / "onnx"
         return found[name]
@@ -85,12 +85,12 @@ def test_tables_compute_what_the_reference_does_and_heads_are_fused(name, made, 
     graph = onnx.load(tmp_path / "optimised.onnx", load_external_data=False).graph
     found = collections.Counter(node.op_type for node in graph.node)
     # Every projection is one product, and so is a head of integers; nothing is dequantised apart.
-    names, tables = checkpoint.quantized_names, find_tables(checkpoint)
-    head = tables.head or tables.embedding
+    names, both = checkpoint.quantized_names, find_embedding_and_head(checkpoint)
+    head = both.of_logits
     layers = sum(".layers." in name or ".h." in name for name in names)
     integers = head in names or CASES[name][3].get("embedding_type") == "int8"
     assert [found["MatMulNBits"], found["DequantizeLinear"]] == [layers + integers, 0]
-    shared = [t for t in graph.initializer if t.name == f"{tables.embedding}.weight"]
+    shared = [t for t in graph.initializer if t.name == f"{both.embedding}.weight"]
     assert shared, "rows are looked up in the table of the file"
 
 
@@ -98,7 +98,7 @@ def test_tables_compute_what_the_reference_does_and_heads_are_fused(name, made, 
 def test_onnx_runtimes_own_arithmetic_gives_every_row_and_the_head_bit_for_bit(name, made):
     """The same operators without any optimisation: what is looked up, and what is multiplied."""
     checkpoint, _, folder = made(name)
-    tables = find_tables(checkpoint)
+    both = find_embedding_and_head(checkpoint)
     model = onnx.load(folder / "model.onnx")
     norm = next(node for node in model.graph.node if node.op_type == "RMSNormalization")
     last = [node for node in model.graph.node if node.op_type == "DequantizeLinear"][-1]
@@ -115,8 +115,8 @@ def test_onnx_runtimes_own_arithmetic_gives_every_row_and_the_head_bit_for_bit(n
     feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": ids % 128}
     wrapped = OnnxRuntime(session)
     rows, matrix = session.run(outputs, feeds | wrapped.empty_cache(1))
-    assert np.array_equal(rows[0], checkpoint.quantized(tables.embedding).dequantize())
-    head = checkpoint.quantized(tables.head or tables.embedding).dequantize()
+    assert np.array_equal(rows[0], checkpoint.quantized(both.embedding).dequantize())
+    head = checkpoint.quantized(both.of_logits).dequantize()
     assert np.array_equal(matrix.T, head)
 
 

@@ -81,7 +81,7 @@ def forget_row_order(patch):
     def forgetful(config):
         return dataclasses.replace(find_architecture(config), row_order=lambda config, name: None)
 
-    for module in ("planning", "reader"):
+    for module in ("planning", "verification"):
         patch.setattr(f"exporters.gguf.{module}.find_architecture", forgetful)
 
 

@@ -10,13 +10,18 @@ r"""GGUF, the format of llama.cpp: trained integers and scales, bit for bit.
 Needs numpy and the `gguf` package, and no torch.
 """
 
+from typing import TYPE_CHECKING
+
+from exporters.format import Format
+from exporters.gguf.as_loaded import activation_types, rounded_tensors
 from exporters.gguf.converter.upstream import twin_options
 from exporters.gguf.file.header import GgufFileError
 from exporters.gguf.file.shards import model_files
+from exporters.gguf.inspection import inspect
 from exporters.gguf.options import Options
 from exporters.gguf.planning import default_name, plan
 from exporters.gguf.plans import Plan, PlannedTensor
-from exporters.gguf.verification import TensorCheck, check_tensors, rounded_tensors, verify
+from exporters.gguf.verification import TensorCheck, check_tensors, verify
 from exporters.gguf.writer import Report, write
 
 __all__ = [
@@ -26,8 +31,10 @@ __all__ = [
     "PlannedTensor",
     "Report",
     "TensorCheck",
+    "activation_types",
     "check_tensors",
     "default_name",
+    "inspect",
     "model_files",
     "plan",
     "rounded_tensors",
@@ -35,3 +42,8 @@ __all__ = [
     "verify",
     "write",
 ]
+
+if TYPE_CHECKING:  # where mypy sees whether this is a format
+    import exporters.gguf as package
+
+    _FORMAT: Format[Options, Plan] = package

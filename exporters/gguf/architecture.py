@@ -54,7 +54,6 @@ class Architecture:
         epsilon: config.json's name of the norms' epsilon, and llama.cpp's.
         norm_offset: what is added to the weights of norms, which its graph does not do.
         splits: part of a name -> those of the equal parts that its rows are cut into.
-        transposed: ends of the names of matrices that checkpoints hold as (in, out).
         read: config.json -> the same with Llama's names for what has another one.
         refuses: config -> what its graph cannot compute (empty: nothing), beyond the usual.
         hyperparameters: config -> metadata beyond the usual, keys without the architecture's name;
@@ -79,7 +78,6 @@ class Architecture:
     epsilon: tuple[str, str] = ("rms_norm_eps", "layer_norm_rms_epsilon")
     norm_offset: float = 0.0
     splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    transposed: tuple[str, ...] = ()
     read: Callable[[Config], Config] = dict
     refuses: Callable[[Config], list[str]] = lambda config: []
     hyperparameters: Callable[[Config], list[KeyValue]] = lambda config: []

@@ -27,7 +27,7 @@ class Options:
     float_type: str = field(
         default="auto",
         metadata={
-            "help": "type of matrices that stay floating: auto (nothing is lost: f16 where every "
+            "help": "type of unquantized matrices: auto (nothing is lost: f16 where every "
             "value survives, for an untied embedding also bf16, else f32), f16, bf16 or f32; "
             "vectors are always f32"
         },

@@ -1,14 +1,14 @@
 """Making the plan of a GGUF file: the type of every tensor, and every reason to refuse.
 
-That writes nothing. It reads floating matrices to see whether a narrower type holds them exactly,
-the scales of weights for the few types that the grid alone does not decide on, and nothing else.
+That writes nothing. It reads unquantized matrices, to see whether a narrower type holds them
+exactly, the scales of weights for the few types that the grid alone does not decide on, and nothing
+else.
 """
 
 import math
 from collections import Counter
 from collections.abc import Callable
 
-from exporters.activations import activation_grid, refuses_activations
 from exporters.gguf.architecture import Architecture
 from exporters.gguf.architectures import find_architecture
 from exporters.gguf.blocks import float_blocks
@@ -21,12 +21,13 @@ from exporters.gguf.provenance import general_metadata, provenance
 from exporters.gguf.tensors.embedding_and_head import (
     changed_values,
     check_trained,
-    refuses_tables,
-    table_choice,
+    embedding_or_head_type,
+    refuses_head_type,
 )
 from exporters.gguf.tensors.selection import choose_float_block, choose_integer_block, exact_types
 from exporters.gguf.tensors.sources import Source, find_sources
 from exporters.gguf.tensors.stored import stored_tensors
+from exporters.planning import activation_grid, refuses_activations
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import ExportRefusedError
 
@@ -104,7 +105,8 @@ def _plan_tensors(made: Plan, architecture: Architecture) -> None:
     except ExportRefusedError as error:
         made.refusals.append(str(error))
         return
-    made.refusals += refuses_tables(sources, made.options)
+    reason = refuses_head_type(sources, made.options)
+    made.refusals += [reason] if reason else []
     for source in sources:
         _add_tensor(made, source, _plan_tensor)
 
@@ -136,7 +138,7 @@ def _plan_tensor(made: Plan, source: Source) -> PlannedTensor:
         return PlannedTensor(source, float_blocks()["f32"])
     changed = changed_values(made.checkpoint, source)
     block, note = choose_float_block(made.checkpoint, source, made.options, changed)
-    choice = table_choice(source, block, changed)
+    choice = embedding_or_head_type(source, block, changed)
     made.choices += [choice] if choice else []
     return PlannedTensor(source, block, note)
 

@@ -12,9 +12,9 @@ from exporters.gguf.blocks import Block, row_bytes
 from exporters.gguf.file.key_values import KeyValue
 from exporters.gguf.file.shards import parse_size, split_sizes
 from exporters.gguf.options import Options
-from exporters.gguf.tensors.embedding_and_head import TableChoice
+from exporters.gguf.tensors.embedding_and_head import EmbeddingOrHeadType
 from exporters.gguf.tensors.sources import Source
-from exporters.layers import any_layer
+from exporters.planning import any_layer, remarks
 from lrqat.checkpoint.reader import Checkpoint
 
 _ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
@@ -76,7 +76,7 @@ class Plan:
         metadata: in file order, without general.architecture, which the writer puts first.
         refusals: reasons not to write; a plan with any cannot be written.
         notes: what a user should know.
-        choices: what an embedding and a head that stay floating would cost in other types.
+        choices: what an unquantized embedding and head would cost in other types.
     """
 
     checkpoint: Checkpoint
@@ -86,7 +86,12 @@ class Plan:
     metadata: list[KeyValue] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    choices: list[TableChoice] = field(default_factory=list)
+    choices: list[EmbeddingOrHeadType] = field(default_factory=list)
+
+    @property
+    def compared(self) -> str:
+        """What `write` compares with the checkpoint."""
+        return "every tensor" if self.options.converter is None else "every trained tensor"
 
     @property
     def tensor_bytes(self) -> int:
@@ -121,18 +126,16 @@ class Plan:
         lines = [
             f"{'tensor':<{width}} {'type':<6} {'shape':>14} {'count':>5} {'bytes':>14}  source"
         ]
-        for (name, kind, shape, origin, note), members in groups.items():
+        for (name, type_name, shape, origin, note), members in groups.items():
             total = sum(tensor.nbytes for tensor in members)
             said = ", rows reordered" if members[0].source.row_order is not None else ""
             said += f"; {note}" if note else ""
-            columns = f"{name:<{width}} {kind:<6} {shape:>14} {len(members):>5} {total:>14,}"
+            columns = f"{name:<{width}} {type_name:<6} {shape:>14} {len(members):>5} {total:>14,}"
             lines.append(f"{columns}  {origin}{said}")
         files = f" in {len(self.shards)} files" if len(self.shards) > 1 else ""
         lines.append(f"{len(self.tensors)} tensors, {self.tensor_bytes:,} bytes{files}")
         lines += [f"choice: {choice.line()}" for choice in self.choices]
-        lines += [f"note: {note}" for note in self.notes]
-        lines += [f"refused: {reason}" for reason in self.refusals]
-        return lines
+        return lines + remarks(self.notes, self.refusals)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `--json`; long metadata arrays are given by their length."""

@@ -7,13 +7,12 @@ they multiply to with the checkpoint's weights.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from exporters.gguf.architectures import find_architecture
 from exporters.gguf.blocks import float_blocks, integer_blocks
@@ -102,40 +101,6 @@ def check_tensors(
         workers: processes; None: one a core.
     """
     return _checks(read_model(Path(path)), checkpoint, progress, workers)
-
-
-def rounded_tensors(
-    path: str | Path, checkpoint: Checkpoint
-) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Floating tensors that the file's types round, by the checkpoint's names: what they become.
-
-    Values are rounded one by one, or in blocks of rows that stay where they are (Q8_0, Q6_K), so it
-    does not matter how the file orders them.
-
-    Raises:
-        ExportRefusedError: an embedding that is stored a second time as the head, in two types.
-    """
-    header = read_model(Path(path))
-    if CONVERTER in header.metadata:  # whose floating tensors are float32
-        return
-    tensors, kinds = header.tensors, dict[str, str]()
-    for source in _sources(checkpoint):
-        if source.quantized or source.values is not None or source.name not in tensors:
-            continue
-        kind = tensors[source.name].type_name.lower()
-        if kinds.setdefault(source.origin, kind) != kind:
-            raise ExportRefusedError(
-                f"{source.origin} is stored as {kinds[source.origin]} and as {kind}, and PyTorch "
-                "has it once; export it with the same --embedding-type and --head-type"
-            )
-    for name, kind in kinds.items():
-        if kind in value_blocks() and kind != "f32":
-            exact = checkpoint.floating(name).astype(np.float32)
-            rows = exact.reshape(-1, exact.shape[-1])
-            block = value_blocks()[kind]
-            kept = block.unpack(block.pack(rows))
-            if not np.array_equal(kept, rows):
-                yield name, kept.reshape(exact.shape)
 
 
 def _checks(

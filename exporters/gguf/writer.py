@@ -1,7 +1,6 @@
 """Writing a planned GGUF file: packed by all cores, in order, verified before it gets its name."""
 
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -11,21 +10,20 @@ from typing import Any
 import gguf
 import numpy as np
 
+from exporters.format import Progress
 from exporters.gguf.converter.upstream import run_converter
 from exporters.gguf.file.header import TensorInfo
 from exporters.gguf.file.shards import read_model, shard_entries, shard_paths
 from exporters.gguf.metadata import holds
 from exporters.gguf.plans import Plan, PlannedTensor, padded
-from exporters.gguf.tensors.selection import packed_pieces
+from exporters.gguf.tensors.packing import packed_pieces
 from exporters.gguf.verification import check_tensors
 from exporters.parallel import in_order
-from exporters.refusals import refuse_inexact
+from exporters.planning import refuse_inexact
 from lrqat.atomic_files import replaced_files
 from lrqat.checkpoint.manifest import sha256_of
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import OutputError
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -86,6 +84,9 @@ def write(
         if plan.options.converter is not None:
             tensors, quantized = run_converter(plan.checkpoint, plan.options, staged[0])
             rounded = 0
+            for tensor in plan.tensors:  # the converter tells nothing of its progress
+                progress(tensor.source.name)
+                verified(tensor.source.name)
             hashes = [sha256_of(file) for file in staged]
         else:
             _write_files(plan, staged, progress, workers)

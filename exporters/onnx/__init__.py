@@ -9,8 +9,25 @@ r"""ONNX with standard QDQ: trained integers and scales, bit for bit, for ONNX R
 
 The folder holds model.onnx, model.onnx_data, the tokenizer, config.json and genai_config.json, with
 the names that ONNX Runtime GenAI, Optimum and transformers.js expect.
+
+The way of one weight, in `writer`'s order:
+
+    planning                       which initializers it becomes, and of which types
+      weights.storage              for integers: the narrowest type, and the layout
+      weights.embedding_and_head   for an unquantized embedding or head: the type asked for
+    tracing.skeleton               its layer becomes a stand-in (tracing.stand_ins), which holds
+                                   placeholders of the planned shapes
+    tracing.trace                  the model becomes a graph, placeholders become initializers
+    passes.attach_weights          the checkpoint's numbers take the place of the placeholders
+      weights.initializers         how they lie in the file: `FORMS`, which planning reads too
+      weights.integers             where they come from: training, or a rounding that was asked for
+    verification                   the file is read back and compared, by the same `FORMS`
 """
 
+from typing import TYPE_CHECKING
+
+from exporters.format import Format
+from exporters.onnx.inspection import inspect
 from exporters.onnx.options import Options
 from exporters.onnx.planning import default_name, plan
 from exporters.onnx.plans import Plan, PlannedTensor
@@ -23,7 +40,13 @@ __all__ = [
     "PlannedTensor",
     "Report",
     "default_name",
+    "inspect",
     "plan",
     "verify",
     "write",
 ]
+
+if TYPE_CHECKING:  # where mypy sees whether this is a format
+    import exporters.onnx as package
+
+    _FORMAT: Format[Options, Plan] = package

@@ -1,13 +1,12 @@
-"""What becomes of activations, keys and values that were rounded in training.
+"""What becomes of activations, keys and values that were fake-quantized in training.
 
 The input of a projection is rounded in one of three forms:
 
     arithmetic   the operations of `lrqat.activations.grids`, traced into the graph as they are: any
-    grid.
-                 The product stays a MatMulNBits.
+                 grid. The product stays a MatMulNBits.
     qdq          QuantizeLinear and DequantizeLinear with the trained range: grids of one fixed
-                 range a layer. What NPU compilers look for; ONNX Runtime's CPU multiplies the
-                 integers if weights have 8 bits and a scale a row, and is slow with other weights.
+                 range per layer. What NPU compilers look for; ONNX Runtime's CPU multiplies the
+                 integers if weights have 8 bits and per-row scales, and is slow with others.
     kernel       nothing in the graph: ONNX Runtime's MatMulNBits at accuracy level 4 rounds so
                  itself (`ort-level4-gN`, with weights in the same blocks).
 
@@ -16,17 +15,18 @@ Keys and values are rounded in the cache (`exporters.onnx.tracing.cache`).
 
 from dataclasses import dataclass
 
-from exporters.activations import activation_grid
+from exporters.embedding_and_head import find_embedding_and_head
 from exporters.onnx.options import Options
 from exporters.onnx.presets import PRESETS
-from exporters.onnx.weights.embedding_and_head import INT8_ROWS, asked_type, find_tables
+from exporters.onnx.weights.embedding_and_head import INT8_ROWS
+from exporters.planning import activation_grid
 from lrqat.activations.grids import BLOCK, ActivationGrid, find_activation_grid
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import GridError
 
 ARITHMETIC, QDQ, KERNEL = "arithmetic", "qdq", "kernel"
 _KERNEL_ROUNDING, _KERNEL_LEVEL = "ort-level4", 4
-# ONNX Runtime cuts weights with one scale a row into blocks of 32.
+# ONNX Runtime cuts weights with one scale per row into blocks of 32.
 _BLOCK_OF_ROWS = 32
 
 
@@ -60,11 +60,11 @@ def with_level(checkpoint: Checkpoint, options: Options) -> Options:
 
     The level is one for all products of integers, so a head of integers must have had it too.
     """
-    grids, tables = _grids(checkpoint), find_tables(checkpoint)
+    grids, both = _grids(checkpoint), find_embedding_and_head(checkpoint)
     possible = _KERNEL_LEVEL in PRESETS[options.preset].accuracy_level
     kernel = all(_kernel_rounds(checkpoint, name, grid) for name, grid in grids.items())
-    head = tables.head or tables.embedding
-    rounded = head is not None and asked_type(tables, head, options) == INT8_ROWS
+    head = both.of_logits
+    rounded = head is not None and both.asked_type(head, options) == INT8_ROWS
     if (rounded or head in checkpoint.quantized_names) and head not in grids:
         return options
     if options.accuracy_level is None and grids and possible and kernel:
@@ -148,7 +148,7 @@ def _kernel_rounds(checkpoint: Checkpoint, name: str, grid: ActivationGrid) -> b
 
 
 def _integer_product(checkpoint: Checkpoint, name: str) -> bool:
-    """Whether ONNX Runtime multiplies integers there: 8-bit weights, one scale a row."""
+    """Whether ONNX Runtime multiplies integers there: 8-bit weights, one scale per row."""
     if name not in checkpoint.quantized_names:
         return False
     weights = checkpoint.grid(name)

@@ -43,7 +43,7 @@ class Options:
         "nodes; 21 is the first with 4-bit blocks, for older runtimes; 25 the first with 2 bits"
     )
     float_type: str | None = _choice(
-        "float32, as trained, or float16: half precision; what stays floating is rounded to it"
+        "float32, as trained, or float16: half precision; what is unquantized is rounded to it"
     )
     accuracy_level: int | None = _choice(
         "ONNX Runtime's for quantised products, written to genai_config.json: 0 and 1 "
@@ -55,7 +55,7 @@ class Options:
         "Runtime makes quantised products on WebGPU and QNN too; the weights are the same"
     )
     attention: str | None = _choice(
-        "node: one a layer where the operator set has it (23); products: matrix products and a "
+        "node: one per layer where the operator set has it (23); products: matrix products and a "
         "softmax, which devices without that node compute"
     )
     activation_form: str | None = _choice(

@@ -3,9 +3,11 @@
 import math
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import onnx_ir as ir
 
+from exporters.embedding_and_head import find_embedding_and_head
 from exporters.onnx.activations import (
     QDQ,
     cache_bits,
@@ -13,46 +15,49 @@ from exporters.onnx.activations import (
     roundings,
     with_level,
 )
-from exporters.onnx.architectures import find_architecture, refuses_architecture
 from exporters.onnx.options import FUSION_ENTRY, Options
 from exporters.onnx.plans import Plan, PlannedTensor
 from exporters.onnx.weights.embedding_and_head import (
     FLOATS,
     INT8_ROWS,
-    find_tables,
-    refuses_tables,
-    table_choice,
+    embedding_or_head_type,
+    refuses_types,
 )
-from exporters.onnx.weights.initializers import KINDS
-from exporters.onnx.weights.packed_rows import code_bits, code_type
-from exporters.onnx.weights.rounded_rows import grid_of
-from exporters.onnx.weights.storage import INTEGER_FORMS, refuses_grid, storage_of
+from exporters.onnx.weights.initializers import FORMS
+from exporters.onnx.weights.integers import grid_of
+from exporters.onnx.weights.storage import (
+    INTEGER_FORMS,
+    code_bits,
+    code_type,
+    product_type,
+    refuses_grid,
+)
+from lrqat.architectures import find_architecture
 from lrqat.checkpoint.reader import Checkpoint
+from lrqat.checkpoint.weight_kinds import WeightKind
 from lrqat.errors import CheckpointError, UserError
 from lrqat.grids.grid import Grid
 
-# What holds a weight that a product takes: y = x @ weight.
-_PRODUCTS = ("linear", "conv1d")
-_EMBEDDING = "embedding"
+_PRODUCTS = (WeightKind.LINEAR, WeightKind.CONV1D)  # y = x @ weight
 _PARTS = ("weight", "weight_scale", "weight_zero_point")
 
 
 def plan(checkpoint: Checkpoint, options: Options | None = None) -> Plan:
     """Plan the export of `checkpoint`; nothing is written.
 
-    No weights are read, but for a table that is to be rounded, to say what that costs.
+    No weights are read, but for an embedding or head that is to be rounded, to say what that costs.
 
     Raises:
         CheckpointError: the checkpoint itself is not valid.
     """
     chosen = with_level(checkpoint, options or Options()).resolved()
-    made = Plan(checkpoint, chosen, find_tables(checkpoint))
-    made.refusals += refuses_tables(checkpoint, made.tables, chosen)
+    made = Plan(checkpoint, chosen, find_embedding_and_head(checkpoint))
+    made.refusals += refuses_types(checkpoint, made.embedding_and_head, chosen)
     for name in checkpoint.quantized_names:
         _plan_trained(made, name)
     for name in checkpoint.floating_names:
-        _plan_floating(made, name)
-    reason = refuses_architecture(checkpoint.config)
+        _plan_unquantized(made, name)
+    reason = _refuses_rope(checkpoint.config)
     made.refusals += [reason] if reason else []
     _plan_roundings(made)
     two_bits = any(tensor.dtype == ir.DataType.INT2 for tensor in made.tensors)
@@ -73,23 +78,23 @@ def _plan_trained(made: Plan, name: str) -> None:
         return
     kind = made.checkpoint.kind(name)
     reason = refuses_grid(grid, made.options.float_dtype)
-    if kind not in (*_PRODUCTS, _EMBEDDING):
+    if kind not in (*_PRODUCTS, WeightKind.EMBEDDING):
         reason = f"trained {kind} have no form in ONNX here; train them with --keep"
     if reason:
         made.refusals.append(f"{name}: {reason}")
-    elif kind == _EMBEDDING:
+    elif kind == WeightKind.EMBEDDING:
         _add_rows(made, name, shape)
     else:
         _add_product(made, name, shape)
 
 
-def _plan_floating(made: Plan, name: str) -> None:
-    """Add the initializers of one floating tensor; tables may be of another type."""
+def _plan_unquantized(made: Plan, name: str) -> None:
+    """Add the initializers of one unquantized tensor; embedding and head may have another type."""
     checkpoint, module = made.checkpoint, name.removesuffix(".weight")
-    dtype, shape = None, checkpoint.shape(name)
-    is_table = module in made.tables.flags and name != module and len(shape) == 2
-    if is_table and not made.refusals:
-        choice = table_choice(checkpoint, made.tables, module, made.options)
+    both, dtype, shape = made.embedding_and_head, None, checkpoint.shape(name)
+    is_either = both.flag(module) is not None and name != module and len(shape) == 2
+    if is_either and not made.refusals:
+        choice = embedding_or_head_type(checkpoint, both, module, made.options)
         if math.isinf(choice.error):
             made.refusals.append(
                 f"{choice.flag} {choice.type}: {module} has values beyond its largest; choose "
@@ -98,29 +103,29 @@ def _plan_floating(made: Plan, name: str) -> None:
             return
         made.choices.append(choice)
         if choice.type == INT8_ROWS:
-            add = _add_rows if module == made.tables.embedding else _add_product
+            add = _add_rows if module == both.embedding else _add_product
             return add(made, module, shape)
         dtype = FLOATS[choice.type]
-    transposed = find_architecture(checkpoint.config).is_transposed(name)
-    projects = module in checkpoint.manifest["kept"] and module != made.tables.embedding
-    kind = "linear" if projects and not transposed else "float"
-    made.tensors.append(_planned(made, name, kind, name, shape, None, dtype))
+    transposed = find_architecture(checkpoint.config.get("model_type")).is_transposed(name)
+    projects = module in checkpoint.manifest["kept"] and module != both.embedding
+    form = "linear" if projects and not transposed else "float"
+    made.tensors.append(_planned(made, name, form, name, shape, None, dtype))
 
 
 def _add_product(made: Plan, name: str, shape: tuple[int, ...]) -> None:
     """Add the integers and scales of a weight that is multiplied with."""
     grid = grid_of(made.checkpoint, name)
     two_bits, integers = made.options.two_bit_type == "int2", str(made.options.integer_type)
-    storage = storage_of(grid, shape[0], two_bits=two_bits, integers=integers)
-    assert storage is not None  # refuses_grid
-    dtypes = {"integers": storage.dtype, f"{integers}_scales": None}
+    dtype = product_type(grid, shape[0], two_bits=two_bits, integers=integers)
+    assert dtype is not None  # refuses_grid
+    dtypes: dict[str, ir.DataType | None] = {"integers": dtype, f"{integers}_scales": None}
     if INTEGER_FORMS[integers].has_zero_points(grid):
-        dtypes[f"{integers}_zero_points"] = storage.dtype
+        dtypes[f"{integers}_zero_points"] = dtype
     _add_parts(made, name, shape, dtypes)
 
 
 def _add_rows(made: Plan, name: str, shape: tuple[int, ...]) -> None:
-    """Add the integers and scales of a table whose rows are looked up."""
+    """Add the integers and scales of an embedding, whose rows are looked up."""
     grid = grid_of(made.checkpoint, name)
     dtypes = {"codes": code_type(grid, shape[1]), "row_scales": None}
     if grid.zero_point:
@@ -131,17 +136,17 @@ def _add_rows(made: Plan, name: str, shape: tuple[int, ...]) -> None:
 def _add_parts(
     made: Plan, name: str, shape: tuple[int, ...], dtypes: dict[str, ir.DataType | None]
 ) -> None:
-    """Add the initializers of one weight, given as types by kind: integers, scales, zero-points."""
+    """Add the initializers of one weight, given as types by form: integers, scales, zero-points."""
     grid, rounded = grid_of(made.checkpoint, name), name not in made.checkpoint.quantized_names
-    for suffix, (kind, dtype) in zip(_PARTS, dtypes.items(), strict=False):
-        planned = _planned(made, f"{name}.{suffix}", kind, name, shape, grid, dtype)
+    for suffix, (form, dtype) in zip(_PARTS, dtypes.items(), strict=False):
+        planned = _planned(made, f"{name}.{suffix}", form, name, shape, grid, dtype)
         made.tensors.append(replace(planned, rounded=rounded))
 
 
 def _plan_roundings(made: Plan) -> None:
     """Add what inputs of layers are rounded to, and the initializers of fixed ranges."""
-    products = {t.source for t in made.tensors if t.kind == "integers"}
-    products |= {t.source.removesuffix(".weight") for t in made.tensors if t.kind == "linear"}
+    products = {t.source for t in made.tensors if t.form == "integers"}
+    products |= {t.source.removesuffix(".weight") for t in made.tensors if t.form == "linear"}
     made.refusals += refuses_roundings(made.checkpoint, made.options, products)
     if made.refusals:
         return
@@ -159,6 +164,20 @@ def _plan_roundings(made: Plan) -> None:
             ]
 
 
+def _refuses_rope(config: dict[str, Any]) -> str | None:
+    """Frequencies that a model changes as it goes along are no function of its inputs."""
+    found = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    nested = [value for value in found.values() if isinstance(value, dict)]
+    for parameters in nested or [found]:
+        if parameters.get("rope_type", parameters.get("type")) == "dynamic":
+            return (
+                "its rotary frequencies are of the type dynamic: they depend on the longest text "
+                "that was seen before, which a graph cannot know; train with the type yarn or "
+                "linear instead"
+            )
+    return None
+
+
 def default_name(checkpoint: Checkpoint, options: Options | None = None) -> str:
     """The folder inside the checkpoint's, as Optimum and transformers.js look for it."""
     return "onnx"
@@ -167,14 +186,14 @@ def default_name(checkpoint: Checkpoint, options: Options | None = None) -> str:
 def _planned(
     made: Plan,
     name: str,
-    kind: str,
+    form: str,
     source: str,
     shape: tuple[int, ...],
     grid: Grid | None = None,
     dtype: ir.DataType | None = None,
 ) -> PlannedTensor:
     found = dtype or made.options.float_dtype
-    return PlannedTensor(name, kind, source, found, KINDS[kind].shape(shape, grid))
+    return PlannedTensor(name, form, source, found, FORMS[form].shape(shape, grid))
 
 
 def _notes(made: Plan) -> list[str]:
@@ -185,7 +204,7 @@ def _notes(made: Plan) -> list[str]:
             f"keys and values are passed on as {cache_bits(made.checkpoint)}-bit integers with "
             "their scales, which ONNX Runtime GenAI cannot do; --kv-cache float is for it"
         )
-    head = made.tables.head or made.tables.embedding
+    head = made.embedding_and_head.of_logits
     rounded = any(c.module == head and c.type == INT8_ROWS for c in made.choices)
     if rounded and made.options.preset == "cpu" and made.options.accuracy_level != 4:
         notes.append(
@@ -195,14 +214,14 @@ def _notes(made: Plan) -> list[str]:
     if FUSION_ENTRY in made.options.session_entries:
         notes += _unfused(made)
     if made.options.float_dtype == ir.DataType.FLOAT16:
-        notes.append("float16: what stays floating is rounded, and products are in half precision")
+        notes.append("float16: what is unquantized is rounded, and products are in half precision")
     return notes
 
 
 def _unfused(made: Plan) -> list[str]:
     """How many weights ONNX Runtime dequantises at every step, off its own kernels."""
-    found = {t.source for t in made.tensors if t.kind == "integers" and t.dtype.bitwidth == 8}
-    found |= {t.source for t in made.tensors if t.kind == "unsigned_scales" and len(t.shape) == 1}
+    found = {t.source for t in made.tensors if t.form == "integers" and t.dtype.bitwidth == 8}
+    found |= {t.source for t in made.tensors if t.form == "unsigned_scales" and len(t.shape) == 1}
     if not found:
         return []
     return [
@@ -219,7 +238,7 @@ def _wider(made: Plan) -> list[str]:
         if tensor.trained:
             grid = made.checkpoint.grid(tensor.source)
             columns = made.checkpoint.shape(tensor.source)[1]
-            codes = tensor.kind == "codes"
+            codes = tensor.form == "codes"
             width = code_bits(grid, columns) if codes else tensor.dtype.bitwidth
             found[grid, f"INT{width}"] += width > grid.bits
     return [

@@ -6,10 +6,11 @@ from typing import Any
 
 import onnx_ir as ir
 
-from exporters.layers import any_layer
+from exporters.embedding_and_head import EmbeddingAndHead
 from exporters.onnx.activations import Rounding, cache_bits
 from exporters.onnx.options import Options
-from exporters.onnx.weights.embedding_and_head import TableChoice, Tables
+from exporters.onnx.weights.embedding_and_head import EmbeddingOrHeadType
+from exporters.planning import any_layer, remarks
 from lrqat.checkpoint.reader import Checkpoint
 
 _INTEGERS = ("integers", "codes")
@@ -21,15 +22,15 @@ class PlannedTensor:
 
     Attributes:
         name: in the ONNX file.
-        kind: its form, a name in `exporters.onnx.weights.initializers.KINDS`.
-        source: module name of a projection, or name of a floating tensor, in the checkpoint.
+        form: how it lies there, a name in `exporters.onnx.weights.initializers.FORMS`.
+        source: module name of a projection, or name of an unquantized tensor, in the checkpoint.
         dtype: ONNX element type.
         shape: in the ONNX file.
-        rounded: whether it is a floating table that was rounded to integers, as asked for.
+        rounded: whether it is of an embedding or head that was rounded to integers, as asked for.
     """
 
     name: str
-    kind: str
+    form: str
     source: str
     dtype: ir.DataType
     shape: tuple[int, ...]
@@ -43,7 +44,7 @@ class PlannedTensor:
     @property
     def trained(self) -> bool:
         """Whether it is trained integers."""
-        return self.kind in _INTEGERS and not self.rounded
+        return self.form in _INTEGERS and not self.rounded
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `--json`."""
@@ -64,9 +65,9 @@ class Plan:
     Attributes:
         checkpoint: the opened checkpoint.
         options: the choices it was made with, none left open.
+        embedding_and_head: their module names.
         tensors: every initializer that holds weights.
-        tables: names of the embedding and the head.
-        choices: what those of them that stay floating are stored in.
+        choices: what those of the two that are unquantized are stored in.
         roundings: how inputs of layers are rounded, by module name.
         refusals: reasons not to write; a plan with any cannot be written.
         notes: what a user should know.
@@ -74,12 +75,17 @@ class Plan:
 
     checkpoint: Checkpoint
     options: Options
-    tables: Tables
+    embedding_and_head: EmbeddingAndHead
     tensors: list[PlannedTensor] = field(default_factory=list)
-    choices: list[TableChoice] = field(default_factory=list)
+    choices: list[EmbeddingOrHeadType] = field(default_factory=list)
     roundings: dict[str, Rounding] = field(default_factory=dict)
     refusals: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def compared(self) -> str:
+        """What `write` compares with the checkpoint."""
+        return "every tensor"
 
     @property
     def tensor_bytes(self) -> int:
@@ -88,7 +94,7 @@ class Plan:
 
     @property
     def genai(self) -> bool:
-        """Whether ONNX Runtime GenAI can run it: its caches have two tensors a layer."""
+        """Whether ONNX Runtime GenAI can run it: its caches have two tensors per layer."""
         return cache_bits(self.checkpoint) is None or self.options.kv_cache == "float"
 
     def summary(self) -> list[str]:
@@ -104,9 +110,7 @@ class Plan:
             lines.append(f"{name:<52} {dtype:<8} {shape:>14} {len(members):>5} {total:>14,}")
         lines.append(f"{len(self.tensors)} initializers, {self.tensor_bytes:,} bytes")
         lines += [choice.line() for choice in self.choices]
-        lines += [f"note: {note}" for note in self.notes]
-        lines += [f"refused: {reason}" for reason in self.refusals]
-        return lines
+        return lines + remarks(self.notes, self.refusals)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `--json`."""
@@ -116,7 +120,7 @@ class Plan:
             "options": self.options.to_json(),
             "tensor_bytes": self.tensor_bytes,
             "tensors": [tensor.to_json() for tensor in self.tensors],
-            "tables": [asdict(choice) for choice in self.choices],
+            "choices": [asdict(choice) for choice in self.choices],
             "notes": self.notes,
             "refusals": self.refusals,
         }

@@ -8,7 +8,7 @@ user says nothing, and any other value is refused, with the reason. Options are 
 from dataclasses import dataclass, field
 
 ALL_OPSETS = (21, 22, 23, 25)
-_TABLES = ("auto", "float32", "float16", "int8")
+_TYPES = ("auto", "float32", "float16", "int8")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Preset:
         accuracy_level: ONNX Runtime's, see `Options`.
         two_bit_type: type of 2-bit integers.
         integer_type: of weights that are multiplied with, see `exporters.onnx.weights.storage`.
-        attention: one node a layer, or products and a softmax.
+        attention: one node per layer, or products and a softmax.
         activation_form: how static ranges are written.
         embedding_type: of an embedding that was not trained on a grid, see
             `exporters.onnx.weights.embedding_and_head`.
@@ -41,8 +41,8 @@ class Preset:
     integer_type: tuple[str, ...] = ("signed",)
     attention: tuple[str, ...] = ("node", "products")
     activation_form: tuple[str, ...] = ("qdq", "arithmetic", "fast")
-    embedding_type: tuple[str, ...] = _TABLES
-    head_type: tuple[str, ...] = _TABLES
+    embedding_type: tuple[str, ...] = _TYPES
+    head_type: tuple[str, ...] = _TYPES
     keeps_half_steps: bool = True
     computes_ranges: bool = True
     reasons: dict[str, str] = field(default_factory=dict)
@@ -51,9 +51,9 @@ class Preset:
 _NO_FAST = "there is no CPU kernel of ONNX Runtime's to be fast in"
 _NO_LEVEL = "only ONNX Runtime's own kernels have an accuracy level"
 _SIGNED = "its quantised kernels are found for signed types, which need no zero-points"
-_NO_BFLOAT16 = "tables in bfloat16 were not tried there"
-_NO_BFLOAT16_TABLES = {"embedding_type": _NO_BFLOAT16, "head_type": _NO_BFLOAT16}
-_WITH_BFLOAT16 = (*_TABLES, "bfloat16")
+_NO_BFLOAT16 = "an embedding or head in bfloat16 was not tried there"
+_NO_BFLOAT16_TYPES = {"embedding_type": _NO_BFLOAT16, "head_type": _NO_BFLOAT16}
+_WITH_BFLOAT16 = (*_TYPES, "bfloat16")
 
 PRESETS: dict[str, Preset] = {
     "cpu": Preset(
@@ -72,7 +72,7 @@ PRESETS: dict[str, Preset] = {
         opset=(21, 22, 23, 25),
         float_type=("float16", "float32"),
         activation_form=("arithmetic", "qdq"),
-        reasons={"activation_form": _NO_FAST, "integer_type": _SIGNED, **_NO_BFLOAT16_TABLES},
+        reasons={"activation_form": _NO_FAST, "integer_type": _SIGNED, **_NO_BFLOAT16_TYPES},
     ),
     "qnn": Preset(
         runtime="ONNX Runtime 1.32 with QNN 2.7 (NPU)",
@@ -91,7 +91,7 @@ PRESETS: dict[str, Preset] = {
             "accuracy_level": _NO_LEVEL,
             "two_bit_type": "2-bit weights were not tried there",
             "activation_form": "the NPU recognises quantised layers by QuantizeLinear",
-            **_NO_BFLOAT16_TABLES,
+            **_NO_BFLOAT16_TYPES,
         },
     ),
     "openvino": Preset(
@@ -124,7 +124,7 @@ PRESETS: dict[str, Preset] = {
             "opset": "2-bit types, the only use of 25, were not tried in a browser",
             "two_bit_type": "2-bit types were not tried in a browser",
             "activation_form": _NO_FAST,
-            **_NO_BFLOAT16_TABLES,
+            **_NO_BFLOAT16_TYPES,
         },
     ),
 }

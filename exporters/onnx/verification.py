@@ -17,15 +17,16 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.onnx.activations import QDQ
-from exporters.onnx.folder.model_file import OnnxFileError, first_line, read_model, resolve_links
+from exporters.onnx.folder.model_file import OnnxFileError, read_model, resolve_links
 from exporters.onnx.options import OPTIONS_KEY, Options
 from exporters.onnx.planning import plan
 from exporters.onnx.plans import Plan, PlannedTensor
 from exporters.onnx.weights.initializers import pieces
-from exporters.onnx.weights.rounded_rows import grid_of
+from exporters.onnx.weights.integers import grid_of
 from exporters.onnx.weights.storage import INTEGER_FORMS
+from exporters.planning import refuse_inexact
 from lrqat.checkpoint.reader import Checkpoint
-from lrqat.errors import UserError
+from lrqat.errors import UserError, first_line
 
 # As many elements as no buffer of a model has (rotary frequencies, say), only a weight.
 _LARGE = 1 << 18
@@ -42,11 +43,14 @@ def verify(
 
     Raises:
         OnnxFileError: model.onnx or its data cannot be read.
+        ExportRefusedError: the checkpoint has no exact form in ONNX, with the options of the file.
         CheckpointError: the checkpoint is not valid.
     """
     model = read_model(Path(folder))
     resolve_links(model, Path(folder))
     planned: Plan = plan(checkpoint, exported_options(model))
+    # What has no form in the plan would not be compared.
+    refuse_inexact(planned.refusals, f"{folder} cannot be an exact export of {checkpoint.path}")
     mismatches: dict[str, int] = {}
     names = {tensor.name for tensor in planned.tensors}
     for name, extra in model.graph.initializers.items():
@@ -71,11 +75,11 @@ def _mismatches(value: ir.Value | None, tensor: PlannedTensor, planned: Plan) ->
     held = value.const_value
     if held.dtype != tensor.dtype or tuple(held.shape) != tensor.shape:
         return elements
-    used = _USES.get(tensor.kind)
+    used = _USES.get(tensor.form)
     if used and not used(value, tensor, planned):
         return elements
     differing, start = 0, 0
-    for expected in pieces(tensor.kind, planned.checkpoint, tensor.source, tensor.dtype):
+    for expected in pieces(tensor.form, planned.checkpoint, tensor.source, tensor.dtype):
         try:
             found = _numbers(held, start, expected.size)
         except Exception as error:  # short, missing or outside its folder
@@ -124,7 +128,7 @@ def _looked_up(value: ir.Value, tensor: PlannedTensor, planned: Plan) -> bool:
     if len(lookups) != 1 or lookups[0].attributes.get_int("axis", 0) != 0:
         return False
     products = _dequantizers(node for node in value.consumers() if node.op_type != "Gather")
-    if planned.tables.head is not None:
+    if planned.embedding_and_head.head is not None:
         return not products
     size = grid_of(planned.checkpoint, tensor.source).group_size
     return len(products) == 1 and _blocks(products[0]) == ((1, 0) if size is None else (0, size))
@@ -163,7 +167,7 @@ def _inputs(node: ir.Node) -> list[str | None]:
     return [None if value is None else value.name for value in node.inputs]
 
 
-# How the graph must use a kind of tensor, where it could be used wrongly without a word.
+# How the graph must use a form of tensor, where it could be used wrongly without a word.
 _USES: dict[str, Callable[[ir.Value, PlannedTensor, Plan], bool]] = {
     "integers": _multiplied,
     "codes": _looked_up,

@@ -22,7 +22,7 @@ from exporters.onnx.tracing.cache import cache_form
 from exporters.onnx.tracing.skeleton import build_skeleton
 from exporters.onnx.tracing.trace import PREFIX, trace
 from exporters.onnx.verification import verify
-from exporters.refusals import refuse_inexact
+from exporters.planning import refuse_inexact
 from lrqat.atomic_files import refuse_existing, replaced_folder
 from lrqat.errors import OutputError
 

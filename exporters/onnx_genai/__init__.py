@@ -1,6 +1,6 @@
 r"""The compact form: the trained integers in the graph of ONNX Runtime GenAI's own model builder.
 
-    python tools/export.py runs/a --format onnx-genai
+    lrqat export runs/a --format onnx-genai
 
 The builder makes a graph of ONNX Runtime's own operators (GroupQueryAttention, MatMulNBits), which
 runs in ONNX Runtime only, in place of standard ones (`exporters.onnx`), which run everywhere. It
@@ -8,10 +8,19 @@ is given the checkpoint in a format that it loads as it is, Olive's, and its fil
 compared with the checkpoint.
 """
 
+from typing import TYPE_CHECKING
+
+from exporters.format import Format
 from exporters.onnx.writer import Report
+from exporters.onnx_genai.inspection import inspect
 from exporters.onnx_genai.options import Options
 from exporters.onnx_genai.planning import Plan, default_name, plan
 from exporters.onnx_genai.verification import verify
 from exporters.onnx_genai.writer import write
 
-__all__ = ["Options", "Plan", "Report", "default_name", "plan", "verify", "write"]
+__all__ = ["Options", "Plan", "Report", "default_name", "inspect", "plan", "verify", "write"]
+
+if TYPE_CHECKING:  # where mypy sees whether this is a format
+    import exporters.onnx_genai as package
+
+    _FORMAT: Format[Options, Plan] = package

@@ -11,8 +11,8 @@ from exporters.onnx_genai.planning import Plan
 from lrqat.errors import ExportRefusedError, RuntimeUnavailableError
 
 _BUILDER = "onnxruntime_genai.models.builder"
-# Left alone, the builder rounds a floating head to 4 bits, and the embedding of a tied model too.
-_FLOATING = ("/lm_head/MatMul", "/model/embed_tokens/Gather")
+# Left alone, the builder rounds an unquantized head to 4 bits, and a tied embedding too.
+_UNQUANTIZED = ("/lm_head/MatMul", "/model/embed_tokens/Gather")
 
 
 def build(plan: Plan, source: Path, target: Path, cache: Path) -> None:
@@ -34,7 +34,7 @@ def build(plan: Plan, source: Path, target: Path, cache: Path) -> None:
         )
     options = [f"accuracy_level={plan.options.matmul_accuracy_level}"]
     if not any(part.name == EMBEDDING for part in plan.tensors):
-        options.append(f"nodes_to_exclude={','.join(_FLOATING)}")
+        options.append(f"nodes_to_exclude={','.join(_UNQUANTIZED)}")
     folders = ["-i", str(source), "-o", str(target), "-c", str(cache)]
     command = [sys.executable, "-m", _BUILDER, *folders, "-p", "int4", "-e", "cpu"]
     command += ["--extra_options", *options]

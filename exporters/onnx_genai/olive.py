@@ -24,7 +24,7 @@ _NOT_COPIED = ("config.json", "lrqat.json", "README.md")
 
 
 def write_olive(plan: Plan, folder: Path, progress: Callable[[str], None]) -> None:
-    """Write the checkpoint of `plan` into `folder`: one file a trained weight, one for the rest.
+    """Write the checkpoint of `plan` into `folder`: one file per trained weight, one for the rest.
 
     Args:
         plan: the export.

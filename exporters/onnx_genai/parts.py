@@ -1,7 +1,7 @@
 """The trained weights as the builder takes them.
 
-Integers are stored in 2, 4 or 8 bits, whichever is the least that holds the grid, and scales one
-for each block, a power of two from 16 to 256; a scale of a whole row is repeated.
+Integers are stored in the narrowest container that holds the grid, and one scale for each block, a
+power of two from 16 to 256; a scale of a whole row is repeated.
 """
 
 import re
@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrqat.checkpoint.reader import Checkpoint
+from lrqat.checkpoint.weight_kinds import WeightKind
 from lrqat.grids.grid import Grid
+from lrqat.grids.packing import containers
 
+# The builder's own names; transformers has the same in all architectures that it was tried with.
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
-_WIDTHS = (2, 4, 8)
 _BLOCKS = (256, 128, 64, 32, 16)
-_PROJECTION = re.compile(
-    r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)|lm_head"
-)
+_PROJECTION = re.compile(r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)")
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,10 @@ class Part:
 def part_of(checkpoint: Checkpoint, name: str) -> Part:
     """The trained weight `name`, of which `refuses` says nothing."""
     grid, (rows, columns) = checkpoint.grid(name), checkpoint.shape(name)
-    bits, block = _bits(grid), _block(grid, columns)
-    assert bits is not None
+    block = _block(grid, columns)
     assert block is not None
-    module = HEAD if checkpoint.kind(name) == "embedding" else name
-    return Part(name, rows, columns, bits, block, module)
+    module = HEAD if checkpoint.kind(name) == WeightKind.EMBEDDING else name
+    return Part(name, rows, columns, containers(grid)[0], block, module)
 
 
 def refuses(checkpoint: Checkpoint, name: str) -> str | None:
@@ -78,12 +77,13 @@ def refuses(checkpoint: Checkpoint, name: str) -> str | None:
     grid, kind = checkpoint.grid(name), checkpoint.kind(name)
     tied = checkpoint.config.get("tie_word_embeddings")
     is_head = name == EMBEDDING and tied
-    if kind == "embedding" and not is_head:
+    if kind == WeightKind.EMBEDDING and not is_head:
         return (
             "onnxruntime-genai's builder takes an embedding of integers only where it is the head "
             "too; use --format onnx"
         )
-    if kind != "embedding" and (kind != "linear" or not _PROJECTION.fullmatch(name)):
+    has_a_place = kind == WeightKind.LINEAR and (name == HEAD or _PROJECTION.fullmatch(name))
+    if kind != WeightKind.EMBEDDING and not has_a_place:
         return (
             f"onnxruntime-genai's builder takes projections of the layers and the head from a "
             f"quantised checkpoint, and this is a {kind} of another name; use --format onnx"
@@ -102,11 +102,6 @@ def refuses(checkpoint: Checkpoint, name: str) -> str | None:
             "256 weights, a power of two; use --format onnx"
         )
     return None
-
-
-def _bits(grid: Grid) -> int | None:
-    fitting = (b for b in _WIDTHS if -(1 << b - 1) <= grid.q_min and grid.q_max < 1 << b - 1)
-    return next(fitting, None)
 
 
 def _block(grid: Grid, columns: int) -> int | None:

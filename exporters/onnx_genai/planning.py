@@ -4,14 +4,12 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from exporters.layers import any_layer
 from exporters.onnx_genai.options import Options
-from exporters.onnx_genai.parts import Part, part_of, refuses
+from exporters.onnx_genai.parts import HEAD, Part, part_of, refuses
+from exporters.planning import any_layer, remarks
+from lrqat.architectures import ARCHITECTURES, find_architecture
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import UserError
-
-# Architectures whose graphs gave PyTorch's logits; the builder knows more.
-KNOWN = ("granite", "llama", "qwen2", "qwen3")
 
 
 @dataclass(eq=False)
@@ -32,6 +30,11 @@ class Plan:
     refusals: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def compared(self) -> str:
+        """What `write` compares with the checkpoint."""
+        return "every trained weight, the embedding and the head"
+
     def summary(self) -> list[str]:
         """Lines of a table for people; the layers of a model share a line."""
         groups: dict[tuple[str, int, int], list[Part]] = {}
@@ -42,8 +45,7 @@ class Plan:
         for (name, bits, block), members in groups.items():
             total = sum(part.nbytes for part in members)
             lines.append(f"{name:<44} {bits:>4} {block:>5} {len(members):>5} {total:>14,}")
-        lines += [f"note: {note}" for note in self.notes]
-        return lines + [f"refused: {reason}" for reason in self.refusals]
+        return lines + remarks(self.notes, self.refusals)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `--json`."""
@@ -77,8 +79,8 @@ def plan(checkpoint: Checkpoint, options: Options | None = None) -> Plan:
             made.tensors.append(part_of(checkpoint, name))
     made.refusals += _refusals(checkpoint, made.tensors)
     made.notes.append(
-        "weights that stayed floating are float32; those of norms may be folded into others by the "
-        "builder, so that only trained weights, embedding and head are compared"
+        "unquantized weights are float32; since the builder may fold those of norms into others, "
+        f"what is compared with the checkpoint is {made.compared}"
     )
     return made
 
@@ -90,16 +92,17 @@ def default_name(checkpoint: Checkpoint, options: Options | None = None) -> str:
 
 def _refusals(checkpoint: Checkpoint, parts: list[Part]) -> list[str]:
     found = []
-    kind = checkpoint.config.get("model_type")
-    if kind not in KNOWN:
+    model_type = checkpoint.config.get("model_type")
+    if not find_architecture(model_type).genai_builder:
+        proved = ", ".join(name for name, entry in ARCHITECTURES.items() if entry.genai_builder)
         found.append(
-            f"the compact form was proved for {', '.join(KNOWN)}, not for {kind}; use --format onnx"
+            f"the compact form was proved for {proved}, not for {model_type}; use --format onnx"
         )
-    kept = [name for name in checkpoint.manifest["kept"] if name != "lm_head"]
+    kept = [name for name in checkpoint.manifest["kept"] if name != HEAD]
     if kept:
         found.append(
-            f"{kept[0]} stayed floating, and onnxruntime-genai's builder takes all projections of "
-            "the layers quantised; use --format onnx"
+            f"{kept[0]} is unquantized, and onnxruntime-genai's builder takes all projections of "
+            "the layers quantized; use --format onnx"
         )
     joined: dict[str, set[tuple[int, int]]] = {}
     for part in parts:
@@ -113,7 +116,7 @@ def _refusals(checkpoint: Checkpoint, parts: list[Part]) -> list[str]:
         )
     if checkpoint.manifest.get("activations"):
         found.append(
-            "the model was trained with rounded activations or a rounded cache, and the builder's "
-            "graph rounds neither; use --format onnx"
+            "the model was trained with fake-quantized activations or a quantized cache, and the "
+            "builder's graph rounds neither; use --format onnx"
         )
     return found

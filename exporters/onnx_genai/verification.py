@@ -1,90 +1,93 @@
 """Reading the builder's file back: every trained integer and scale against the checkpoint's.
 
-    NODE.MatMulNBits.qweight   uint8 [N, blocks, block * bits / 8]   lowest bits first
-    NODE.MatMulNBits.scales    float [N * blocks]
-    NODE.MatMulNBits.qzeros    uint8 [N * ceil(blocks * bits / 8)]
-
-Source: onnxruntime, docs/ContribOperators.md, com.microsoft.MatMulNBits.
+What a node multiplies with is compared, not what lies under the right names: integers under another
+weight's scales differ. `exporters.onnx_genai.products` says how a node stores its weight.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.onnx.folder.model_file import read_model, resolve_links
-from exporters.onnx_genai.olive import unpack
 from exporters.onnx_genai.parts import EMBEDDING, HEAD, Part
 from exporters.onnx_genai.planning import plan
+from exporters.onnx_genai.products import Product, array, products
+from exporters.planning import refuse_inexact
 from lrqat.checkpoint.reader import Checkpoint
 
 # What the builder joins, by the last part of the name of its product.
 _JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj")}
-_HEAD = f"{HEAD}.MatMul.weight"  # floating, [K, N]
-_MOST_STEPS = 4  # from a table to its lookup; a damaged graph may run in circles
-_NODE = re.compile(r"(.*)\.MatMulNBits\.qweight")
+_HEAD = f"{HEAD}.MatMul.weight"  # unquantized, [K, N]
+_MOST_STEPS = 4  # from an embedding to its lookup; a damaged graph may run in circles
+_CODES = re.compile(r"(.*)\.MatMulNBits\.qweight")
 
 
 def verify(
     folder: str | Path, checkpoint: Checkpoint, progress: Callable[[str], None] | None = None
 ) -> dict[str, int]:
-    """Compare every trained weight, embedding and head in `folder` with `checkpoint`.
+    """Compare every trained weight, the embedding and the head in `folder` with `checkpoint`.
 
     Returns:
-        Elements that differ, by name in the checkpoint; a missing weight counts whole.
+        Weights that differ, by name in the checkpoint; one that is missing, or is multiplied
+        otherwise, counts whole.
 
     Raises:
         OnnxFileError: model.onnx or its data cannot be read.
+        ExportRefusedError: the checkpoint has no exact form here.
         CheckpointError: the checkpoint is not valid.
     """
     model = read_model(Path(folder))
     resolve_links(model, Path(folder))
-    initializers, looked_up = model.graph.initializers, _looked_up(model)
-    planned = plan(checkpoint).tensors
-    mismatches = {part.name: part.rows * part.columns for part in planned}
+    made = plan(checkpoint)
+    # What has no form in the plan would not be compared.
+    refuse_inexact(made.refusals, f"{folder} cannot be an exact export of {checkpoint.path}")
+    looked_up = _looked_up(model)
     shared = looked_up == f"{HEAD}.MatMulNBits.qweight"
-    parts = {part.module: part for part in planned if part.name != EMBEDDING or shared}
-    for initializer in list(initializers):
-        match = _NODE.fullmatch(initializer)
-        if match:
-            found = _compare(match[1], initializers, parts, checkpoint)
-            mismatches |= found
-            for name in found:
-                if progress:
-                    progress(name)
-    return mismatches | _tables(initializers, looked_up, checkpoint)
+    parts = {part.module: part for part in made.tensors if part.name != EMBEDDING or shared}
+    compared: dict[str, int] = {}
+    for product in products(model):
+        for name, count in _compare(product, parts, checkpoint).items():
+            compared[name] = max(count, compared.get(name, 0))  # should two have the same name
+            if progress:
+                progress(name)
+    whole = {part.name: part.rows * part.columns for part in made.tensors}
+    return whole | compared | _unquantized(model.graph.initializers, looked_up, checkpoint)
 
 
-def _compare(
-    node: str, initializers: Mapping[str, ir.Value], parts: dict[str, Part], checkpoint: Checkpoint
-) -> dict[str, int]:
-    """Mismatches of the parts of one product; their rows lie one after the other."""
-    stem, _, leaf = node.replace(".attn.", ".self_attn.").rpartition(".")
-    names = [f"{stem}.{each}".lstrip(".") for each in _JOINED.get(leaf, (leaf,))]
-    codes = _array(initializers, f"{node}.MatMulNBits.qweight")
-    rows = len(codes)
-    if sum(parts[name].rows for name in names if name in parts) != rows:
-        return {}  # another weight's: those of the checkpoint stay missing
-    first = parts[names[0]]
-    blocks, width = first.columns // first.block, first.columns
-    q = unpack(codes.reshape(rows, -1), first.bits, width)
-    scale = _array(initializers, f"{node}.MatMulNBits.scales").reshape(rows, blocks)
-    packed_zero = _array(initializers, f"{node}.MatMulNBits.qzeros").reshape(rows, -1)
-    zero = unpack(packed_zero, first.bits, blocks)
-    found, start = {}, 0
-    for name in names:
-        expected = parts[name].read(checkpoint)
-        part = slice(start, start + len(expected[0]))
-        wrong = q[part] != expected[0]
-        for theirs, ours in ((scale[part], expected[1]), (zero[part], expected[2])):
-            wrong |= np.repeat(theirs != ours, first.block, axis=1)
-        found[parts[name].name] = int(wrong.sum())
-        start = part.stop
-    return found
+def _compare(product: Product, parts: Mapping[str, Part], checkpoint: Checkpoint) -> dict[str, int]:
+    """Mismatches of the parts of a product; nothing of one that is not as planned."""
+    wanted = [parts[name] for name in _modules(product) if name in parts]
+    found = product.numbers() if wanted and product.reads(wanted) else None
+    if found is None:
+        return {}
+    start, differing = 0, {}
+    for part in wanted:
+        rows = slice(start, start + part.rows)
+        expected = part.read(checkpoint)
+        differing[part.name] = _differing([each[rows] for each in found], expected, part.block)
+        start = rows.stop
+    return differing
+
+
+def _modules(product: Product) -> list[str]:
+    """The checkpoint's names of what a product multiplies with, by the name of its integers."""
+    match = _CODES.fullmatch(str(product.codes.name))
+    stem, _, leaf = match[1].replace(".attn.", ".self_attn.").rpartition(".") if match else [""] * 3
+    return [f"{stem}.{each}".lstrip(".") for each in _JOINED.get(leaf, (leaf,))]
+
+
+def _differing(
+    found: Sequence[NDArray[np.generic]], expected: Sequence[NDArray[np.generic]], block: int
+) -> int:
+    """Weights whose integer, scale or zero-point differs; of the last two one for each block."""
+    wrong = found[0] != expected[0]
+    for theirs, ours in zip(found[1:], expected[1:], strict=True):
+        wrong |= np.repeat(theirs != ours, block, axis=1)
+    return int(wrong.sum())
 
 
 def _looked_up(model: ir.Model) -> str:
@@ -102,10 +105,10 @@ def _looked_up(model: ir.Model) -> str:
     return ""
 
 
-def _tables(
+def _unquantized(
     initializers: Mapping[str, ir.Value], looked_up: str, checkpoint: Checkpoint
 ) -> dict[str, int]:
-    """Mismatches of a floating embedding and of a floating head, which the builder transposes."""
+    """Mismatches of an unquantized embedding and head; the builder transposes the head."""
     embedding, head = f"{EMBEDDING}.weight", f"{HEAD}.weight"
     places = {embedding: {looked_up}, head: {_HEAD}}
     if checkpoint.config.get("tie_word_embeddings"):
@@ -113,20 +116,14 @@ def _tables(
     found = {}
     for name in places.keys() & set(checkpoint.floating_names):
         expected = checkpoint.floating(name).astype(np.float32)
-        found[name] = sum(_differing(initializers, p, expected) for p in places[name])
+        found[name] = max(_unlike(initializers, place, expected) for place in places[name])
     return found
 
 
-def _differing(
-    initializers: Mapping[str, ir.Value], place: str, expected: NDArray[np.float32]
-) -> int:
-    value = _array(initializers, place) if place in initializers else np.empty((0, 0))
-    value = value.T if place == _HEAD else value
-    same = value.shape == expected.shape
-    return int((value != expected).sum()) if same else expected.size
-
-
-def _array(initializers: Mapping[str, ir.Value], name: str) -> NDArray[Any]:
-    stored = initializers[name].const_value
-    assert stored is not None
-    return stored.numpy()
+def _unlike(initializers: Mapping[str, ir.Value], place: str, expected: NDArray[np.float32]) -> int:
+    value = array(initializers[place]) if place in initializers else None
+    if value is not None and place == _HEAD:
+        value = value.T
+    if value is None or value.shape != expected.shape:
+        return expected.size
+    return int(np.count_nonzero(value != expected))

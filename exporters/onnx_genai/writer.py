@@ -2,11 +2,11 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import onnx_ir as ir
 
+from exporters.format import Progress
 from exporters.onnx.folder.loadable import refuse_unloadable
 from exporters.onnx.folder.model_file import MODEL
 from exporters.onnx.writer import Report
@@ -15,12 +15,10 @@ from exporters.onnx_genai.olive import write_olive
 from exporters.onnx_genai.parts import EMBEDDING
 from exporters.onnx_genai.planning import Plan
 from exporters.onnx_genai.verification import verify
+from exporters.planning import refuse_inexact
 from exporters.provenance import provenance
-from exporters.refusals import refuse_inexact
 from lrqat.atomic_files import refuse_existing, replaced_folder
 from lrqat.errors import OutputError
-
-Progress = Callable[[str], None]
 
 
 def write(

@@ -9,8 +9,8 @@ Schema (version 1), every key required unless marked:
     version      1
     tool         {"name", "version", "git_commit" or null}
     tensors      {module name: {"grid": name, "shape": [out, in],      the quantised weights
-                  "kind": "linear" (the default), "conv1d", "embedding" or "experts"}}
-    kept         {module name: reason}                                 linear layers left in float
+                  "kind": a `WeightKind`, "linear" if it is missing}}
+    kept         {module name: reason}                                 what was left unquantized
     activations  (optional) {"modules": {module name: activation grid}, "kv_bits": 4, 8 or null}:
                  what was rounded in training beside the weights
     base_model   {"name", "revision" or null, "dtype"}
@@ -46,7 +46,7 @@ def read(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(
             f"{folder} is not a fused checkpoint: it has no {FILE_NAME}. "
-            "Train one with tools/train.py, or check the path"
+            "Train one with `lrqat train`, or check the path"
         )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from lrqat.checkpoint import manifest as manifests
 from lrqat.checkpoint.safetensors_file import StoredTensor, TensorFile
 from lrqat.checkpoint.stored_scales import PARTS, StoredScales, read_scales
+from lrqat.checkpoint.weight_kinds import WeightKind
 from lrqat.errors import CheckpointError
 from lrqat.grids.grid import Grid, find_grid
 from lrqat.grids.packing import unpack_grid
@@ -167,9 +168,16 @@ class Checkpoint:
         """The grid of the projection `name`. Raises CheckpointError for another name."""
         return find_grid(self._entry(name)["grid"])
 
-    def kind(self, name: str) -> str:
-        """What holds the weight in the model: linear, conv1d, embedding or experts."""
-        return str(self._entry(name).get("kind", "linear"))
+    def kind(self, name: str) -> WeightKind:
+        """What holds the weight in the model. Raises CheckpointError for what is no kind."""
+        said = self._entry(name).get("kind", WeightKind.LINEAR)
+        try:
+            return WeightKind(said)
+        except ValueError:
+            raise CheckpointError(
+                f"lrqat.json says that {name} is a weight of kind {said!r}; known are "
+                f"{', '.join(WeightKind)}; restore the file, or use the lrqat that wrote it"
+            ) from None
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a quantised projection (out, in) or of a floating tensor; nothing is read."""

@@ -5,8 +5,10 @@ holds one JSON object and nothing else; everything for people goes to standard e
 """
 
 import argparse
+import importlib.metadata
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,8 +20,19 @@ from rich.table import Table
 
 from lrqat.errors import UserError
 
-FORMATTER = argparse.ArgumentDefaultsHelpFormatter
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+class Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the paragraphs of a description, and shows a default where there is a value to show."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text
+        return "\n\n".join(fill(part, width, indent) for part in text.split("\n\n"))
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        nothing = action.default is None or action.default is False or action.default == []
+        return action.help if nothing else super()._get_help_string(action)
 
 
 class Output:
@@ -63,7 +76,7 @@ class Output:
 
 def parser(description: str) -> argparse.ArgumentParser:
     """An argument parser that shows defaults, with `--json`."""
-    made = argparse.ArgumentParser(description=description, formatter_class=FORMATTER)
+    made = argparse.ArgumentParser(description=description, formatter_class=Formatter)
     add_json_option(made)
     return made
 
@@ -77,8 +90,8 @@ def add_json_option(to: argparse.ArgumentParser) -> None:
 
 def add_text_options(to: argparse.ArgumentParser) -> None:
     """The text that perplexity is measured on, and how it is cut."""
-    to.add_argument("--data", required=True, help="UTF-8 text file")
-    to.add_argument("--context", type=int, default=512, help="tokens a window")
+    to.add_argument("--data", required=True, help="file of plain UTF-8 text")
+    to.add_argument("--context", type=int, default=512, help="tokens per window")
     to.add_argument("--windows", type=int, default=None, help="windows at most; default: all")
 
 
@@ -97,10 +110,28 @@ def run(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
             raise
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         status = BAD_INPUT
+    except ModuleNotFoundError as error:
+        extra = _extra_with(error.name or "")
+        if extra is None:
+            raise
+        hint = f"pip install 'lrqat[{extra}]'"
+        print(f"error: this needs {error.name}, which is not installed: {hint}", file=sys.stderr)
+        status = BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = INTERRUPTED
     sys.exit(status)
+
+
+def _extra_with(module: str) -> str | None:
+    """The extra of this package that a missing module is installed with."""
+    try:
+        requirements = importlib.metadata.requires("lrqat") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    name = re.escape(module.split(".")[0].replace("_", "-"))
+    found = (re.match(rf"{name}\b(?!-).*extra == ['\"](.+?)['\"]", line) for line in requirements)
+    return next((match[1] for match in found if match), None)
 
 
 def _quiet_libraries() -> None:

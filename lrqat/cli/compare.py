@@ -1,6 +1,6 @@
 """Train every method on every grid with the same settings, and tabulate what each gives.
 
-Takes the options of tools/train.py for all runs; writes a folder for each run, comparison.md and
+Takes the options of `lrqat train` for all runs; writes a folder for each run, comparison.md and
 comparison.png into --output. Started again, it goes on where it stopped.
 """
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from exporters import load_format
+from exporters.format import load_format
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.cli import command
 from lrqat.evaluation.text import EvaluationText

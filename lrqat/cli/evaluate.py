@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     out = command.Output(args.json)
     text = EvaluationText.read(args.data)
+    from lrqat.models.positions import warning_beyond
     from lrqat.runtimes.targets import evaluate
 
     target, result = evaluate(
@@ -33,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         limit=args.windows,
         progress=lambda windows: tqdm(windows, desc="evaluating", unit="window"),
     )
+    warning = warning_beyond(target.trained, args.context, "--context")
+    if warning:
+        out.warn(warning)
     out.say(
         f"{target.runtime}: perplexity {result.perplexity:.4f} +/- {result.standard_error:.4f} "
         f"({result.tokens:,} tokens, {target.bytes:,} bytes)"

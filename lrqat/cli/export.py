@@ -13,10 +13,10 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from exporters import FORMATS, load_format
+from exporters.format import FORMATS, load_format
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.cli import command
-from lrqat.errors import UserError
+from lrqat.errors import RuntimeUnavailableError, UserError
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -26,7 +26,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 def build_parser(name: str | None = None) -> argparse.ArgumentParser:
     """The parser for one format; for none yet, one whose --help shows the options of all."""
     parser = command.parser(__doc__ or "")
-    parser.add_argument("checkpoint", help="folder of a fused checkpoint, from tools/train.py")
+    parser.add_argument("checkpoint", help="folder of a fused checkpoint, from `lrqat train`")
     parser.add_argument("--format", required=True, help=f"one of {', '.join(FORMATS)}")
     parser.add_argument("--output", help="file or folder; default: inside the checkpoint's folder")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
@@ -54,7 +54,10 @@ def _add_options(parser: argparse.ArgumentParser, name: str) -> None:
 def _help_on_options(name: str) -> str:
     """The options of a format alone: two formats may have one of the same name."""
     alone = argparse.ArgumentParser(add_help=False, usage=argparse.SUPPRESS)
-    _add_options(alone, name)
+    try:
+        _add_options(alone, name)
+    except RuntimeUnavailableError as error:  # of a format that nobody has asked for yet
+        return f"options of {name}: {error}\n"
     return alone.format_help()
 
 
@@ -80,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = command.Output(args.json)
     exporter = load_format(args.format)
     names = {field.name for field in dataclasses.fields(exporter.Options)} & vars(args).keys()
-    options = exporter.Options(**{n: getattr(args, n) for n in names})  # before anything is read
+    chosen = {name: getattr(args, name) for name in names}
+    options = dataclasses.replace(exporter.Options(), **chosen)  # before anything is read
     checkpoint = Checkpoint.open(args.checkpoint)
     plan = exporter.plan(checkpoint, options)
     name = args.output or checkpoint.path / exporter.default_name(checkpoint, options)
@@ -93,8 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if path.resolve() in (checkpoint.path.resolve(), *checkpoint.path.resolve().parents):
         raise UserError(f"--output {path} is or holds the checkpoint; name another file or folder")
     start = time.monotonic()
-    # A converter tells nothing of its progress.
-    count = None if vars(args).get("converter") else len(plan.tensors)
+    count = len(plan.tensors)
     with (
         tqdm(desc=f"writing {path.name}", unit="tensor", total=count) as written,
         tqdm(desc="verifying", unit="tensor", total=count) as verified,
@@ -107,11 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             verified=lambda name: verified.update(1),
         )
     seconds = time.monotonic() - start
-    proved = "every trained tensor" if vars(args).get("converter") else "every tensor"
-    said = f"{report.bytes:,} bytes in {seconds:.1f} s, {proved} verified bit for bit"
-    rounded = report.to_json().get("rounded", 0)
-    if rounded:
-        said += f", {rounded:,} floating values rounded as asked"
+    said = f"{report.bytes:,} bytes in {seconds:.1f} s, {plan.compared} verified bit for bit"
+    if report.rounded:
+        said += f", {report.rounded:,} unquantized weights rounded as asked"
     out.say(f"{report.path}: {said}")
     out.result(report.to_json() | {"seconds": seconds})
     return command.OK

@@ -1,6 +1,6 @@
 """What a GGUF file, an ONNX folder or a fused checkpoint holds, and whether it is exact.
 
-Types with their bytes, bits a weight, hyperparameters, vocabulary, and where it comes from. Files
+Types with their bytes, bits per weight, hyperparameters, vocabulary, and where it comes from. Files
 are not trusted: one that is damaged gives a message. With --checkpoint every weight is compared
 with the checkpoint that it should hold, bit for bit; exit status 1 if any differs.
 """
@@ -8,8 +8,8 @@ with the checkpoint that it should hold, bit for bit; exit status 1 if any diffe
 from collections.abc import Sequence
 from typing import Any
 
-from exporters.description import Description
-from exporters.inspection import inspect, mismatches
+from exporters.description import Description, differing, worst
+from exporters.inspection import inspect, verify
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.cli import command
 
@@ -50,14 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = found.to_json()
     exact = None
     if args.checkpoint is not None:
-        wrong = mismatches(args.file, Checkpoint.open(args.checkpoint))
-        exact = not wrong
-        result["mismatches"] = wrong
-        first = next(iter(wrong), "")
+        compared = verify(args.file, Checkpoint.open(args.checkpoint))
+        result["mismatches"] = {name: count for name, count in compared.items() if count}
+        exact = not result["mismatches"]
         out.say(
-            f"exact: every weight is that of {args.checkpoint}, bit for bit"
+            f"exact: {len(compared):,} tensors compared with {args.checkpoint}, equal bit for bit"
             if exact
-            else f"NOT exact: {len(wrong)} tensors or entries differ, the first {first}"
+            else f"NOT exact: {differing(compared)}"
         )
+        for line in worst(compared):
+            out.say(f"  {line}")
     out.result(result | {"exact": exact})
     return command.FAILED if exact is False else command.OK

@@ -1,8 +1,9 @@
 """Prove exported files against the checkpoint they came from: bytes, graph, runtime.
 
-L0 compares the integers and scales in the file with the checkpoint's, bit for bit. L1 compares
-logits of an F32 twin with PyTorch's. L2 compares perplexity and KL of the real file in the real
-runtime with the fake-quant reference. Exit status 1 if anything fails.
+L0 compares the integers and scales in the file with the checkpoint's, bit for bit, and names the
+tensors that differ. L1 compares logits of the graph in float32 with PyTorch's. L2 compares
+perplexity and KL of the real file in the real runtime with the fake-quant reference. Exit status 1
+if anything fails.
 
 ONNX Runtime's own accuracy level is 4, which rounds activations to 8 bits; files are exported for
 1, which does not, and proved so. --accuracy-levels 1,4 shows what the other would cost.
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
+from exporters.description import differing, worst
 from lrqat.checkpoint import manifest
 from lrqat.cli import command
 from lrqat.errors import UserError
@@ -24,7 +26,7 @@ from lrqat.evaluation.perplexity import Comparison
 from lrqat.evaluation.text import EvaluationText
 
 if TYPE_CHECKING:
-    from lrqat.runtimes.parity import Proof
+    from lrqat.runtimes.proof import Proof
 
 _PROMPT_CHARACTERS, _SAMPLE_TOKENS = 40, 32
 
@@ -70,28 +72,29 @@ def _levels(given: str) -> list[int]:
     return levels
 
 
-def _cells(comparison: Comparison) -> list[str]:
+def _cells(comparison: Comparison, explained: str = "") -> list[str]:
     return [
         f"{comparison.target.perplexity:.4f}",
         f"{comparison.reference.perplexity:.4f}",
         f"{comparison.relative_difference:+.2e}",
-        f"{comparison.kl:.1e}",
+        f"{comparison.kl:.1e}{explained}",
         f"{comparison.same_top:.2%}",
     ]
 
 
-def _roundings(differing: dict[str, int]) -> str:
-    wrong = sum(count > 0 for count in differing.values())
-    return f", {wrong} of {len(differing)} roundings differ" if differing else ""
+def _roundings(counts: dict[str, int]) -> str:
+    wrong = sum(count > 0 for count in counts.values())
+    return f", {wrong} of {len(counts)} roundings differ" if counts else ""
 
 
 def _rows(proof: "Proof") -> Iterator[list[str]]:
     yield [
         proof.file,
         proof.runtime,
-        f"{sum(proof.mismatches.values())} of {proof.tensors} tensors",
-        f"{proof.logit_difference:.1e}" + _roundings(proof.roundings),
-        *_cells(proof.comparison),
+        differing(proof.compared),
+        f"{proof.logit_difference:.1e} ({proof.graph.noise.largest:.1e})"
+        + _roundings(proof.roundings),
+        *_cells(proof.comparison, f" ({proof.execution.simulated.kl:.1e})"),
         " ".join(f"{k} {'pass' if ok else 'FAIL'}" for k, ok in proof.verdicts.items()),
     ]
     for level, comparison in proof.at_levels.items():
@@ -129,12 +132,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         progress=lambda what: lambda windows: tqdm(windows, desc=what, unit="window"),
     )
     rows = [row for proof in proofs for row in _rows(proof)]
-    columns = ["file", "runtime", "L0 mismatches", "L1 max |d logit|", "perplexity", "reference"]
-    columns += ["difference", "KL", "same top", "verdict"]
+    columns = [
+        "file",
+        "runtime",
+        "L0 mismatches",
+        "L1 max |d logit| (noise)",
+        "perplexity",
+        "reference",
+    ]
+    columns += ["difference", "KL (explained)", "same top", "verdict"]
     out.table(f"parity on {text.name}", columns, rows)
     for proof in proofs:
-        if not proof.same_tokens:
-            out.warn(f"{proof.file}: {proof.runtime} tokenises this text differently")
+        for line in worst(proof.compared):
+            out.say(f"{proof.file}: L0: {line}")
+        for failure in proof.failures:
+            out.warn(f"{proof.file}: {failure}")
     prompt = text.text[:_PROMPT_CHARACTERS] if args.prompt is None else args.prompt
     samples = [_sample(path, prompt, args.context, out) for path in (args.checkpoint, *args.files)]
     recorded = manifest.read(Path(args.checkpoint)).get("reference")

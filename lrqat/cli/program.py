@@ -1,8 +1,4 @@
-"""The program `lrqat`: one command a file of this folder, imported when it is called.
-
-lrqat train --model MODEL --data text.txt --output runs/a
-lrqat export runs/a --format gguf
-"""
+"""The program `lrqat`: one command a file of this folder, imported when it is called."""
 
 import importlib
 import sys
@@ -15,35 +11,49 @@ from lrqat.errors import UserError, did_you_mean
 
 # Group -> command -> what it does. A command is the module of its name in `lrqat.cli`.
 GROUPS = {
-    "make": {
+    "Train": {
         "train": "train a model on a quantization grid, and write the fused checkpoint",
-        "compare": "train several grids by several methods, and tabulate what each gives",
+        "compare": "train on several grids by several methods, and tabulate the results",
     },
-    "ship": {
+    "Export": {
         "export": "write GGUF (llama.cpp) or ONNX (ONNX Runtime), bit for bit",
-        "inspect": "what a file or folder holds, and whether it is exact",
+        "inspect": "show what a file or folder holds, and whether it is exact",
     },
-    "prove": {
+    "Prove": {
         "parity": "prove exported files against their checkpoint: bytes, graph, runtime",
-        "evaluate": "perplexity of a model in its own runtime",
+        "evaluate": "measure the perplexity of a model in its own runtime",
     },
-    "see": {
-        "demo": "the whole path, from a model that it makes itself to the proof",
+    "Try": {
+        "demo": "run the whole path on a small model that it trains first",
     },
 }
 COMMANDS = {name: summary for group in GROUPS.values() for name, summary in group.items()}
+DESCRIPTION = (
+    "Train a language model on the grid that its runtime computes with, and export exactly\n"
+    "the integers and scales that were trained."
+)
+_COMPLETION = "--print-completion"
+_OPTIONS = {
+    "-h, --help": "show this message; after a command, its options",
+    "--version": "show the version",
+    f"{_COMPLETION} SHELL": "print a completion script for bash, zsh, fish ...",
+}
+_EXAMPLES = (
+    "lrqat train --model MODEL --data text.txt --output runs/a",
+    "lrqat export runs/a --format gguf",
+    "lrqat parity runs/a runs/a/model-q4_0.gguf --data held-out.txt",
+)
 
 
 def usage() -> str:
     """What `lrqat --help` prints."""
-    lines = ["usage: lrqat COMMAND [options]", ""]
-    lines += ["Low-rank quantization-aware training, exported bit for bit to GGUF and ONNX.", ""]
-    for group, commands in GROUPS.items():
-        lines.append(f"{group}:")
-        lines += [f"  {name:<10} {summary}" for name, summary in commands.items()]
-        lines.append("")
-    lines.append("`lrqat COMMAND --help` lists the options of a command; `lrqat --version`.")
-    return "\n".join(lines)
+    sections = ["usage: lrqat COMMAND [options]", DESCRIPTION]
+    for title, entries in (*GROUPS.items(), ("Options", _OPTIONS)):
+        width = 26 if entries is _OPTIONS else 10
+        lines = (f"  {name:<{width}}{summary}" for name, summary in entries.items())
+        sections.append("\n".join((f"{title}:", *lines)))
+    sections.append("\n".join(("Examples:", *(f"  {line}" for line in _EXAMPLES))))
+    return "\n\n".join(sections)
 
 
 def dispatch(argv: Sequence[str]) -> int:
@@ -51,10 +61,15 @@ def dispatch(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return command.OK if argv else command.BAD_INPUT
-    if argv[0] == "--version":
+    name, *rest = argv
+    if name == "--version":
         print(f"lrqat {__version__}")
         return command.OK
-    name, *rest = argv
+    if name == _COMPLETION:
+        from lrqat.cli.completion import script
+
+        print(script(rest[0] if rest else "", DESCRIPTION, COMMANDS))
+        return command.OK
     if name not in COMMANDS:
         hint = did_you_mean(name, COMMANDS)
         raise UserError(f"unknown command {name!r}: {hint}commands are {', '.join(COMMANDS)}")

@@ -21,7 +21,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command.parser(__doc__ or "")
     parser.add_argument("--model", required=True, help="model folder or Hugging Face hub id")
     parser.add_argument(
-        "--data", required=True, help=".txt, .jsonl or .parquet file, or a Hugging Face dataset"
+        "--data",
+        required=True,
+        help="plain text, .jsonl, .json, .parquet, .csv or .tsv; a folder of them; the name of a "
+        "Hugging Face dataset; or self",
     )
     parser.add_argument("--output", required=True, help="folder for the fused checkpoint")
     add_settings(parser)
@@ -85,6 +88,8 @@ def show_plan(out: command.Output, plan: TrainingPlan, config: TrainConfig) -> N
     total = memory.pop("total")
     parts = ", ".join(f"{name} {_mib(size)}" for name, size in memory.items() if size)
     out.say(f"estimated peak memory: {_mib(total)} ({parts})")
+    for warning in plan.warnings:
+        out.warn(warning)
 
 
 def _mib(size: int) -> str:

@@ -24,7 +24,17 @@ from lrqat.errors import DataError
 RULE = "llama-perplexity"
 LogitsFunction = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
+LEAST_CONTEXT = 8
 _CHUNK_LOGITS = 1 << 24  # 128 MB in float64, whatever the vocabulary
+
+
+def refuse_beyond(positions: int | None, length: int, setting: str) -> None:
+    """Raise DataError if `length`, the value of `setting`, passes a model's learned positions."""
+    if positions is not None and length > positions:
+        raise DataError(
+            f"{setting} {length} is more than the {positions} positions that the model has "
+            f"learned; use {setting} {positions} or less"
+        )
 
 
 @dataclass(frozen=True)
@@ -41,21 +51,32 @@ class Windows:
 
     @classmethod
     def cut(
-        cls, tokens: Sequence[int], context: int, bos: int | None = None, limit: int | None = None
+        cls,
+        tokens: Sequence[int],
+        context: int,
+        bos: int | None = None,
+        limit: int | None = None,
+        *,
+        positions: int | None = None,
     ) -> "Windows":
         """Cut the tokens of a text into windows.
 
         Args:
             tokens: ids of the whole text, as the tokenizer gives them.
-            context: tokens a window, at least 8.
+            context: tokens per window, at least 8.
             bos: id that replaces the first token of each window, or None.
             limit: use only so many windows from the start; None: all.
+            positions: how many the model has learned, past which it has none; None: no such end.
 
         Raises:
-            DataError: fewer than 2 * context tokens (llama-perplexity's own limit).
+            DataError: more context than `positions`, or fewer than 2 * context tokens
+                (llama-perplexity's own limit).
         """
-        if context < 8:
-            raise DataError(f"--context {context} is too small; use at least 8, usually 512")
+        if context < LEAST_CONTEXT:
+            raise DataError(
+                f"--context {context} is too small; use at least {LEAST_CONTEXT}, usually 512"
+            )
+        refuse_beyond(positions, context, "--context")
         if limit is not None and limit < 1:
             raise DataError(f"--windows {limit} scores nothing; use at least 1")
         if len(tokens) < 2 * context:
@@ -124,14 +145,19 @@ class Comparison:
     Attributes:
         target: the one under test.
         reference: the one it should equal.
-        kl: mean KL(reference || target) over the scored positions, nats.
+        divergences: float64 (tokens,), KL(reference || target) at each scored position, nats.
         same_top: share of positions where both give the same most likely token.
     """
 
     target: Perplexity
     reference: Perplexity
-    kl: float
+    divergences: NDArray[np.float64]
     same_top: float
+
+    @property
+    def kl(self) -> float:
+        """Mean KL(reference || target), nats."""
+        return float(self.divergences.mean())
 
     @property
     def relative_difference(self) -> float:
@@ -173,21 +199,56 @@ def compare(
     progress: Progress | None = None,
 ) -> Comparison:
     """Measure `target` against `reference` on the same windows, keeping no logits."""
-    nll_reference, nll_target, divergences, same = [], [], [], 0
+    return compare_all(reference, [target], windows, progress)[0]
+
+
+def compare_all(
+    reference: LogitsFunction,
+    targets: Sequence[LogitsFunction],
+    windows: Windows,
+    progress: Progress | None = None,
+) -> list[Comparison]:
+    """As `compare`, of several targets in turn, running the reference once."""
+    found = [_Scores() for _ in targets]
     for window in progress(windows.tokens) if progress else windows.tokens:
-        pair = (reference(window)[windows.scored], target(window)[windows.scored])
-        for rows_r, rows_t, targets in _row_chunks(windows.targets(window), *pair):
-            log_r, log_t = log_softmax(rows_r), log_softmax(rows_t)
-            nll_reference.append(-_picked(log_r, targets))
-            nll_target.append(-_picked(log_t, targets))
-            divergences.append((np.exp(log_r) * (log_r - log_t)).sum(-1))
-            same += int((log_r.argmax(-1) == log_t.argmax(-1)).sum())
-    return Comparison(
-        target=Perplexity.of(np.concatenate(nll_target)),
-        reference=Perplexity.of(np.concatenate(nll_reference)),
-        kl=float(np.concatenate(divergences).mean()),
-        same_top=same / windows.scored_tokens,
-    )
+        expected = reference(window)[windows.scored]
+        for scores, target in zip(found, targets, strict=True):
+            pair = (expected, target(window)[windows.scored])
+            for rows in _row_chunks(windows.targets(window), *pair):
+                scores.add(*rows)
+    return [scores.comparison() for scores in found]
+
+
+class _Scores:
+    """What is kept of each scored token of two models."""
+
+    def __init__(self) -> None:
+        self._reference: list[NDArray[np.float64]] = []
+        self._target: list[NDArray[np.float64]] = []
+        self._divergences: list[NDArray[np.float64]] = []
+        self._same = 0
+
+    def add(
+        self,
+        reference: NDArray[np.float32],
+        target: NDArray[np.float32],
+        tokens: NDArray[np.int64],
+    ) -> None:
+        """Score rows of logits (n, vocabulary) of both against the tokens (n,) they predict."""
+        log_r, log_t = log_softmax(reference), log_softmax(target)
+        self._reference.append(-_picked(log_r, tokens))
+        self._target.append(-_picked(log_t, tokens))
+        self._divergences.append((np.exp(log_r) * (log_r - log_t)).sum(-1))
+        self._same += int((log_r.argmax(-1) == log_t.argmax(-1)).sum())
+
+    def comparison(self) -> Comparison:
+        divergences = np.concatenate(self._divergences)
+        return Comparison(
+            target=Perplexity.of(np.concatenate(self._target)),
+            reference=Perplexity.of(np.concatenate(self._reference)),
+            divergences=divergences,
+            same_top=self._same / len(divergences),
+        )
 
 
 def _picked(log_probs: NDArray[np.float64], targets: NDArray[np.int64]) -> NDArray[np.float64]:

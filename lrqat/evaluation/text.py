@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lrqat.errors import DataError
+from lrqat.text_files import ROWS, decode, form_of
 
 
 @dataclass(frozen=True)
@@ -24,16 +25,17 @@ class EvaluationText:
 
     @classmethod
     def read(cls, path: str | Path) -> "EvaluationText":
-        """Read a UTF-8 file. Raises DataError if it is missing, empty or not text."""
+        """Read a UTF-8 file. Raises DataError if it is missing, empty or not plain text."""
         path = Path(path)
         if not path.is_file():
-            raise DataError(f"no text file at {path}; --data takes a UTF-8 text file here")
+            raise DataError(f"no text file at {path}; give a file of plain UTF-8 text")
+        if form_of(path) in ROWS:
+            raise DataError(
+                f"{path} is a file of rows, and perplexity is of plain text; write the text of the "
+                "rows into a .txt file"
+            )
         data = path.read_bytes()
-        try:
-            text = data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path} is not UTF-8 text ({error}); convert it first") from None
-        return cls.of(path.name, text, data)
+        return cls.of(path.name, decode(path, data), data)
 
     @classmethod
     def of(cls, name: str, text: str, data: bytes | None = None) -> "EvaluationText":

@@ -27,25 +27,40 @@ def container_bits(bits: int) -> int:
     raise ValueError(f"no container holds {bits}-bit integers; the widest has 8")
 
 
+def containers(grid: Grid) -> tuple[int, ...]:
+    """Widths that hold the integers of `grid` in two's complement, the narrowest first."""
+    return tuple(
+        bits
+        for bits in CONTAINER_BITS
+        if -(1 << bits - 1) <= grid.q_min and grid.q_max < 1 << bits - 1
+    )
+
+
+def bits_in_checkpoint(grid: Grid) -> int:
+    """The container of `grid` in a checkpoint.
+
+    Codebooks are stored as their levels, so that scale * q means the same as on other grids.
+    """
+    return 8 if grid.levels else container_bits(grid.bits)
+
+
 def pack_grid(q: NDArray[np.int8], grid: Grid) -> NDArray[np.int32]:
     """`pack_rows` with the container of `grid`; codes that start at 0 are centred on 0 first."""
-    bits, shift = _container_of(grid)
-    return pack_rows(q - np.int8(shift), bits)
+    return pack_rows(q - np.int8(_shift(grid)), bits_in_checkpoint(grid))
 
 
 def unpack_grid(packed: NDArray[np.int32], grid: Grid, columns: int) -> NDArray[np.int8]:
     """Undo `pack_grid`. Raises ValueError if `packed` has another width than `columns` need."""
-    bits, shift = _container_of(grid)
-    q = unpack_rows(packed, bits, columns)
-    if shift:
+    q = unpack_rows(packed, bits_in_checkpoint(grid), columns)
+    if shift := _shift(grid):
         q += np.int8(shift)
     return q
 
 
-def _container_of(grid: Grid) -> tuple[int, int]:
-    # Codebooks are stored as their levels, so that scale * q means the same as on other grids.
-    bits = 8 if grid.levels else container_bits(grid.bits)
-    return bits, (1 << (bits - 1)) if grid.q_min == 0 and bits < 8 else 0
+def _shift(grid: Grid) -> int:
+    """What is taken from the integers of `grid`, to centre codes from 0 on 0."""
+    bits = bits_in_checkpoint(grid)
+    return 1 << (bits - 1) if grid.q_min == 0 and bits < 8 else 0
 
 
 def pack_rows(q: NDArray[np.int8], bits: int) -> NDArray[np.int32]:

@@ -24,27 +24,30 @@ from lrqat.atomic_files import staged_folder, write_json
 from lrqat.checkpoint import manifest as manifests
 from lrqat.checkpoint.reader import ACTIVATION_FILE, PACKED, SHAPE
 from lrqat.checkpoint.stored_scales import PARTS
+from lrqat.checkpoint.weight_kinds import WeightKind
 from lrqat.errors import ModelError
 from lrqat.grids.grid import Grid, TwoLevelScale
-from lrqat.grids.packing import container_bits, pack_grid
+from lrqat.grids.packing import bits_in_checkpoint, pack_grid
 from lrqat.grids.scale_codecs import two_levels
 from lrqat.layers.weight import QuantizedWeight
 from lrqat.models.preparation import quantized_layers
-from lrqat.models.surgery import LINEAR, SurgeryPlan, Target
+from lrqat.models.surgery import SurgeryPlan, Target
 
 _CARD = """---
 library_name: transformers
 tags: [lr-qat, compressed-tensors]
 ---
-Trained with LR-QAT on the grid `{grid}` from `{base}` by lrqat {version}.
+`{base}` with its weights on the grid `{grid}`, made by lrqat {version}.
 
-The integers and scales here are the ones that were trained; `lrqat.json` records the grid, where
-they came from, the reference perplexity and the sha256 of every file.
+An export holds exactly the integers and scales of this folder. `lrqat.json` records the grid of
+every weight, the settings of the run, the reference perplexity and the sha256 of every file.
 
 {loading}
 
-    python tools/export.py . --format gguf                     # llama.cpp
-    python tools/export.py . --format onnx                     # ONNX Runtime
+For other runtimes, `pip install 'lrqat[gguf,onnx]'`, and in this folder
+
+    lrqat export . --format gguf                               # llama.cpp
+    lrqat export . --format onnx                               # ONNX Runtime
 """
 _WITH_TRANSFORMERS = """    from transformers import AutoModelForCausalLM
     model = AutoModelForCausalLM.from_pretrained(".")          # float32: every weight is exact"""
@@ -140,7 +143,7 @@ def loads_with_transformers(plan: SurgeryPlan) -> bool:
 
     It has no minima, and transformers refuses the packed zero-points that it writes itself.
     """
-    return all(t.kind == LINEAR and t.grid.symmetric for t in plan.quantized.values())
+    return all(t.kind == WeightKind.LINEAR and t.grid.symmetric for t in plan.quantized.values())
 
 
 def quantization_config(plan: SurgeryPlan) -> dict[str, Any]:
@@ -199,7 +202,7 @@ def git_commit() -> str | None:
 def _weight_arguments(grid: Grid) -> dict[str, Any]:
     by_group = {"strategy": "group", "group_size": grid.group_size}
     return {
-        "num_bits": 8 if grid.levels else container_bits(grid.bits),
+        "num_bits": bits_in_checkpoint(grid),
         "type": "int",
         "symmetric": True,
         "dynamic": False,

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lrqat.architectures import embedding_factor
+from lrqat.checkpoint.weight_kinds import WeightKind
 from lrqat.errors import ModelError, UserError
 from lrqat.grids.quantize import Scales
 from lrqat.init.input_directions import InputDirections
@@ -24,7 +26,7 @@ from lrqat.layers.frozen import DOWNCASTS
 from lrqat.layers.linear import LRQATLinear
 from lrqat.layers.methods import METHODS, LoRALinear
 from lrqat.layers.weight import QuantizedWeight
-from lrqat.models.surgery import CONV1D, EXPERTS, LINEAR, TABLE, SurgeryPlan, Target
+from lrqat.models.surgery import SurgeryPlan, Target
 
 _FACTOR_AT_32 = 16  # alpha / r at rank 32, see lrqat.training.config
 
@@ -122,10 +124,11 @@ def check_settings(plan: SurgeryPlan, settings: Settings) -> None:
                 f"--phi {settings.phi} does not go with --grid {target.grid.name}: {reason}; "
                 "use --phi bf16"
             )
-        if method.layer is not LRQATLinear and target.kind in (TABLE, EXPERTS):
+        if method.layer is not LRQATLinear and not target.is_layer:
+            is_embedding = target.kind == WeightKind.EMBEDDING
             raise UserError(
                 f"--method {settings.method} does not train {name}, which is "
-                f"{'an embedding' if target.kind == TABLE else 'a stack of experts'}; "
+                f"{'an embedding' if is_embedding else 'a stack of experts'}; "
                 "leave it out with --keep, or without --grid-for"
             )
 
@@ -175,26 +178,19 @@ class _Maker:
 def _place_linear(model: Any, name: str, target: Target, maker: _Maker, load: Any) -> None:
     module = model.get_submodule(name)
     weight = load(f"{name}.weight")
-    weight = weight.T.contiguous() if target.kind == CONV1D else weight
+    weight = weight.T.contiguous() if target.kind == WeightKind.CONV1D else weight
     bias = None if module.bias is None else load(f"{name}.bias")
     model.set_submodule(name, maker.weight(name, weight, target, maker.method.layer, bias=bias))
 
 
-def _place_table(model: Any, name: str, target: Target, maker: _Maker, load: Any) -> None:
+def _place_embedding(model: Any, name: str, target: Target, maker: _Maker, load: Any) -> None:
     embedding = model.get_submodule(name)
     weight = load(f"{name}.weight")
     kind = LRQATLinear if target.tied_to else QuantizedWeight
     table = maker.weight(name, weight, target, kind)
-    model.set_submodule(name, LRQATEmbedding(table, weight.dtype, _factor(embedding)))
+    model.set_submodule(name, LRQATEmbedding(table, weight.dtype, embedding_factor(embedding)))
     if target.tied_to:
         model.set_submodule(target.tied_to, table)
-
-
-def _factor(embedding: Any) -> float | None:
-    """What an embedding multiplies its rows by: Gemma's and BioGPT's do."""
-    # A number where there is one: Gemma's buffer has no value on the meta device.
-    factor = getattr(embedding, "scalar_embed_scale", getattr(embedding, "embed_scale", None))
-    return None if factor is None else float(factor)
 
 
 def _place_experts(model: Any, name: str, target: Target, maker: _Maker, load: Any) -> None:
@@ -213,11 +209,11 @@ def _place_experts(model: Any, name: str, target: Target, maker: _Maker, load: A
         parent.config._experts_implementation = "eager"
 
 
-_PLACERS: dict[str, Callable[..., None]] = {
-    LINEAR: _place_linear,
-    CONV1D: _place_linear,
-    TABLE: _place_table,
-    EXPERTS: _place_experts,
+_PLACERS: dict[WeightKind, Callable[..., None]] = {
+    WeightKind.LINEAR: _place_linear,
+    WeightKind.CONV1D: _place_linear,
+    WeightKind.EMBEDDING: _place_embedding,
+    WeightKind.EXPERTS: _place_experts,
 }
 
 

@@ -3,9 +3,10 @@
     features = backbone(input_ids)              (batch, tokens, hidden)
     logits   = after(head(features))            (..., vocabulary), for as few tokens as one likes
 
-`after` is what some architectures do to the logits; see `_AFTER`. Nobody keeps a list of the models
-that are built this way, so `split` tries it on a few tokens and compares with the model's own
-logits. A model that differs is not split: its features are its logits, and its head does nothing.
+`after` is what some architectures do to the logits, see `lrqat.architectures.LOGIT_STEPS`. Nobody
+keeps a list of the models that are built this way, so `split` tries it on a few tokens and compares
+with the model's own logits. A model that differs is not split: its features are its logits, and its
+head does nothing.
 """
 
 import warnings
@@ -16,15 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lrqat.architectures import LOGIT_STEPS, LogitStep
 from lrqat.layers.modes import evaluating
 
-# Attribute of the configuration -> what is done with its value. Sources: transformers, models/
-# gemma2, gemma3, vaultgemma, nanochat; granite*; cohere, cohere2; falcon_h1, each modeling_*.py.
-_AFTER: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "final_logit_softcapping": lambda logits, cap: torch.tanh(logits / cap) * cap,
-    "logits_scaling": lambda logits, divisor: logits / divisor,
-    "logit_scale": lambda logits, factor: logits * factor,
-    "lm_head_multiplier": lambda logits, factor: logits * factor,
+_STEPS: dict[LogitStep, Callable[[Tensor, float], Tensor]] = {
+    LogitStep.SOFT_CAP: lambda logits, cap: torch.tanh(logits / cap) * cap,
+    LogitStep.DIVIDE: lambda logits, divisor: logits / divisor,
+    LogitStep.MULTIPLY: lambda logits, factor: logits * factor,
 }
 _TRIAL_TOKENS = 8
 # The trial is made twice: as it is, and with the head's output this much larger, since logits near
@@ -65,10 +64,10 @@ class Split:
             return features
         logits = self.head(features)
         config = self.model.config.get_text_config()
-        for name, step in _AFTER.items():
+        for name, step in LOGIT_STEPS.items():
             value = getattr(config, name, None)
             if value is not None:
-                logits = step(logits, value)
+                logits = _STEPS[step](logits, value)
         return logits
 
     def trained(self) -> list[nn.Parameter]:

@@ -2,7 +2,7 @@
 
 `plan_surgery` decides, from names and shapes alone (it works on the meta device), so the user sees
 everything that will and will not be quantised before any work is done; `lrqat.models.preparation`
-carries the plan out. What stays in floating point is recorded with its reason, all the way into the
+carries the plan out. What is left unquantized is recorded with its reason, all the way into the
 checkpoint: an exporter never has to decide it.
 """
 
@@ -14,15 +14,15 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from lrqat.architectures import ROUTERS, ROUTERS_BESIDE_EXPERTS
+from lrqat.checkpoint.weight_kinds import WeightKind
 from lrqat.errors import ModelError, UserError
 from lrqat.grids.grid import Grid, find_grid
 
-OUTPUT_HEAD, EMBEDDING, ROUTER = "output head", "embedding", "router"
-WHOLE_STACK = "stack of experts that its model does not take one by one"
-# Kinds of weights, see `lrqat.models.preparation`.
-LINEAR, CONV1D, TABLE, EXPERTS = "linear", "conv1d", "embedding", "experts"
-_FOR_REQUESTED, _NEVER = (OUTPUT_HEAD, EMBEDDING), (ROUTER, WHOLE_STACK)
-_ROUTERS = ("gate", "shared_expert_gate")  # beside experts; "router" is one anywhere
+# Reasons to leave a weight unquantized: until a pattern asks for a grid, and whatever one asks for.
+OUTPUT_HEAD, INPUT_EMBEDDING = "output head", "embedding"
+ROUTER, WHOLE_STACK = "router", "stack of experts that its model does not take one by one"
+_NEVER = (ROUTER, WHOLE_STACK)
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,21 @@ class Target:
     Attributes:
         shape: (out, in); of each expert.
         grid: its grid.
-        kind: what holds it in the model: `LINEAR`, `CONV1D`, `TABLE` or `EXPERTS`.
+        kind: what holds it in the model.
         count: matrices of that shape; more than one for experts.
         tied_to: module name of the output head that is the same weight, or None.
     """
 
     shape: tuple[int, int]
     grid: Grid
-    kind: str
+    kind: WeightKind
     count: int = 1
     tied_to: str | None = None
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it is the one matrix of a layer, whose input can be measured and rounded."""
+        return self.kind in (WeightKind.LINEAR, WeightKind.CONV1D)
 
     @property
     def weights(self) -> int:
@@ -61,7 +66,7 @@ class SurgeryPlan:
     Attributes:
         grid: the grid of what no pattern names.
         quantized: module name (of a stack of experts: parameter name) -> what goes on which grid.
-        kept: module name -> why it stays in floating point.
+        kept: module name -> why it is left unquantized.
     """
 
     grid: Grid
@@ -85,15 +90,15 @@ class _Found:
     """A weight matrix of the model and what is usually done with it."""
 
     shape: tuple[int, int]
-    kind: str
+    kind: WeightKind
     count: int = 1
-    reason: str | None = None  # why it stays in floating point unless a pattern asks for it
+    reason: str | None = None  # why it is left unquantized unless a pattern asks for it
     tied_to: str | None = None
 
 
 @dataclass(frozen=True)
 class _Rule:
-    """A pattern and the grid it asks for; None keeps what it matches in floating point."""
+    """A pattern and the grid it asks for; None leaves what it matches unquantized."""
 
     text: str
     pattern: re.Pattern[str]
@@ -113,7 +118,7 @@ def plan_surgery(
     Args:
         model: a Hugging Face causal LM; nothing but names and shapes is read.
         grid: name or grid for all projections.
-        keep: regular expressions; a layer whose name contains a match stays in floating point.
+        keep: regular expressions; a layer whose name contains a match is left unquantized.
         grid_for: regular expression -> grid name for what it matches, the last match counts; also
             the only way to put the output head or the embedding on a grid.
 
@@ -139,7 +144,7 @@ def plan_surgery(
         misfit = wanted.refuses(item.shape[1]) if wanted else None
         if wanted and not misfit:
             quantized[name] = Target(item.shape, wanted, item.kind, item.count, item.tied_to)
-        elif reason != EMBEDDING:  # which nobody expects on a grid
+        elif reason != INPUT_EMBEDDING:  # which nobody expects on a grid
             kept[name] = reason or misfit or ""
         if item.tied_to and name not in quantized:
             kept[item.tied_to] = OUTPUT_HEAD
@@ -150,7 +155,7 @@ def plan_surgery(
 def _decide(
     name: str, item: _Found, rules: list[_Rule], default: Grid
 ) -> tuple[Grid | None, str | None]:
-    """(grid or None, why it stays floating)."""
+    """(grid or None, why it is left unquantized)."""
     names = [name, *([item.tied_to] if item.tied_to else [])]
     matching = [rule for rule in rules if any(rule.pattern.search(n) for n in names)]
     if item.reason in _NEVER:
@@ -179,20 +184,20 @@ def _find(model: nn.Module) -> Iterator[tuple[str, _Found]]:
     tied = head is not None and embedding is not None and _is_tied(model, head, embedding)
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and module is embedding:
-            tied_to = names[head] if tied else None
-            yield name, _Found(_pair(module.weight.shape), TABLE, 1, EMBEDDING, tied_to)
+            shape, tied_to = _pair(module.weight.shape), names[head] if tied else None
+            yield name, _Found(shape, WeightKind.EMBEDDING, 1, INPUT_EMBEDDING, tied_to)
         elif module is head:
             if not tied and isinstance(module, nn.Linear):
-                yield name, _Found(_pair(module.weight.shape), LINEAR, 1, OUTPUT_HEAD)
+                yield name, _Found(_pair(module.weight.shape), WeightKind.LINEAR, 1, OUTPUT_HEAD)
         elif _is_router(model, name):
             weight = getattr(module, "weight", None)
             if isinstance(weight, nn.Parameter) and weight.ndim == 2:
-                yield name, _Found(_pair(weight.shape), LINEAR, 1, ROUTER)
+                yield name, _Found(_pair(weight.shape), WeightKind.LINEAR, 1, ROUTER)
         elif isinstance(module, nn.Linear):
-            yield name, _Found(_pair(module.weight.shape), LINEAR)
+            yield name, _Found(_pair(module.weight.shape), WeightKind.LINEAR)
         elif isinstance(module, Conv1D):
             rows, columns = _pair(module.weight.shape)
-            yield name, _Found((columns, rows), CONV1D)
+            yield name, _Found((columns, rows), WeightKind.CONV1D)
         else:
             yield from _stacks(name, module)
 
@@ -207,8 +212,9 @@ def _is_tied(model: Any, head: Any, embedding: Any) -> bool:
 def _is_router(model: nn.Module, name: str) -> bool:
     """Whether a module chooses experts, or is part of one that does."""
     parts = name.split(".")
-    return "router" in parts or any(
-        part in _ROUTERS and hasattr(model.get_submodule(".".join(parts[:i])), "experts")
+    return not ROUTERS.isdisjoint(parts) or any(
+        part in ROUTERS_BESIDE_EXPERTS
+        and hasattr(model.get_submodule(".".join(parts[:i])), "experts")
         for i, part in enumerate(parts)
     )
 
@@ -224,7 +230,7 @@ def _stacks(name: str, module: nn.Module) -> Iterator[tuple[str, _Found]]:
         if value.ndim == 3:
             count, rows, columns = value.shape
             reason = None if indexed else WHOLE_STACK
-            yield f"{name}.{parameter}", _Found((rows, columns), EXPERTS, count, reason)
+            yield f"{name}.{parameter}", _Found((rows, columns), WeightKind.EXPERTS, count, reason)
 
 
 def _pair(shape: Iterable[int]) -> tuple[int, int]:
@@ -247,9 +253,10 @@ def _check(
 ) -> None:
     for rule in rules:
         if not rule.used:
+            example = next(n for n, i in found.items() if i.kind != WeightKind.EMBEDDING)
             raise UserError(
                 f"{rule.flag} {rule.text!r} matches no linear layer, embedding or expert weight; "
-                f"names look like {next(n for n, i in found.items() if i.kind != TABLE)!r}"
+                f"names look like {example!r}"
             )
     if not quantized:
         reasons = "; ".join(sorted(set(kept.values())))

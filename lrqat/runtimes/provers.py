@@ -1,21 +1,23 @@
-"""How each kind of exported file is proved, and the bounds with their reasons.
+"""How a file of each format is proved: its graph in float32, and what its runtime rounds.
 
-L2's tolerance depends on what the runtime does to activations, and this is the one place that says
-so. ONNX Runtime at accuracy level 1 computes in float32: the perplexities agree to 1e-6, the noise
-of summation order. llama.cpp rounds activations to 8 bits (blocks of 32, fp16 scale) inside every
-quantised matrix product, on purpose and for speed: its file cannot agree with a float32 reference
-to better than that rounding, which by itself costs a KL of a few 1e-4 to 1e-3. So there the bounds
-are 0.5 % of perplexity, three standard errors of the paired difference, and a KL of 2e-3; and L1,
-which runs the same graph without that rounding, shows that nothing else is in the difference (but
-for GELU, which it takes from a table of half-precision values: in L1 the reference does too, and
-the bound is 1e-3; `lrqat.runtimes.llama_cpp.gelu` says why).
+GGUF. llama.cpp rounds activations to 8 bits (blocks of 32 or 256) inside every quantized product,
+on purpose and for speed: L2 expects what a simulation of that says. L1 runs an F32 twin, the same
+graph without that rounding, and so shows that nothing else is in the difference. (GELU llama.cpp
+takes from a table of half-precision values; the reference then does too:
+`lrqat.runtimes.llama_cpp.gelu`.)
 
-A model that was trained with rounded activations or a rounded cache rounds them in PyTorch and in
-ONNX Runtime alike, but sums that differ in the last bit fall on either side of a rounding boundary
-now and then, and differ by a step from there on. L2 allows 1e-3 of perplexity and a KL of 1e-3 for
-that. L1 leaves nothing to it: there both sides run without any rounding, within the bound of all
-models, and each rounding is compared by itself, bit for bit
+ONNX. At accuracy level 1 everything is float32, in L1 with the quantized kernels off. In the
+compact form (`exporters.onnx_genai`) these kernels are nodes of the graph, which cannot be switched
+off: its L1 is the same graph with those nodes at level 1, where they multiply in float32. L0 has
+compared the weights, and what is left to be wrong is the graph. L2 is the file as it is, at the
+level that it was exported with.
+
+A model that was trained with fake-quantized activations or a quantized cache rounds them in PyTorch
+and in ONNX Runtime alike: that is in L2's simulation. L1 leaves nothing to it: there both sides run
+without any rounding, and each rounding is compared by itself, bit for bit
 (`lrqat.runtimes.onnx_runtime.roundings`).
+
+How much may differ is measured on the model: `lrqat.runtimes.bounds`.
 """
 
 import tempfile
@@ -29,13 +31,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrqat.checkpoint.reader import Checkpoint
-from lrqat.errors import UserError
 from lrqat.evaluation.perplexity import LogitsFunction
-from lrqat.runtimes.llama_cpp.gelu import GELU_BOUND, with_table_gelu
+from lrqat.runtimes.llama_cpp.gelu import with_table_gelu
+from lrqat.runtimes.llama_cpp.products import rounding_activations
 from lrqat.runtimes.llama_cpp.stored_values import as_stored
-from lrqat.runtimes.tolerance import Tolerance
-
-L1_BOUND = 1e-4
 
 
 def _no_roundings(path: Path, checkpoint: Checkpoint, tokens: NDArray[np.int64]) -> dict[str, int]:
@@ -44,38 +43,31 @@ def _no_roundings(path: Path, checkpoint: Checkpoint, tokens: NDArray[np.int64])
 
 @dataclass(frozen=True)
 class Prover:
-    """How one kind of file is proved.
+    """How a file of one format is proved in its runtime; L0 is the format's own `verify`.
 
     Attributes:
-        verify: (file, checkpoint) -> mismatching elements by tensor (L0).
-        twin: (file, checkpoint, context, converter) -> logits of the F32 twin (L1).
-        as_runtime: model -> context in which it computes what the twin does; gives the bound of L1.
-        as_stored: (model, file, checkpoint) -> context in which its floating tensors are what the
-            file's types round them to, where the export was asked to.
-        tolerance: of L2.
-        rounded: of L2 where activations or the cache were rounded in training; None: as ever.
+        graph: (file, checkpoint, context, converter) -> logits of its graph in float32, with
+            nothing rounded (L1).
+        as_graph: model -> context in which it computes what `graph` does.
+        as_stored: (model, file, checkpoint) -> context in which its unquantized tensors are what
+            the file's types round them to, where the export was asked to.
+        as_runtime: (model, file, checkpoint) -> context in which the model rounds what the runtime
+            rounds; gives whether that is anything, training's own roundings included.
         roundings: (file, checkpoint, tokens) -> values that the graph rounds otherwise than
             PyTorch, by layer; nothing where the graph is not in the file.
         at_level: (file, level) -> logits at an accuracy level; None: the runtime has none.
     """
 
-    verify: Callable[[Path, Checkpoint], dict[str, int]]
-    twin: Callable[[Path, Checkpoint, int, str | None], AbstractContextManager[LogitsFunction]]
-    as_runtime: Callable[[Any], AbstractContextManager[float]]
+    graph: Callable[[Path, Checkpoint, int, str | None], AbstractContextManager[LogitsFunction]]
+    as_graph: Callable[[Any], AbstractContextManager[Any]]
     as_stored: Callable[[Any, Path, Checkpoint], AbstractContextManager[None]]
-    tolerance: Tolerance
-    rounded: Tolerance | None = None
+    as_runtime: Callable[[Any, Path, Checkpoint], AbstractContextManager[bool]]
     roundings: Callable[[Path, Checkpoint, NDArray[np.int64]], dict[str, int]] = _no_roundings
     at_level: Callable[[Path, int], AbstractContextManager[LogitsFunction]] | None = None
 
-    def bounds(self, checkpoint: Checkpoint) -> Tolerance:
-        """The bounds of L2 for `checkpoint`."""
-        rounds = bool(checkpoint.manifest.get("activations"))
-        return self.rounded if rounds and self.rounded else self.tolerance
-
 
 @contextmanager
-def _gguf_twin(
+def _f32_twin(
     path: Path, checkpoint: Checkpoint, context: int, converter: str | None
 ) -> Iterator[LogitsFunction]:
     """A second export of the checkpoint in which every tensor is F32, run by llama.cpp."""
@@ -90,16 +82,16 @@ def _gguf_twin(
 
 
 @contextmanager
-def _as_llama_cpp(model: Any) -> Iterator[float]:
-    with with_table_gelu(model) as gelus:
-        yield GELU_BOUND if gelus else L1_BOUND
+def _as_llama_cpp(model: Any, path: Path, checkpoint: Checkpoint) -> Iterator[bool]:
+    with with_table_gelu(model), rounding_activations(model, path, checkpoint) as rounds:
+        yield rounds
 
 
 @contextmanager
-def _onnx_twin(
+def _without_kernels(
     path: Path, checkpoint: Checkpoint, context: int, converter: str | None
 ) -> Iterator[LogitsFunction]:
-    """The same folder with ONNX Runtime's quantised kernels off, and nothing rounded."""
+    """The same folder with ONNX Runtime's quantized kernels off, and nothing rounded."""
     from lrqat.runtimes.onnx_runtime.roundings import unrounded_twin
 
     with unrounded_twin(path, checkpoint) as session:
@@ -107,11 +99,18 @@ def _onnx_twin(
 
 
 @contextmanager
-def _without_rounding(model: Any) -> Iterator[float]:
+def _in_float32(
+    path: Path, checkpoint: Checkpoint, context: int, converter: str | None
+) -> Iterator[LogitsFunction]:
+    """The same folder with the kernels at level 1: they are the graph's own, but round nothing."""
+    with _compact_at_level(path, 1) as logits:
+        yield logits
+
+
+def _without_rounding(model: Any) -> AbstractContextManager[None]:
     from lrqat.runtimes.onnx_runtime.roundings import without_rounding
 
-    with without_rounding(model):
-        yield L1_BOUND
+    return without_rounding(model)
 
 
 def _differing_roundings(
@@ -130,50 +129,35 @@ def _at_level(path: Path, level: int) -> Iterator[LogitsFunction]:
         yield session.logits
 
 
-def _verify_gguf(path: Path, checkpoint: Checkpoint) -> dict[str, int]:
-    from exporters import gguf
+@contextmanager
+def _compact_at_level(path: Path, level: int) -> Iterator[LogitsFunction]:
+    from lrqat.runtimes.onnx_runtime.session import OnnxRuntime, graph_at_level
 
-    return gguf.verify(path, checkpoint)
-
-
-def _verify_onnx(path: Path, checkpoint: Checkpoint) -> dict[str, int]:
-    from exporters import onnx
-
-    return onnx.verify(path, checkpoint)
+    with OnnxRuntime.open(path, graph=graph_at_level(path, level)) as session:
+        yield session.logits
 
 
-_PROVERS: tuple[tuple[Callable[[Path], bool], Prover], ...] = (
-    (
-        lambda path: path.suffix == ".gguf" and path.is_file(),
-        Prover(
-            _verify_gguf,
-            _gguf_twin,
-            _as_llama_cpp,
-            as_stored,
-            Tolerance(5e-3, standard_errors=3.0, kl=2e-3),
-        ),
+def _as_it_is(model: Any, path: Path, checkpoint: Checkpoint) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def _as_trained(model: Any, path: Path, checkpoint: Checkpoint) -> AbstractContextManager[bool]:
+    """ONNX Runtime at level 1 rounds what was fake-quantized in training, and nothing else."""
+    return nullcontext(bool(checkpoint.manifest.get("activations")))
+
+
+# By the names of `exporters.format.FORMATS`.
+PROVERS = {
+    "gguf": Prover(_f32_twin, with_table_gelu, as_stored, _as_llama_cpp),
+    "onnx": Prover(
+        _without_kernels,
+        _without_rounding,
+        _as_it_is,
+        _as_trained,
+        roundings=_differing_roundings,
+        at_level=_at_level,
     ),
-    (
-        lambda path: (path / "model.onnx").is_file(),
-        Prover(
-            _verify_onnx,
-            _onnx_twin,
-            _without_rounding,
-            lambda model, path, checkpoint: nullcontext(),
-            Tolerance(1e-6, standard_errors=None, kl=1e-6),
-            rounded=Tolerance(1e-3, standard_errors=None, kl=1e-3),
-            at_level=_at_level,
-            roundings=_differing_roundings,
-        ),
+    "onnx-genai": Prover(
+        _in_float32, _without_rounding, _as_it_is, _as_trained, at_level=_compact_at_level
     ),
-)
-
-
-def prover_of(path: Path) -> Prover:
-    """How the file `path` is proved; UserError where nothing can prove it."""
-    for recognises, prover in _PROVERS:
-        if recognises(path):
-            return prover
-    raise UserError(
-        f"{path} is neither a .gguf file nor an ONNX folder; export it with tools/export.py"
-    )
+}

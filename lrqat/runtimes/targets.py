@@ -1,13 +1,13 @@
 """Anything that can be evaluated, opened as one kind of thing: tokens in, logits out.
 
 A target is a `.gguf` file (llama.cpp), an ONNX folder (ONNX Runtime), a fused checkpoint (the
-fake-quant reference in PyTorch), or a Hugging Face model (PyTorch, float32). `_OPENERS` is the
-registry: a new runtime is one entry.
+fake-quant reference in PyTorch), or a Hugging Face model (PyTorch, float32). What a path is,
+`exporters.format` says; `OPENERS` has how each format is run.
 """
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from lrqat.checkpoint import manifest
+from exporters.format import CHECKPOINT, FORMATS, load_format, recognise
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import UserError
 from lrqat.evaluation.perplexity import LogitsFunction, Perplexity, Progress, Windows, perplexity
 from lrqat.evaluation.text import encode, window_bos
 from lrqat.models import hub
+from lrqat.models.positions import learned_positions, positions_of_folder, trained_positions
 from lrqat.models.reference import load_reference, torch_logits
 
 
@@ -36,6 +37,8 @@ class Target:
         bos: id that starts every window, or None.
         bytes: size of the model's files, without tokenizer and configuration.
         generate: (prompt, tokens at most) to its continuation, always the most probable token.
+        positions: how many it has learned, past which it cannot be run; None: no such end.
+        trained: how many it was trained for; None if it does not say.
     """
 
     runtime: str
@@ -44,6 +47,8 @@ class Target:
     bos: int | None
     bytes: int
     generate: Callable[[str, int], str]
+    positions: int | None = None
+    trained: int | None = None
 
 
 @contextmanager
@@ -57,15 +62,17 @@ def open_target(path: str, *, context: int) -> Iterator[Target]:
     Raises:
         UserError: nothing there that can be run, or its runtime is not installed.
     """
-    for recognises, opener in _OPENERS:
-        if recognises(Path(path)):
-            with opener(path, context) as target:
-                yield target
-            return
-    raise UserError(
-        f"nothing to evaluate at {path}: give a Hugging Face model, a fused checkpoint, a .gguf "
-        "file, or an ONNX folder"
-    )
+    name = recognise(path)
+    if name in FORMATS:
+        load_format(name)  # says what is missing, if anything is
+    elif name is None and Path(path).exists() and not (Path(path) / "config.json").is_file():
+        raise UserError(
+            f"nothing to evaluate at {path}: give a Hugging Face model, a fused checkpoint, a "
+            ".gguf file, or an ONNX folder"
+        )
+    opener = _open_hugging_face if name is None else OPENERS[name]
+    with opener(path, context) as target:
+        yield target
 
 
 def evaluate(
@@ -81,15 +88,17 @@ def evaluate(
     Args:
         path: see `open_target`.
         text: the evaluation text.
-        context: tokens a window.
+        context: tokens per window.
         limit: windows at most; None: all.
         progress: wraps the iterable of windows.
 
     Raises:
-        UserError: nothing to run, no runtime, or a text shorter than two windows.
+        UserError: nothing to run, no runtime, a text shorter than two windows, or a context past
+            the model's learned positions.
     """
     with open_target(path, context=context) as target:
-        windows = Windows.cut(target.encode(text), context, target.bos, limit)
+        tokens = target.encode(text)
+        windows = Windows.cut(tokens, context, target.bos, limit, positions=target.positions)
         return target, perplexity(target.logits, windows, progress)
 
 
@@ -116,7 +125,7 @@ def _open_gguf(path: str, context: int) -> Iterator[Target]:
     from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
 
     if not Path(path).is_file():
-        raise UserError(f"no GGUF file at {path}; write one with tools/export.py --format gguf")
+        raise UserError(f"no GGUF file at {path}; write one with `lrqat export --format gguf`")
     with LlamaCpp.open(path, n_ctx=context, n_threads=os.cpu_count() or 1) as llama:
         yield Target(
             runtime="llama.cpp",
@@ -125,6 +134,8 @@ def _open_gguf(path: str, context: int) -> Iterator[Target]:
             bos=llama.bos if llama.add_bos else None,
             bytes=sum(file.stat().st_size for file in gguf.model_files(Path(path))),
             generate=llama.generate,
+            positions=llama.n_ctx,  # as many as were asked for, unless the model ends before
+            trained=llama.n_ctx_train,
         )
 
 
@@ -133,6 +144,7 @@ def _open_onnx(path: str, context: int) -> Iterator[Target]:
     from lrqat.runtimes.onnx_runtime.session import OnnxRuntime
 
     tokenizer = hub.load_tokenizer(path)
+    learned, trained = positions_of_folder(Path(path))
 
     with OnnxRuntime.open(path) as session:
 
@@ -141,7 +153,7 @@ def _open_onnx(path: str, context: int) -> Iterator[Target]:
 
             if (Path(path) / "genai_config.json").is_file():
                 return genai(path, prompt, count)
-            return _step_by_step(session.logits, tokenizer, prompt, count)
+            return _step_by_step(session.logits, tokenizer, learned, prompt, count)
 
         yield Target(
             runtime="ONNX Runtime",
@@ -150,6 +162,8 @@ def _open_onnx(path: str, context: int) -> Iterator[Target]:
             bos=window_bos(tokenizer),
             bytes=model_bytes(Path(path), "model.onnx*"),
             generate=generate,
+            positions=learned,
+            trained=trained,
         )
 
 
@@ -165,6 +179,8 @@ def _open_fused(path: str, context: int) -> Iterator[Target]:
         bos=window_bos(tokenizer),
         bytes=model_bytes(Path(path), "*.safetensors"),
         generate=partial(_greedy, model, tokenizer),
+        positions=learned_positions(model),
+        trained=trained_positions(model.config),
     )
 
 
@@ -180,12 +196,17 @@ def _open_hugging_face(path: str, context: int) -> Iterator[Target]:
         bos=window_bos(tokenizer),
         bytes=model_bytes(Path(path), "*.safetensors") or size,
         generate=partial(_greedy, model, tokenizer),
+        positions=learned_positions(model),
+        trained=trained_positions(model.config),
     )
 
 
-def _step_by_step(logits: LogitsFunction, tokenizer: Any, prompt: str, count: int) -> str:
+def _step_by_step(
+    logits: LogitsFunction, tokenizer: Any, positions: int | None, prompt: str, count: int
+) -> str:
     """The continuation of a model that GenAI does not run, computed anew for every token."""
     ids = encode(tokenizer, prompt)
+    count = _fitting(count, len(ids), positions)
     made: list[int] = []
     while len(made) < count:
         token = int(logits(np.array([*ids, *made]))[-1].argmax())
@@ -200,7 +221,7 @@ def _greedy(model: Any, tokenizer: Any, prompt: str, count: int) -> str:
     ids = torch.tensor([encode(tokenizer, prompt)])
     made = model.generate(
         ids.to(model.device),
-        max_new_tokens=count,
+        max_new_tokens=_fitting(count, ids.shape[1], learned_positions(model)),
         do_sample=False,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=0,
@@ -208,9 +229,22 @@ def _greedy(model: Any, tokenizer: Any, prompt: str, count: int) -> str:
     return str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
 
 
-_OPENERS = (
-    (lambda path: path.suffix == ".gguf", _open_gguf),
-    (lambda path: (path / "model.onnx").is_file(), _open_onnx),
-    (lambda path: (path / manifest.FILE_NAME).is_file(), _open_fused),
-    (lambda path: (path / "config.json").is_file() or not path.exists(), _open_hugging_face),
-)
+def _fitting(count: int, prompt: int, positions: int | None) -> int:
+    """`count` new tokens, or those that a model can make after `prompt` tokens."""
+    if positions is None:
+        return count
+    if prompt > positions:
+        raise UserError(
+            f"the prompt has {prompt} tokens, more than the {positions} positions that the model "
+            "has learned; give a shorter one"
+        )
+    return min(count, positions - prompt + 1)
+
+
+# By the names that `recognise` gives.
+OPENERS: dict[str, Callable[[str, int], AbstractContextManager[Target]]] = {
+    "gguf": _open_gguf,
+    "onnx": _open_onnx,
+    "onnx-genai": _open_onnx,
+    CHECKPOINT: _open_fused,
+}

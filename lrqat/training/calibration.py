@@ -18,7 +18,6 @@ from lrqat.init.input_statistics import Statistic
 from lrqat.init.lora_init import LORA_INITS
 from lrqat.init.range_init import RANGE_INITS
 from lrqat.layers.methods import METHODS
-from lrqat.models.surgery import TABLE
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.documents import TokenBlocks
 from lrqat.training.plan import TrainingPlan
@@ -50,7 +49,7 @@ def measure_inputs(
         UserError: an importance file that does not belong to the model.
     """
     targets = plan.surgery.quantized.items()
-    columns = {name: t.shape[1] for name, t in targets if t.kind != TABLE and t.count == 1}
+    columns = {name: t.shape[1] for name, t in targets if t.is_layer}
     weighted, directed = RANGE_INITS[config.range_init].weighted, _directed(config)
     read = imatrix_file.read(config.imatrix, columns) if weighted and config.imatrix else None
     if not directed and (read is not None or not weighted):
@@ -94,7 +93,7 @@ def round_activations(
     if config.activations:
         grid = find_activation_grid(config.activations, plan.surgery.grid.group_size)
         targets = plan.surgery.quantized.items()
-        names = [name for name, t in targets if t.kind != TABLE and t.count == 1]
+        names = [name for name, t in targets if t.is_layer]
         ranges = None
         if grid.static:
             batches = _batches(blocks, config, plan)

@@ -1,4 +1,4 @@
-"""The settings of a training run. Defaults live here and nowhere else; `tools/train.py` reads them.
+"""The settings of a training run. Defaults live here and nowhere else; `lrqat train` reads them.
 
 Warm-up and betas are those of the LR-QAT paper's experiments (10 % warm-up, linear decay, beta2
 0.95, no weight decay, gradients clipped to norm 1). What differs is for runs of hundreds of steps
@@ -58,7 +58,7 @@ class TrainConfig:
     output: str
     grid: str = _help("grid of the projections", "q4_0")
     eval_data: str | None = _help(
-        "UTF-8 text for the perplexities; default: the start of --data is held out", None
+        "file of text for the perplexities; default: the start of --data is held out", None
     )
     steps: int = _help("optimiser steps", 500)
     batch_size: int = _help("sequences a step and device", 4)

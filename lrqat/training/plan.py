@@ -6,10 +6,14 @@ from typing import Any
 import torch
 
 from lrqat.errors import UserError
+from lrqat.evaluation.perplexity import refuse_beyond
 from lrqat.models import hub
+from lrqat.models.positions import learned_positions, trained_positions, warning_beyond
 from lrqat.models.preparation import check_settings
 from lrqat.models.surgery import SurgeryPlan, plan_surgery
-from lrqat.training.config import TrainConfig
+from lrqat.training.config import SELF, TrainConfig
+from lrqat.training.data.corpus import check_texts
+from lrqat.training.data.self_generated import refuse_short_context
 from lrqat.training.estimate import MemoryEstimate, estimate_memory, trainable_parameters
 
 
@@ -23,6 +27,7 @@ class TrainingPlan:
         memory: estimated peak.
         device: torch device name.
         dtype: compute type.
+        warnings: what the run may do and had better not.
     """
 
     surgery: SurgeryPlan
@@ -30,6 +35,7 @@ class TrainingPlan:
     memory: MemoryEstimate
     device: str
     dtype: torch.dtype
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The plan for machines."""
@@ -46,6 +52,7 @@ class TrainingPlan:
             "memory_bytes": self.memory.to_json(),
             "device": self.device,
             "dtype": str(self.dtype).removeprefix("torch."),
+            "warnings": list(self.warnings),
         }
 
 
@@ -59,6 +66,7 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
     model = hub.meta_model(model_config, trust_remote_code=config.trust_remote_code)
     surgery = plan_surgery(model, config.grid, config.keep, config.grids_by_pattern())
     check_settings(surgery, config.settings())
+    check_texts(config)
     device = _device(config.device)
     dtype = _dtype(config.dtype, device)
     return TrainingPlan(
@@ -67,7 +75,29 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
         memory=estimate_memory(model, surgery, config, dtype),
         device=device,
         dtype=dtype,
+        warnings=_check_lengths(config, model),
     )
+
+
+def _check_lengths(config: TrainConfig, model: Any) -> tuple[str, ...]:
+    """Warnings of lengths past what was trained. Raises DataError for those past what is there."""
+    models = [model]
+    if config.teacher not in ("none", SELF):
+        trusted = config.trust_remote_code
+        teacher = hub.load_config(config.teacher, trust_remote_code=trusted)
+        models.append(hub.meta_model(teacher, trust_remote_code=trusted))
+    if config.data == SELF:
+        refuse_short_context(model.config, config.sequence_length)
+    lengths = {"--sequence-length": config.sequence_length, "--context": config.context}
+    for each in models:
+        for setting, length in lengths.items():
+            refuse_beyond(learned_positions(each), length, setting)
+    found = [
+        warning_beyond(trained_positions(each.config), length, setting)
+        for each in models
+        for setting, length in lengths.items()
+    ]
+    return tuple(dict.fromkeys(warning for warning in found if warning))
 
 
 def _device(name: str) -> str:

@@ -19,6 +19,7 @@ from transformers import PrinterCallback, set_seed
 
 from lrqat.atomic_files import explain_os_errors, refuse_existing
 from lrqat.checkpoint.manifest import FILE_NAME, sha256_of
+from lrqat.checkpoint.weight_kinds import WeightKind
 from lrqat.errors import OutputError
 from lrqat.evaluation.perplexity import (
     RULE,
@@ -29,7 +30,6 @@ from lrqat.evaluation.perplexity import (
     compare,
     perplexity,
 )
-from lrqat.evaluation.text import EvaluationText
 from lrqat.init.lora_init import round_to_nearest
 from lrqat.layers.embedding import LRQATEmbedding
 from lrqat.layers.experts import LRQATExperts
@@ -38,12 +38,11 @@ from lrqat.models import hub
 from lrqat.models.fuse import fuse
 from lrqat.models.preparation import merge_and_round
 from lrqat.models.reference import torch_logits
-from lrqat.models.surgery import EXPERTS
 from lrqat.training import processes
 from lrqat.training.calibration import measure_inputs
 from lrqat.training.callbacks import ProgressLine, share_changed
 from lrqat.training.config import TrainConfig
-from lrqat.training.data.corpus import Corpus, read_corpus
+from lrqat.training.data.corpus import Corpus, Evaluation, read_corpus
 from lrqat.training.guard import StepGuard
 from lrqat.training.loading import describe_base, load_original, load_prepared
 from lrqat.training.objectives.losses import Objective
@@ -180,7 +179,7 @@ def _publish(
         plan=plan.surgery,
         base_model=base,
         training=_describe_training(config),
-        reference=_describe_reference(report.after, config, corpus.evaluation),
+        reference=_describe_reference(report.after, corpus.evaluation),
     )
     if history:
         with explain_os_errors(report.output):
@@ -218,7 +217,7 @@ def _fit(
             config,
             state_folder,
             use_cpu=plan.device == "cpu",
-            experts=any(t.kind == EXPERTS for t in plan.surgery.quantized.values()),
+            experts=any(t.kind == WeightKind.EXPERTS for t in plan.surgery.quantized.values()),
         ),
         train_dataset=distillation.blocks,
         rates={
@@ -282,11 +281,9 @@ def _describe_training(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _describe_reference(
-    after: Perplexity, config: TrainConfig, evaluation: EvaluationText
-) -> dict[str, Any]:
+def _describe_reference(after: Perplexity, evaluation: Evaluation) -> dict[str, Any]:
     return after.to_json() | {
-        "context": config.context,
+        "context": evaluation.windows.context,
         "rule": RULE,
         "data": evaluation.name,
         "data_sha256": evaluation.sha256,

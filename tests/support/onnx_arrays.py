@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import onnx_ir as ir
 
 from exporters.onnx.weights.initializers import stored
-from exporters.onnx.weights.storage import storage_of
+from exporters.onnx.weights.storage import product_type
 from lrqat.grids.grid import GRIDS
 
 FLOAT = ir.DataType.FLOAT
@@ -25,8 +25,8 @@ def holder(tensor):
 
 def arrays(tensor, two_bits=True, integers="signed"):
     """Type of the integers, and the arrays of the file: integers, scales, zero-points."""
-    storage = storage_of(tensor.grid, len(tensor.q), two_bits=two_bits, integers=integers)
-    kinds = {"integers": storage.dtype, f"{integers}_scales": FLOAT}
+    chosen = product_type(tensor.grid, len(tensor.q), two_bits=two_bits, integers=integers)
+    forms = {"integers": chosen, f"{integers}_scales": FLOAT}
     if tensor.grid.zero_point or integers == "unsigned":
-        kinds[f"{integers}_zero_points"] = storage.dtype
-    return storage, [stored(kind, holder(tensor), "made", dtype) for kind, dtype in kinds.items()]
+        forms[f"{integers}_zero_points"] = chosen
+    return chosen, [stored(form, holder(tensor), "made", dtype) for form, dtype in forms.items()]

@@ -21,7 +21,7 @@ _TRACES = {}
 def _shape_of(plan):
     """Everything of a plan that a skeleton is made of, as text."""
     config = {k: v for k, v in plan.checkpoint.config.items() if k != "quantization_config"}
-    parts = plan.options.to_json(), config, plan.tensors, plan.tables, plan.roundings
+    parts = plan.options.to_json(), config, plan.tensors, plan.embedding_and_head, plan.roundings
     return json.dumps(parts, default=repr, sort_keys=True)
 
 

@@ -8,6 +8,9 @@ import transformers as hf
 from torch import nn
 
 VOCABULARY = 288
+# How far logits of these models may differ between float32 runtimes, and where a GELU comes from
+# llama.cpp's table on one side only.
+L1_BOUND, GELU_BOUND = 1e-4, 1e-3
 SIZES = {
     "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,

@@ -1,6 +1,7 @@
 """GPT-2: positions in a table, biases everywhere, q, k and v in one matrix.
 
-Its matrices are transposed in a Hugging Face folder; trained ones are (out, in) in the checkpoint.
+Its matrices are transposed in a Hugging Face folder (`lrqat.architectures`); trained ones are
+(out, in) in the checkpoint.
 Source: conversion/gpt2.py, src/models/gpt2.cpp.
 """
 
@@ -48,7 +49,6 @@ ARCHITECTURE = Architecture(
     rope_types=(),
     whole_heads=True,
     epsilon=("layer_norm_epsilon", "layer_norm_epsilon"),
-    transposed=("c_attn.weight", "c_proj.weight", "c_fc.weight"),
     read=_read,
     refuses=_refuses,
 )

@@ -13,8 +13,9 @@ An integer type is a module with
 
 and a floating type one with NAME, TYPE, FILE_TYPE, `exact(values)`, `pack(values)` and
 `unpack(bytes of rows)`.
-What types have in common is in `exporters.gguf`: `exactness` (refusing), `encoding`, `fields`
-(the numbers and what they multiply to) and `rows` (bits and bytes).
+What types have in common is in `exporters.gguf.layout`: `exactness` (refusing) and `encoding`, one
+function each for every form of weights, `fields` (the numbers and what they multiply to) and `rows`
+(bits and bytes).
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""BF16: the upper half of a float32, 2 bytes a weight, little endian.
+"""BF16: the upper half of a float32, 2 bytes per weight, little endian.
 
 Exact for what was trained in bfloat16. llama.cpp multiplies it with activations rounded to bfloat16
 (ggml-cpu.c `type_traits_cpu`), which costs more than half precision does, so it is written only

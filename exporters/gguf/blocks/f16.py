@@ -1,4 +1,4 @@
-"""F16: IEEE half precision, 2 bytes a weight, little endian.
+"""F16: IEEE half precision, 2 bytes per weight, little endian.
 
 llama.cpp multiplies it with activations rounded to half precision (ggml-cpu.c `type_traits_cpu`).
 """

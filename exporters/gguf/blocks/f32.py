@@ -1,4 +1,4 @@
-"""F32: IEEE single precision, 4 bytes a weight, little endian.
+"""F32: IEEE single precision, 4 bytes per weight, little endian.
 
 llama.cpp computes with it as it is, so a file of F32 tensors is the control that separates a wrong
 graph from the runtime's rounding.

@@ -16,7 +16,7 @@ import numpy as np
 from gguf import LlamaFileType
 from numpy.typing import NDArray
 
-from exporters.gguf.layout import encoding
+from exporters.gguf.layout.encoding import encode_offset
 from exporters.gguf.layout.exactness import refuses_minima, refuses_offset
 from exporters.gguf.layout.fields import Factors, Fields
 from exporters.gguf.layout.ggml_types import ggml_type
@@ -43,9 +43,7 @@ def refuses_scales(scales: StoredScales, grid: Grid) -> str | None:
 
 def encode(q: NDArray[np.int8], scales: StoredScales, grid: Grid) -> Fields:
     """The numbers Q4_1 stores. Raises ExportRefusedError if one is not exact."""
-    blocks = TYPE.blocks(q.shape[1])
-    d, m = encoding.block_scales(scales, blocks), encoding.block_minima(scales, grid, blocks)
-    return Fields(encoding.codes(q, grid.q_min, grid.q_min + _MOST, TYPE), {"d": d, "m": m})
+    return encode_offset(TYPE, _MOST, q, scales, grid)
 
 
 def pack(fields: Fields) -> NDArray[np.uint8]:

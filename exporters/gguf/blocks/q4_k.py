@@ -17,7 +17,7 @@ import numpy as np
 from gguf import LlamaFileType
 from numpy.typing import NDArray
 
-from exporters.gguf.layout import encoding
+from exporters.gguf.layout.encoding import encode_two_level_offset
 from exporters.gguf.layout.exactness import refuses_two_level_offset
 from exporters.gguf.layout.fields import Factors, Fields, compose
 from exporters.gguf.layout.ggml_types import ggml_type
@@ -40,11 +40,7 @@ def refuses(grid: Grid, in_features: int) -> str | None:
 
 def encode(q: NDArray[np.int8], scales: StoredScales, grid: Grid) -> Fields:
     """The numbers Q4_K stores. Raises ExportRefusedError if one is not exact."""
-    blocks, parts = TYPE.blocks(q.shape[1]), q.shape[1] // _PART
-    d, sub_scales = encoding.two_levels(scales, TYPE, blocks, parts, _SUB)
-    dmin, mins = encoding.two_level_minima(scales, grid, TYPE, blocks, parts, _SUB)
-    codes = encoding.codes(q, grid.q_min, grid.q_min + _MOST, TYPE)
-    return Fields(codes, {"d": d, "dmin": dmin, "scales": sub_scales, "mins": mins})
+    return encode_two_level_offset(TYPE, _PART, _MOST, _SUB, q, scales, grid)
 
 
 def pack(fields: Fields) -> NDArray[np.uint8]:

@@ -16,7 +16,7 @@ import numpy as np
 from gguf import LlamaFileType
 from numpy.typing import NDArray
 
-from exporters.gguf.layout import encoding
+from exporters.gguf.layout.encoding import encode_two_level
 from exporters.gguf.layout.exactness import refuses_two_level
 from exporters.gguf.layout.fields import Factors, Fields, compose
 from exporters.gguf.layout.ggml_types import ggml_type
@@ -39,10 +39,7 @@ def refuses(grid: Grid, in_features: int) -> str | None:
 
 def encode(q: NDArray[np.int8], scales: StoredScales, grid: Grid) -> Fields:
     """The numbers Q6_K stores. Raises ExportRefusedError if one is not exact."""
-    blocks, parts = TYPE.blocks(q.shape[1]), q.shape[1] // _PART
-    d, sub_scales = encoding.two_levels(scales, TYPE, blocks, parts, _SCALES)
-    codes = encoding.codes(q, _LOW, _HIGH, TYPE, scales.zero_point)
-    return Fields(codes, {"d": d, "scales": sub_scales})
+    return encode_two_level(TYPE, _PART, _LOW, _HIGH, _SCALES, q, scales)
 
 
 def pack(fields: Fields) -> NDArray[np.uint8]:

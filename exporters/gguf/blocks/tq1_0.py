@@ -20,7 +20,7 @@ import numpy as np
 from gguf import LlamaFileType
 from numpy.typing import NDArray
 
-from exporters.gguf.layout import encoding
+from exporters.gguf.layout.encoding import encode_scaled
 from exporters.gguf.layout.exactness import refuses_scaled
 from exporters.gguf.layout.fields import Factors, Fields
 from exporters.gguf.layout.ggml_types import ggml_type
@@ -45,8 +45,7 @@ def refuses(grid: Grid, in_features: int) -> str | None:
 
 def encode(q: NDArray[np.int8], scales: StoredScales, grid: Grid) -> Fields:
     """The numbers TQ1_0 stores. Raises ExportRefusedError if one is not exact."""
-    codes = encoding.codes(q, _LOW, _HIGH, TYPE, scales.zero_point)
-    return Fields(codes, {"d": encoding.block_scales(scales, TYPE.blocks(q.shape[1]))})
+    return encode_scaled(TYPE, _LOW, _HIGH, q, scales)
 
 
 def pack(fields: Fields) -> NDArray[np.uint8]:

@@ -23,19 +23,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from exporters.activations import activation_grid
 from exporters.gguf.blocks import Block
 from exporters.gguf.converter.trained_rows import TrainedRows
 from exporters.gguf.file import key_values as kv
 from exporters.gguf.options import Options
 from exporters.gguf.provenance import CONVERTER, provenance
-from exporters.gguf.tensors.selection import choose_for_grid, pack_quantized
+from exporters.gguf.tensors.packing import pack_quantized
+from exporters.gguf.tensors.selection import choose_for_grid
 from exporters.gguf.tensors.sources import Source
 from exporters.gguf.tensors.stored import Stored, stored_tensors
+from exporters.planning import activation_grid
 from lrqat.checkpoint.reader import Checkpoint
+from lrqat.checkpoint.weight_kinds import WeightKind
 from lrqat.errors import ExportRefusedError
-
-_CONV1D = "conv1d"  # lrqat.models.surgery.CONV1D
 
 
 class Packer:
@@ -80,13 +80,13 @@ class Packer:
         block, self._current = self._packed.pop(name, (None, None))
         return gguf.GGMLQuantizationType(block.TYPE.number) if block else None
 
-    def quantize(self, data: Any, kind: gguf.GGMLQuantizationType) -> Any:
+    def quantize(self, data: Any, qtype: gguf.GGMLQuantizationType) -> Any:
         """In the place of gguf.quants.quantize."""
         packed, self._current = self._current, None
         if packed is None:
-            return _QUANTIZE(data, kind)
-        if kind in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16):
-            raise ExportRefusedError(f"the converter wants a trained tensor as {kind.name}")
+            return _QUANTIZE(data, qtype)
+        if qtype in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16):
+            raise ExportRefusedError(f"the converter wants a trained tensor as {qtype.name}")
         return packed
 
 
@@ -144,7 +144,7 @@ def _reader(checkpoint: Checkpoint, stored: Stored) -> Callable[[], torch.Tensor
         modules = stored.stack or (stored.origin,)
         values = [checkpoint.quantized(module).dequantize() for module in modules]
         whole = np.stack(values) if stored.stack else values[0]
-        turned = whole.T if checkpoint.kind(modules[0]) == _CONV1D else whole
+        turned = whole.T if checkpoint.kind(modules[0]) == WeightKind.CONV1D else whole
         return torch.from_numpy(np.ascontiguousarray(turned))
 
     return read

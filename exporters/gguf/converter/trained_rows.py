@@ -31,7 +31,7 @@ def row_keys(values: NDArray[np.float32]) -> Iterator[bytes]:
 class TrainedRows:
     """The rows of a checkpoint's trained weights, by digest.
 
-    Memory: some 200 bytes a row, 300 MB for a model of 7 billion weights.
+    Memory: some 200 bytes per row, 300 MB for a model of 7 billion weights.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:

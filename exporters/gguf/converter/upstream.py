@@ -21,7 +21,7 @@ from exporters.gguf.file.header import Header, read_header
 from exporters.gguf.file.shards import read_model
 from exporters.gguf.options import Options
 from exporters.gguf.provenance import CONVERTER
-from exporters.gguf.tensors.selection import unpack_values
+from exporters.gguf.tensors.packing import unpack_values
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import ExportRefusedError, OutputError
 
@@ -42,7 +42,7 @@ def refuses_converter(options: Options) -> str | None:
     for name in ("float_type", "embedding_type", "head_type"):
         if getattr(options, name) not in ("auto", "f32"):
             flag = f"--{name.replace('_', '-')}"
-            return f"a converter's floating tensors are float32 here; leave {flag} out"
+            return f"what is unquantized is float32 in a converter's file; leave {flag} out"
     if options.split_max_size is not None:
         return "a converter's file is not split here; leave --split-max-size out"
     return None
@@ -128,11 +128,11 @@ def _compare_rows(header: Header, checkpoint: Checkpoint) -> tuple[dict[str, int
     trained = TrainedRows(checkpoint).rows
     left, foreign = set(trained), {}
     for name, info in header.tensors.items():
-        kind = info.type_name.lower()
-        if len(info.shape) < 2 or kind not in {**integer_blocks(), **float_blocks()}:
+        type_name = info.type_name.lower()
+        if len(info.shape) < 2 or type_name not in {**integer_blocks(), **float_blocks()}:
             continue
-        keys = list(row_keys(unpack_values(kind, header.tensors[name].read())))
-        if kind in integer_blocks():
+        keys = list(row_keys(unpack_values(type_name, header.tensors[name].read())))
+        if type_name in integer_blocks():
             foreign[name] = sum(key not in trained for key in keys)
         left -= set(keys)
     return foreign, {trained[key] for key in left}

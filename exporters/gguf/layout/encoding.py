@@ -1,6 +1,7 @@
 """From a checkpoint's integers and scales to the numbers of a block type, exactly or not at all.
 
-Grids and blocks cut a row differently, and where that costs nothing the numbers are said again:
+A grid may have fewer numbers than a type stores, or others. Where the weights come out the same,
+the grid's numbers are put in the type's form:
 
     a scale for a multiple of the block, or a whole row    is repeated in every block
     a plain scale where the type has two levels            d = scale, every sub-scale 1
@@ -8,9 +9,10 @@ Grids and blocks cut a row differently, and where that costs nothing the numbers
     a zero-point where it has two levels of minima         dmin = scale, sub-minimum = its code
     no minimum where the type has one                      the minimum that moves 0 to its code
 
-None of it changes a weight: the numbers multiply to the same float32. Whether a grid can be said
-so at all is decided by `exactness`, from the grid alone; here every number is checked once more,
-so nothing is ever rounded or wrapped.
+No weight changes: the numbers multiply to the same float32. `exactness` tells from the grid alone
+whether all of them can be put so; here each number is checked once more, so that nothing is ever
+rounded and no integer overflows. One function for each form of `exactness` that several types have:
+`encode_scaled`, `encode_offset`, `encode_two_level`, `encode_two_level_offset`.
 """
 
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporters.gguf.layout.fields import Fields
 from exporters.gguf.layout.ggml_types import GgmlType
 from lrqat.checkpoint.stored_scales import StoredScales
 from lrqat.errors import ExportRefusedError
@@ -26,20 +29,68 @@ from lrqat.grids.grid import Grid, TwoLevelScale
 TwoLevels = tuple[NDArray[np.float16], NDArray[np.int8]]
 
 
+def encode_scaled(
+    ggml: GgmlType, low: int, high: int, q: NDArray[np.int8], scales: StoredScales
+) -> Fields:
+    """The numbers of a type with integers low..high, stored from 0, and a scale for each block.
+
+    Args:
+        ggml: the type.
+        low: the integer of code 0.
+        high: the largest integer.
+        q: int8 (out, in).
+        scales: what goes with them.
+
+    Raises:
+        ExportRefusedError: a number that is not exact.
+    """
+    found = codes(q, low, high, ggml, scales.zero_point)
+    return Fields(found, {"d": block_scales(scales, ggml.blocks(q.shape[1]))})
+
+
+def encode_offset(
+    ggml: GgmlType, most: int, q: NDArray[np.int8], scales: StoredScales, grid: Grid
+) -> Fields:
+    """The same of one with codes 0..most, and a scale and a minimum for each block."""
+    blocks = ggml.blocks(q.shape[1])
+    d, m = block_scales(scales, blocks), block_minima(scales, grid, blocks)
+    return Fields(codes(q, grid.q_min, grid.q_min + most, ggml), {"d": d, "m": m})
+
+
+def encode_two_level(
+    ggml: GgmlType, part: int, low: int, high: int, stored: TwoLevelScale, q: NDArray[np.int8],
+    scales: StoredScales,
+) -> Fields:  # fmt: skip
+    """As `encode_scaled`, of a type with a sub-scale, one of `stored`, for every `part` weights."""
+    d, sub_scales = _two_levels(scales, ggml, q.shape[1], part, stored)
+    return Fields(codes(q, low, high, ggml, scales.zero_point), {"d": d, "scales": sub_scales})
+
+
+def encode_two_level_offset(
+    ggml: GgmlType, part: int, most: int, stored: TwoLevelScale, q: NDArray[np.int8],
+    scales: StoredScales, grid: Grid,
+) -> Fields:  # fmt: skip
+    """As `encode_offset`, of a type with sub-scales and sub-minima, all of `stored`."""
+    d, sub_scales = _two_levels(scales, ggml, q.shape[1], part, stored)
+    dmin, mins = _two_level_minima(scales, grid, ggml, q.shape[1], part, stored)
+    found = codes(q, grid.q_min, grid.q_min + most, ggml)
+    return Fields(found, {"d": d, "dmin": dmin, "scales": sub_scales, "mins": mins})
+
+
 def integers(
     q: NDArray[np.int8],
     low: int,
     high: int,
-    kind: GgmlType,
+    ggml: GgmlType,
     zero_point: NDArray[np.int8] | None = None,
 ) -> NDArray[np.int8]:
     """The integers q - zero_point, (out, in). Raises ExportRefusedError outside low..high."""
     if zero_point is None:
-        _check(q, low, high, "integers", kind)
+        _check(q, low, high, "integers", ggml)
         return q
     found = q.astype(np.int16)
     found -= repeated(zero_point, q.shape[1])
-    _check(found, low, high, "integers", kind)
+    _check(found, low, high, "integers", ggml)
     return found.astype(np.int8)
 
 
@@ -47,15 +98,15 @@ def codes(
     q: NDArray[np.int8],
     low: int,
     high: int,
-    kind: GgmlType,
+    ggml: GgmlType,
     zero_point: NDArray[np.int8] | None = None,
 ) -> NDArray[np.uint8]:
     """The same as codes uint8 (out, in), 0 for `low`."""
     # Wraps in uint8, which is what we want: -8 - -8 is 248 - 248.
-    return integers(q, low, high, kind, zero_point).view(np.uint8) - np.uint8(low % 256)
+    return integers(q, low, high, ggml, zero_point).view(np.uint8) - np.uint8(low % 256)
 
 
-def indices(q: NDArray[np.int8], levels: NDArray[np.int8], kind: GgmlType) -> NDArray[np.uint8]:
+def indices(q: NDArray[np.int8], levels: NDArray[np.int8], ggml: GgmlType) -> NDArray[np.uint8]:
     """The place of each of `q` (out, in) in `levels`, the first where there are two.
 
     Raises:
@@ -65,11 +116,11 @@ def indices(q: NDArray[np.int8], levels: NDArray[np.int8], kind: GgmlType) -> ND
     places[levels[::-1].view(np.uint8)] = np.arange(len(levels), dtype=np.uint8)[::-1]
     found = places.take(q.view(np.uint8))
     if (found == 255).any():
-        raise ExportRefusedError(f"{q[found == 255][0]} is none of {kind}'s levels")
+        raise ExportRefusedError(f"{q[found == 255][0]} is none of {ggml}'s levels")
     return found
 
 
-def exponents(scales: StoredScales, kind: GgmlType, low: int, high: int) -> NDArray[np.int32]:
+def exponents(scales: StoredScales, ggml: GgmlType, low: int, high: int) -> NDArray[np.int32]:
     """The binary logarithm of every scale, int32 (out, groups).
 
     Raises:
@@ -77,9 +128,9 @@ def exponents(scales: StoredScales, kind: GgmlType, low: int, high: int) -> NDAr
     """
     fraction, found = np.frexp(scales.scale)
     if (fraction != 0.5).any():
-        raise ExportRefusedError(f"scales that are no powers of two do not fit {kind}")
+        raise ExportRefusedError(f"scales that are no powers of two do not fit {ggml}")
     found = found.astype(np.int32) - 1
-    _check(found, low, high, "exponents", kind)
+    _check(found, low, high, "exponents", ggml)
     return found
 
 
@@ -121,45 +172,39 @@ def block_minima(scales: StoredScales, grid: Grid, blocks: int) -> NDArray[np.fl
     return minima
 
 
-def two_levels(
-    scales: StoredScales, kind: GgmlType, blocks: int, parts: int, stored: TwoLevelScale
+def _two_levels(
+    scales: StoredScales, ggml: GgmlType, columns: int, part: int, stored: TwoLevelScale
 ) -> TwoLevels:
-    """The float16 d (out, blocks) and int8 sub-scales (out, parts).
-
-    Args:
-        scales: of the checkpoint.
-        kind: the type.
-        blocks: super-blocks of a row.
-        parts: parts of a row that have a sub-scale each.
-        stored: the sub-scales that the type has.
-    """
+    """The float16 d (out, super-blocks) and int8 sub-scales (out, columns / part)."""
+    blocks, parts = ggml.blocks(columns), columns // part
     if scales.super_scale is None or scales.sub_scale is None:
         d = block_scales(scales, blocks)
         return d, np.ones((len(d), parts), np.int8)
-    _check(scales.sub_scale, stored.least, stored.most, "sub-scales", kind)
+    _check(scales.sub_scale, stored.least, stored.most, "sub-scales", ggml)
     return half(scales.super_scale), repeated(scales.sub_scale, parts)
 
 
-def two_level_minima(
-    scales: StoredScales, grid: Grid, kind: GgmlType, blocks: int, parts: int, stored: TwoLevelScale
+def _two_level_minima(
+    scales: StoredScales, grid: Grid, ggml: GgmlType, columns: int, part: int, stored: TwoLevelScale
 ) -> TwoLevels:
-    """The float16 dmin (out, blocks) and int8 sub-minima (out, parts); see `two_levels`.
+    """The float16 dmin (out, super-blocks) and int8 sub-minima (out, columns / part).
 
     A grid without minima gets dmin = scale and the code of 0, or of its zero-point: the code is
     q - q_min, and scale * (q - zero_point) = scale * (q - q_min) - scale * (zero_point - q_min).
     """
+    blocks, parts = ggml.blocks(columns), columns // part
     if scales.super_minimum is not None and scales.sub_minimum is not None:
         dmin, sub = half(scales.super_minimum), scales.sub_minimum
     else:
         dmin = block_scales(scales, blocks)
         zero = np.zeros_like(dmin, np.int8) if scales.zero_point is None else scales.zero_point
         sub = zero - np.int8(grid.q_min)
-    _check(sub, stored.least, stored.most, "sub-minima", kind)
+    _check(sub, stored.least, stored.most, "sub-minima", ggml)
     return dmin, repeated(sub, parts)
 
 
-def _check(numbers: NDArray[Any], low: int, high: int, what: str, kind: GgmlType) -> None:
+def _check(numbers: NDArray[Any], low: int, high: int, what: str, ggml: GgmlType) -> None:
     if numbers.size and (numbers.min() < low or numbers.max() > high):
         raise ExportRefusedError(
-            f"{what} {numbers.min()}..{numbers.max()} leave {kind}'s {low}..{high}"
+            f"{what} {numbers.min()}..{numbers.max()} leave {ggml}'s {low}..{high}"
         )

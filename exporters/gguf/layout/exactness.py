@@ -24,43 +24,43 @@ from lrqat.grids.grid import FloatScale, Grid, PowerOfTwoScale, ScaleCodec, TwoL
 _HALF = FloatScale("float16")
 
 
-def refuses_scaled(kind: GgmlType, low: int, high: int, grid: Grid, in_features: int) -> str | None:
+def refuses_scaled(ggml: GgmlType, low: int, high: int, grid: Grid, in_features: int) -> str | None:
     """For integers low..high with a float16 scale for each block."""
     return (
-        _minima(kind, grid)
-        or _integers(kind, low, high, grid)
-        or _codec(kind, "scales", grid.scale, _HALF, grid)
-        or _blocks(kind, grid, in_features)
+        _minima(ggml, grid)
+        or _integers(ggml, low, high, grid)
+        or _codec(ggml, "scales", grid.scale, _HALF, grid)
+        or _blocks(ggml, grid, in_features)
     )
 
 
 def refuses_codebook(
-    kind: GgmlType, levels: Collection[int], stored: ScaleCodec, grid: Grid, in_features: int
+    ggml: GgmlType, levels: Collection[int], stored: ScaleCodec, grid: Grid, in_features: int
 ) -> str | None:
-    """For certain levels with a scale of the kind `stored` for each block."""
+    """For certain levels with a scale of the form `stored` for each block."""
     needed = grid.levels or range(grid.q_min, grid.q_max + 1)
     if grid.zero_point or not set(needed) <= set(levels):
-        return f"{grid.name}'s integers are not {kind}'s levels"
+        return f"{grid.name}'s integers are not {ggml}'s levels"
     return (
-        _minima(kind, grid)
-        or _codec(kind, "scales", grid.scale, stored, grid)
-        or _blocks(kind, grid, in_features)
+        _minima(ggml, grid)
+        or _codec(ggml, "scales", grid.scale, stored, grid)
+        or _blocks(ggml, grid, in_features)
     )
 
 
-def refuses_offset(kind: GgmlType, most: int, grid: Grid, in_features: int) -> str | None:
+def refuses_offset(ggml: GgmlType, most: int, grid: Grid, in_features: int) -> str | None:
     """For codes 0..most with a float16 scale and a float16 minimum for each block."""
     if grid.zero_point:
-        return f"{grid.name}'s zero-points times its scales do not fit {kind}'s float16 minima"
+        return f"{grid.name}'s zero-points times its scales do not fit {ggml}'s float16 minima"
     return (
-        _codes(kind, most, grid)
-        or _codec(kind, "scales", grid.scale, _HALF, grid)
-        or (grid.minimum and _codec(kind, "minima", grid.minimum, _HALF, grid))
-        or _blocks(kind, grid, in_features)
+        _codes(ggml, most, grid)
+        or _codec(ggml, "scales", grid.scale, _HALF, grid)
+        or (grid.minimum and _codec(ggml, "minima", grid.minimum, _HALF, grid))
+        or _blocks(ggml, grid, in_features)
     )
 
 
-def refuses_minima(kind: GgmlType, scales: StoredScales, grid: Grid) -> str | None:
+def refuses_minima(ggml: GgmlType, scales: StoredScales, grid: Grid) -> str | None:
     """For grids without minima in a type that has float16 ones: the scales that `scales` has.
 
     What moves q_min to code 0 is scale * q_min, a power of two times the scale: only its size can
@@ -69,63 +69,63 @@ def refuses_minima(kind: GgmlType, scales: StoredScales, grid: Grid) -> str | No
     largest = np.abs(scales.scale).max(initial=0)
     if grid.minimum or largest * -grid.q_min <= np.finfo(np.float16).max:
         return None
-    return f"{grid.name}'s scale {largest:g} times {grid.q_min} leaves {kind}'s float16 minima"
+    return f"{grid.name}'s scale {largest:g} times {grid.q_min} leaves {ggml}'s float16 minima"
 
 
 def refuses_two_level(
-    kind: GgmlType, part: int, low: int, high: int, scales: TwoLevelScale, grid: Grid,
+    ggml: GgmlType, part: int, low: int, high: int, scales: TwoLevelScale, grid: Grid,
     in_features: int,
 ) -> str | None:  # fmt: skip
     """For integers low..high with a sub-scale for every `part` weights and a float16 for all."""
     return (
-        _minima(kind, grid)
-        or _integers(kind, low, high, grid)
-        or _levels(kind, "scales", part, grid.scale, scales, grid)
-        or _rows(kind, in_features)
+        _minima(ggml, grid)
+        or _integers(ggml, low, high, grid)
+        or _levels(ggml, "scales", part, grid.scale, scales, grid)
+        or _rows(ggml, in_features)
     )
 
 
 def refuses_two_level_offset(
-    kind: GgmlType, part: int, most: int, scales: TwoLevelScale, minima: TwoLevelScale, grid: Grid,
+    ggml: GgmlType, part: int, most: int, scales: TwoLevelScale, minima: TwoLevelScale, grid: Grid,
     in_features: int,
 ) -> str | None:  # fmt: skip
     """For codes 0..most with sub-scales and sub-minima for every `part` weights."""
     if isinstance(grid.scale, TwoLevelScale) and grid.minimum is None:
-        return f"{grid.name} has two levels of scales and no minima, and {kind} has both"
+        return f"{grid.name} has two levels of scales and no minima, and {ggml} has both"
     return (
-        _codes(kind, most, grid)
-        or _levels(kind, "scales", part, grid.scale, scales, grid)
-        or (grid.minimum and _levels(kind, "minima", part, grid.minimum, minima, grid))
-        or _rows(kind, in_features)
+        _codes(ggml, most, grid)
+        or _levels(ggml, "scales", part, grid.scale, scales, grid)
+        or (grid.minimum and _levels(ggml, "minima", part, grid.minimum, minima, grid))
+        or _rows(ggml, in_features)
     )
 
 
-def _minima(kind: GgmlType, grid: Grid) -> str | None:
-    return f"{grid.name} has minima and {kind} has none" if grid.minimum else None
+def _minima(ggml: GgmlType, grid: Grid) -> str | None:
+    return f"{grid.name} has minima and {ggml} has none" if grid.minimum else None
 
 
-def _integers(kind: GgmlType, low: int, high: int, grid: Grid) -> str | None:
+def _integers(ggml: GgmlType, low: int, high: int, grid: Grid) -> str | None:
     least, most, what = grid.q_min, grid.q_max, "integers"
     if grid.zero_point:
         least, most, what = least - most, most - least, "integers less their zero-points,"
     if low <= least and most <= high:
         return None
-    return f"{grid.name}'s {what} {least}..{most} leave {kind}'s {low}..{high}"
+    return f"{grid.name}'s {what} {least}..{most} leave {ggml}'s {low}..{high}"
 
 
-def _codes(kind: GgmlType, most: int, grid: Grid) -> str | None:
-    """Integers as codes from 0: those of grids without minima are moved by a minimum."""
+def _codes(ggml: GgmlType, most: int, grid: Grid) -> str | None:
+    """Integers as codes from 0: those of grids without minima are shifted by a minimum."""
     if grid.q_max - grid.q_min <= most:
         return None
-    return f"{grid.name}'s {grid.q_max - grid.q_min + 1} integers are more than {kind}'s {most + 1}"
+    return f"{grid.name}'s {grid.q_max - grid.q_min + 1} integers are more than {ggml}'s {most + 1}"
 
 
 def _codec(
-    kind: GgmlType, what: str, codec: ScaleCodec, stored: ScaleCodec, grid: Grid
+    ggml: GgmlType, what: str, codec: ScaleCodec, stored: ScaleCodec, grid: Grid
 ) -> str | None:
     if codec == stored:
         return None
-    return f"{grid.name}'s {what} are {_described(codec)} and {kind}'s {_described(stored)}"
+    return f"{grid.name}'s {what} are {_described(codec)} and {ggml}'s {_described(stored)}"
 
 
 def _described(codec: ScaleCodec) -> str:
@@ -135,34 +135,34 @@ def _described(codec: ScaleCodec) -> str:
 
 
 def _levels(
-    kind: GgmlType, what: str, part: int, codec: ScaleCodec, stored: TwoLevelScale, grid: Grid
+    ggml: GgmlType, what: str, part: int, codec: ScaleCodec, stored: TwoLevelScale, grid: Grid
 ) -> str | None:
     """Two levels in two levels, or a float16 for all of them."""
     if not isinstance(codec, TwoLevelScale):
-        return _codec(kind, what, codec, _HALF, grid) or _groups(kind, kind.weights, grid)
-    if codec.super_block != kind.weights:
-        return f"{grid.name} has a float16 for every {codec.super_block} weights, {kind} for 256"
+        return _codec(ggml, what, codec, _HALF, grid) or _groups(ggml, ggml.weights, grid)
+    if codec.super_block != ggml.weights:
+        return f"{grid.name} has a float16 for every {codec.super_block} weights, {ggml} for 256"
     if codec.least < stored.least or codec.most > stored.most:
         return (
-            f"{grid.name}'s sub-{what} {codec.least}..{codec.most} leave {kind}'s "
+            f"{grid.name}'s sub-{what} {codec.least}..{codec.most} leave {ggml}'s "
             f"{stored.least}..{stored.most}"
         )
-    return _groups(kind, part, grid)
+    return _groups(ggml, part, grid)
 
 
-def _blocks(kind: GgmlType, grid: Grid, in_features: int) -> str | None:
-    return _rows(kind, in_features) or _groups(kind, kind.weights, grid)
+def _blocks(ggml: GgmlType, grid: Grid, in_features: int) -> str | None:
+    return _rows(ggml, in_features) or _groups(ggml, ggml.weights, grid)
 
 
-def _rows(kind: GgmlType, in_features: int) -> str | None:
-    if in_features % kind.weights == 0:
+def _rows(ggml: GgmlType, in_features: int) -> str | None:
+    if in_features % ggml.weights == 0:
         return None
-    return f"rows of {in_features} weights do not divide into {kind}'s blocks of {kind.weights}"
+    return f"rows of {in_features} weights do not divide into {ggml}'s blocks of {ggml.weights}"
 
 
-def _groups(kind: GgmlType, size: int, grid: Grid) -> str | None:
+def _groups(ggml: GgmlType, size: int, grid: Grid) -> str | None:
     if grid.group_size is None or grid.group_size % size == 0:
         return None
     return (
-        f"{grid.name} has a scale for every {grid.group_size} weights, {kind} only one for {size}"
+        f"{grid.name} has a scale for every {grid.group_size} weights, {ggml} only one for {size}"
     )

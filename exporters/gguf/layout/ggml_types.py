@@ -42,12 +42,12 @@ class GgmlType:
 # gguf 0.19 does not know it; llama.cpp does since 2026.
 _NEWER = (GgmlType(42, "Q2_0", 64, 18),)
 
-TYPES: dict[int, GgmlType] = {kind.number: kind for kind in _NEWER} | {
-    int(kind): GgmlType(int(kind), kind.name, weights, nbytes)
-    for kind, (weights, nbytes) in GGML_QUANT_SIZES.items()
+TYPES: dict[int, GgmlType] = {ggml.number: ggml for ggml in _NEWER} | {
+    int(ggml): GgmlType(int(ggml), ggml.name, weights, nbytes)
+    for ggml, (weights, nbytes) in GGML_QUANT_SIZES.items()
 }
 
 
 def ggml_type(name: str) -> GgmlType:
     """The type called `name`, in capitals or not. Raises KeyError for another name."""
-    return {kind.name: kind for kind in TYPES.values()}[name.upper()]
+    return {ggml.name: ggml for ggml in TYPES.values()}[name.upper()]

@@ -73,17 +73,17 @@ def _words(octets: NDArray[Any]) -> NDArray[Any]:
     return flat.view(f"<u{math.gcd(flat.size, 8)}")
 
 
-def in_blocks(numbers: NDArray[Any], kind: GgmlType, *shape: int) -> NDArray[Any]:
+def in_blocks(numbers: NDArray[Any], ggml: GgmlType, *shape: int) -> NDArray[Any]:
     """Codes (out, in) as (out, blocks, *shape)."""
     rows, columns = numbers.shape
-    return numbers.reshape(rows, kind.blocks(columns), *shape)
+    return numbers.reshape(rows, ggml.blocks(columns), *shape)
 
 
-def join(kind: GgmlType, *parts: NDArray[Any]) -> Bytes:
+def join(ggml: GgmlType, *parts: NDArray[Any]) -> Bytes:
     """Rows of bytes (out, row bytes) of blocks made of `parts`, in their order.
 
     Args:
-        kind: the type.
+        ggml: the type.
         parts: the members of the block's struct: (out, blocks) or (out, blocks, n) of any type.
     """
     rows, blocks = parts[0].shape[:2]
@@ -92,15 +92,15 @@ def join(kind: GgmlType, *parts: NDArray[Any]) -> Bytes:
         for part in parts
     ]
     sizes = [member.shape[2] * member.itemsize for member in members]
-    joined = np.empty((rows, blocks), _struct(kind, sizes))
+    joined = np.empty((rows, blocks), _struct(ggml, sizes))
     for i, (member, size) in enumerate(zip(members, sizes, strict=True)):
         joined[f"f{i}"] = member.view(f"V{size}")[:, :, 0]
     return joined.view(np.uint8).reshape(rows, -1)
 
 
-def split(kind: GgmlType, data: Bytes, *sizes: int) -> list[Bytes]:
+def split(ggml: GgmlType, data: Bytes, *sizes: int) -> list[Bytes]:
     """Undo `join`: the members (out, blocks, size) of rows of bytes (out, row bytes)."""
-    blocks = np.ascontiguousarray(data).view(_struct(kind, sizes))
+    blocks = np.ascontiguousarray(data).view(_struct(ggml, sizes))
     members = (np.ascontiguousarray(blocks[f"f{i}"]) for i in range(len(sizes)))
     return [
         member.view(np.uint8).reshape(*blocks.shape, size)
@@ -108,9 +108,9 @@ def split(kind: GgmlType, data: Bytes, *sizes: int) -> list[Bytes]:
     ]
 
 
-def _struct(kind: GgmlType, sizes: Sequence[int]) -> np.dtype[Any]:
+def _struct(ggml: GgmlType, sizes: Sequence[int]) -> np.dtype[Any]:
     """A block with members f0, f1 ... of so many bytes."""
-    assert sum(sizes) == kind.nbytes
+    assert sum(sizes) == ggml.nbytes
     return np.dtype([(f"f{i}", f"V{size}") for i, size in enumerate(sizes)])
 
 

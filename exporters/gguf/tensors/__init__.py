@@ -1,1 +1,1 @@
-"""Where each tensor comes from, and which type it gets."""
+"""Where each tensor comes from, which type it gets, and its bytes in that type."""

@@ -1,7 +1,8 @@
-"""The two big matrices that are often left floating: the embedding and the output head.
+"""The ggml types of an unquantized embedding and output head.
 
-`--embedding-type` and `--head-type` choose their types apart from other floating matrices, as
-llama-quantize's --token-embedding-type and --output-tensor-type do. By default nothing is lost:
+`--embedding-type` and `--head-type` choose them apart from those of other matrices, as
+llama-quantize's --token-embedding-type and --output-tensor-type do; what does not depend on the
+format is in `exporters.embedding_and_head`. By default nothing is lost:
 
 - the head is multiplied with activations, which llama.cpp rounds to the type of the weights, so
   that bfloat16 would cost precision there even where it holds every weight: f16 if that is exact,
@@ -20,45 +21,40 @@ from typing import Any
 
 import numpy as np
 
+from exporters.embedding_and_head import AUTO, EmbeddingAndHead, refuses_other_type
 from exporters.gguf.blocks import Block, ValueBlock, float_blocks, row_bytes
 from exporters.gguf.options import Options
 from exporters.gguf.tensors.rounded_values import value_blocks
-from exporters.gguf.tensors.sources import Source
+from exporters.gguf.tensors.sources import EMBEDDING, HEAD, Source
 from exporters.parallel import in_order
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import ExportRefusedError
 
-EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 _SPAN_VALUES = 1 << 22  # that one process looks at
-_FLAGS = {EMBEDDING: "--embedding-type", HEAD: "--head-type"}
+_BOTH = EmbeddingAndHead(EMBEDDING, HEAD)
 
 
 def asked_type(source: Source, options: Options) -> str:
-    """The type the options want for a floating matrix: a name, or "auto"."""
-    asked = {EMBEDDING: options.embedding_type, HEAD: options.head_type}.get(source.name, "auto")
-    return options.float_type if asked == "auto" else asked
+    """The type the options want for an unquantized matrix: a name, or "auto"."""
+    asked = _BOTH.asked_type(source.name, options)
+    return options.float_type if asked == AUTO else asked
 
 
 def lossless_types(checkpoint: Checkpoint, source: Source) -> tuple[str, ...]:
-    """The narrow types that cost a floating matrix nothing where they hold all its values."""
+    """The narrow types that cost an unquantized matrix nothing where they hold all its values."""
     is_looked_up = source.name == EMBEDDING and not checkpoint.config.get("tie_word_embeddings")
     return ("f16", "bf16") if is_looked_up else ("f16",)
 
 
-def refuses_tables(sources: list[Source], options: Options) -> list[str]:
-    """Why the types asked for do not go together: a head that is the embedding has its type.
+def refuses_head_type(sources: list[Source], options: Options) -> str | None:
+    """Why a head that is the embedding cannot have a type of its own, if that is asked for.
 
     Args:
         sources: all tensors of the file.
         options: the user's.
     """
-    is_tied = all(source.name != HEAD for source in sources)
-    if not is_tied or options.head_type in ("auto", options.embedding_type):
-        return []
-    return [
-        f"--head-type {options.head_type}: this model's head is its embedding, one table for both; "
-        f"ask for --embedding-type {options.head_type}"
-    ]
+    has_head = any(source.name == HEAD for source in sources)
+    return EmbeddingAndHead(EMBEDDING, HEAD if has_head else None).refuses_head_type(options)
 
 
 def check_trained(checkpoint: Checkpoint, source: Source, block: Block, options: Options) -> None:
@@ -70,18 +66,15 @@ def check_trained(checkpoint: Checkpoint, source: Source, block: Block, options:
         block: the exact type that it gets.
         options: the user's.
     """
-    asked = {EMBEDDING: options.embedding_type, HEAD: options.head_type}.get(source.name, "auto")
-    if asked not in ("auto", block.NAME):
-        raise ExportRefusedError(
-            f"{_FLAGS[source.name]} {asked}: {source.origin} was trained on the grid "
-            f"{source.grid(checkpoint).name} and is stored as it was trained, in "
-            f"{block.NAME}; leave {_FLAGS[source.name]} away"
-        )
+    asked, flag = _BOTH.asked_type(source.name, options), _BOTH.flag(source.name)
+    if flag and asked not in (AUTO, block.NAME):
+        grid = source.grid(checkpoint).name
+        raise ExportRefusedError(refuses_other_type(flag, asked, source.origin, grid, block.NAME))
 
 
 @dataclass(frozen=True)
-class TableChoice:
-    """What an embedding or head that stays floating would be in each type.
+class EmbeddingOrHeadType:
+    """What an unquantized embedding or head is stored in, and what it would be in each other type.
 
     Attributes:
         name: the tensor's name in the file.
@@ -98,11 +91,11 @@ class TableChoice:
     def line(self) -> str:
         """One line for people."""
         parts = []
-        for kind, nbytes in self.bytes.items():
-            changed = self.changed.get(kind)
+        for name, nbytes in self.bytes.items():
+            changed = self.changed.get(name)
             loss = "rounds nearly all values" if changed is None else f"{changed:,} values change"
-            parts.append(f"{kind} {nbytes:,} bytes ({loss if changed != 0 else 'exact'})")
-        return f"{self.name} is {self.chosen}; {_FLAGS[self.name]} may be {', '.join(parts)}"
+            parts.append(f"{name} {nbytes:,} bytes ({loss if changed != 0 else 'exact'})")
+        return f"{self.name} is {self.chosen}; {_BOTH.flag(self.name)} may be {', '.join(parts)}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `--json`."""
@@ -110,24 +103,26 @@ class TableChoice:
                 "changed": self.changed}  # fmt: skip
 
 
-def table_choice(source: Source, block: Block, changed: dict[str, int]) -> TableChoice | None:
-    """What the user could choose for `source`, or None if it is no floating embedding or head.
+def embedding_or_head_type(
+    source: Source, block: Block, changed: dict[str, int]
+) -> EmbeddingOrHeadType | None:
+    """What the user could choose for `source`, or None if it is no unquantized embedding or head.
 
     Args:
         source: the tensor.
         block: the type that it gets.
         changed: from `changed_values`.
     """
-    if source.name not in _FLAGS or source.quantized:
+    if _BOTH.flag(source.name) is None or source.quantized:
         return None
     sizes = {name: _bytes(other, source) for name, other in value_blocks().items()}
     fitting = {name: size for name, size in sizes.items() if size}
     ordered = dict(sorted(fitting.items(), key=lambda item: item[1]))
-    return TableChoice(source.name, block.NAME, ordered, changed)
+    return EmbeddingOrHeadType(source.name, block.NAME, ordered, changed)
 
 
 def changed_values(checkpoint: Checkpoint, source: Source) -> dict[str, int]:
-    """How many values of a floating matrix each type does not hold, of those that keep them singly.
+    """How many values of an unquantized matrix each type changes, of those that keep them singly.
 
     Raises:
         CheckpointError: the tensor cannot be read or is not finite.

@@ -1,6 +1,6 @@
 """Rounding a matrix that nobody trained on a grid to Q8_0 or Q6_K, because the user asked for it.
 
-An embedding or a head that stayed floating may be stored in fewer bits, as llama-quantize does it.
+An unquantized embedding or head may be stored in fewer bits, as llama-quantize does it.
 That loses something, so it is never done by default, and nothing that was trained on a grid ever
 comes here: its integers and scales are packed by `blocks` as they are.
 
@@ -117,8 +117,8 @@ def _quantize_q8_0(values: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 ROUNDED = {
-    kind.NAME: kind
-    for kind in (
+    each.NAME: each
+    for each in (
         RoundedType(integer_blocks()["q8_0"], _quantize_q8_0),
         RoundedType(_Q6_K, quantize_q6_k),
     )

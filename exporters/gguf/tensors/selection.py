@@ -1,12 +1,7 @@
 """Choosing the type of each tensor: an exact one, or a refusal that says what to do."""
 
 import math
-from collections.abc import Iterator
 
-import numpy as np
-from numpy.typing import NDArray
-
-from exporters.activations import activation_grid
 from exporters.gguf.blocks import (
     Block,
     IntegerBlock,
@@ -21,7 +16,8 @@ from exporters.gguf.options import Options
 from exporters.gguf.tensors.embedding_and_head import asked_type, lossless_types
 from exporters.gguf.tensors.rounded_values import ROUNDED, value_blocks
 from exporters.gguf.tensors.sources import Source
-from lrqat.checkpoint.reader import Checkpoint, QuantizedTensor
+from exporters.planning import activation_grid
+from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import ExportRefusedError
 from lrqat.grids.grid import Grid
 
@@ -97,7 +93,7 @@ def choose_for_grid(
     raise ExportRefusedError(
         f"{source.origin} ({source.rows} x {columns}, grid {grid.name}) has no exact form: "
         f"{'; '.join(dict.fromkeys(reasons))}. Instead, {_instead(exact)}train with this module in "
-        "--keep, so that it stays floating; or export ONNX, where that holds it"
+        "--keep, which leaves it unquantized; or export ONNX, where that holds it"
     )
 
 
@@ -131,7 +127,7 @@ def _note(chosen: IntegerBlock, grid: Grid, columns: int, activations: str | Non
     if bits_per_weight(best) >= bits_per_weight(chosen):
         return ""
     return (
-        f"{best.refuses(grid, columns)}: {bits_per_weight(chosen)} bits a weight instead of "
+        f"{best.refuses(grid, columns)}: {bits_per_weight(chosen)} bits per weight instead of "
         f"{bits_per_weight(best)}, and as exact"
     )
 
@@ -139,13 +135,13 @@ def _note(chosen: IntegerBlock, grid: Grid, columns: int, activations: str | Non
 def choose_float_block(
     checkpoint: Checkpoint, source: Source, options: Options, changed: dict[str, int]
 ) -> tuple[ValueBlock, str]:
-    """The type of a floating matrix, and a note if its values are rounded.
+    """The type of an unquantized matrix, and a note if its values are rounded.
 
     Args:
         checkpoint: whose matrix it is.
         source: the matrix.
         options: the user's.
-        changed: values that change by type, see `tables.changed_values`.
+        changed: values that change by type, see `embedding_and_head.changed_values`.
 
     Raises:
         ExportRefusedError: the rows do not fit the type asked for.
@@ -163,29 +159,3 @@ def choose_float_block(
     size, rounded = math.prod(source.shape), changed[asked]
     note = f"{rounded} of {size} values are rounded, as asked" if rounded else ""
     return blocks[asked], note
-
-
-def packed_pieces(
-    checkpoint: Checkpoint, source: Source, type_name: str
-) -> Iterator[NDArray[np.uint8]]:
-    """Read one tensor and pack it as `type_name`: uint8 (rows, row bytes), some rows at a time."""
-    if source.quantized and type_name in integer_blocks():
-        for _, tensor in source.quantized_pieces(checkpoint):
-            yield pack_quantized(tensor, type_name)
-    else:
-        for _, values in source.read_pieces(checkpoint):
-            yield value_blocks()[type_name].pack(values)
-
-
-def pack_quantized(tensor: QuantizedTensor, type_name: str) -> NDArray[np.uint8]:
-    """Pack integers and scales as the integer type `type_name`: uint8 (rows, row bytes)."""
-    block = integer_blocks()[type_name]
-    return block.pack(block.encode(tensor.q, tensor.scales, tensor.grid))
-
-
-def unpack_values(type_name: str, data: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The float32 (rows, columns) that rows of bytes of any type stand for, exactly."""
-    integer = integer_blocks().get(type_name)
-    if integer is None:
-        return float_blocks()[type_name].unpack(data)
-    return integer.factors(integer.unpack(data)).weights()

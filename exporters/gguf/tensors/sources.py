@@ -1,6 +1,6 @@
 """Where each tensor of a GGUF file comes from: names, shapes and row order, and reading one.
 
-One tensor is read at a time, and a large floating matrix in pieces, so memory does not grow with
+One tensor is read at a time, and a large unquantized matrix in pieces, so memory does not grow with
 the model.
 """
 
@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from exporters.gguf.architecture import Architecture, Config, Rows
 from exporters.gguf.graph.config_values import positive_int
 from exporters.gguf.tensors.stored import Stored, stored_tensors
+from lrqat.architectures import find_architecture
 from lrqat.checkpoint.reader import Checkpoint, QuantizedTensor
 from lrqat.checkpoint.stored_scales import StoredScales
 from lrqat.errors import CheckpointError, ExportRefusedError
 from lrqat.grids.grid import Grid
 
-_HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 # Matrices whose products upstream keeps in float32: F16 would round what decides on experts.
 _FLOAT32 = ("ffn_gate_inp.weight", "position_embd.weight")
 
@@ -37,7 +38,7 @@ class Source:
     Attributes:
         name: its name in GGUF.
         origin: module name of a quantised weight, or of the stack of experts that `stack` lists;
-            name of a floating tensor; or "computed".
+            name of an unquantized tensor; or "computed".
         quantized: whether it is integers and scales.
         shape: its shape, (out, in), (n,) or (experts, out, in); GGUF lists it in reverse.
         stack: module names of the experts' weights, in order.
@@ -73,7 +74,7 @@ class Source:
         """About what packing or comparing it takes at most.
 
         Of a trained weight its packed integers and scales are whole in memory, in two orders of
-        rows; of a floating one all values, where they move. The rest is that of a piece.
+        rows; of an unquantized one all values, where they move. The rest is that of a piece.
         """
         weights = math.prod(self.shape)
         whole = 3 if self.quantized else 0 if self._is_read_partly else 8
@@ -134,7 +135,7 @@ class Source:
     def floating_pieces(
         self, checkpoint: Checkpoint, span: slice
     ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """Values of a floating tensor in the rows of `span`, some rows at a time.
+        """Values of an unquantized tensor in the rows of `span`, some rows at a time.
 
         A matrix that is stored as it lies in the checkpoint, as embedding and head are, is never
         whole in memory.
@@ -179,6 +180,7 @@ def find_sources(checkpoint: Checkpoint, architecture: Architecture) -> list[Sou
         CheckpointError: shapes that do not fit the configuration.
     """
     config = architecture.read(checkpoint.config)
+    particular = find_architecture(checkpoint.config.get("model_type"))
     blocks = positive_int(config, "num_hidden_layers")
     names = gguf.get_tensor_name_map(architecture.arch, blocks)
     known = architecture.known_names(blocks)
@@ -189,17 +191,18 @@ def find_sources(checkpoint: Checkpoint, architecture: Architecture) -> list[Sou
             name = names.get_name(part, try_suffixes=(".weight", ".bias"))
             if name not in known:
                 unknown.append(part)
-            elif name == _HEAD and config.get("tie_word_embeddings"):
+            elif name == HEAD and config.get("tie_word_embeddings"):
                 _check_tied(stored)
             else:
-                found.append(_source(architecture, name, stored, rows))
+                transposed = not stored.quantized and particular.is_transposed(stored.name)
+                found.append(_source(architecture, name, stored, rows, transposed))
     if unknown:
         raise ExportRefusedError(
             f"{len(unknown)} tensors have no name or no use in llama.cpp's {architecture.name}, "
             f"the first {unknown[0]!r}"
         )
     if architecture.head == "stored" and config.get("tie_word_embeddings"):
-        found += [replace(source, name=_HEAD) for source in found if source.name == _EMBEDDING]
+        found += [replace(source, name=HEAD) for source in found if source.name == EMBEDDING]
     found += [
         Source(name, "computed", False, values.shape, values=values)
         for name, values in architecture.computed(config).items()
@@ -243,11 +246,10 @@ def _check_tied(stored: Stored) -> None:
         )
 
 
-def _source(architecture: Architecture, name: str, stored: Stored, rows: Rows | None) -> Source:
-    shape = stored.shape
-    transposed = not stored.quantized and stored.name.endswith(architecture.transposed or "\0")
-    if transposed:
-        shape = shape[::-1]
+def _source(
+    architecture: Architecture, name: str, stored: Stored, rows: Rows | None, transposed: bool
+) -> Source:
+    shape = stored.shape[::-1] if transposed else stored.shape
     if rows is not None:
         cut = _row_axis(shape)
         shape = (*shape[:cut], len(rows), *shape[cut + 1 :])
@@ -272,14 +274,14 @@ def _check_complete(
         raise ExportRefusedError("two tensors of the checkpoint have the same name in GGUF")
     required = architecture.required_names(blocks)
     if not config.get("tie_word_embeddings"):
-        required.append(_HEAD)
+        required.append(HEAD)
     missing = [name for name in required if name not in by_name]
     if missing:
         raise ExportRefusedError(
             f"the checkpoint lacks {len(missing)} tensors that llama.cpp needs, the first "
             f"{missing[0]!r}"
         )
-    rows, size = by_name[_EMBEDDING].shape[0], positive_int(config, "vocab_size")
+    rows, size = by_name[EMBEDDING].shape[0], positive_int(config, "vocab_size")
     if rows != size:
         raise CheckpointError(f"the embedding has {rows} rows and config.json's vocab_size {size}")
 

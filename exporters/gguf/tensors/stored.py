@@ -1,16 +1,15 @@
 """The tensors of a checkpoint as its model sees them: experts stacked, every weight a `.weight`.
 
-A fused checkpoint holds trained experts one by one (`...experts.down_proj.3`) and floating ones as
-transformers does, in one parameter (experts, out, in) without a suffix.
+A fused checkpoint holds trained experts one by one (`...experts.down_proj.3`) and unquantized ones
+as transformers does, in one parameter (experts, out, in) without a suffix.
 """
 
 import math
 from dataclasses import dataclass
 
 from lrqat.checkpoint.reader import Checkpoint
+from lrqat.checkpoint.weight_kinds import WeightKind
 from lrqat.errors import CheckpointError
-
-_EXPERTS = "experts"  # lrqat.models.surgery.EXPERTS, which needs torch to be imported
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ def stored_tensors(checkpoint: Checkpoint) -> list[Stored]:
     found: list[Stored] = []
     stacks: dict[str, list[str]] = {}
     for name in checkpoint.quantized_names:
-        if checkpoint.kind(name) == _EXPERTS:
+        if checkpoint.kind(name) == WeightKind.EXPERTS:
             stacks.setdefault(name.rpartition(".")[0], []).append(name)
         else:
             found.append(Stored(f"{name}.weight", name, True, checkpoint.shape(name)))

@@ -80,7 +80,7 @@ def _named_by_the_user(
     if asked is not None:
         return asked, [
             f"that llama.cpp's {asked} cuts text as tokenizer.json does is your word; compare "
-            "tokens of your own text (tools/parity.py does)"
+            "tokens of your own text (`lrqat parity` does)"
         ]
     raise ExportRefusedError(
         f"no pre-tokenizer of llama.cpp is known to cut text as this tokenizer.json does "

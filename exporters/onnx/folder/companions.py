@@ -5,12 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from exporters.onnx.architectures import find_architecture
 from exporters.onnx.folder.external_data import data_paths
 from exporters.onnx.folder.model_file import MODEL
 from exporters.onnx.folder.readme import readme
 from exporters.onnx.plans import Plan
 from exporters.onnx.tracing.trace import cache_name, cache_shape
+from lrqat.architectures import find_architecture
 from lrqat.atomic_files import write_json
 
 _COPIED = (
@@ -75,8 +75,7 @@ def genai_config(plan: Plan, model_config: Any) -> dict[str, Any]:
     context = int(text.max_position_embeddings)
     return {
         "model": {
-            "type": find_architecture({"model_type": text.model_type}).genai_type
-            or text.model_type,
+            "type": find_architecture(text.model_type).genai_type or text.model_type,
             **{key: value for key, value in special.items() if value is not None},
             "context_length": context,
             "vocab_size": int(text.vocab_size),

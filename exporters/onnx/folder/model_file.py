@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from lrqat.errors import UserError
+from lrqat.errors import UserError, first_line
 
 MODEL, DATA = "model.onnx", "model.onnx_data"
 # A protobuf cannot be larger; refusing first keeps a hostile one from being read into memory.
@@ -27,7 +27,7 @@ def read_model(folder: Path) -> ir.Model:
     """
     path = folder / MODEL
     if not path.is_file():
-        raise OnnxFileError(f"{folder} holds no {MODEL}; export it with tools/export.py")
+        raise OnnxFileError(f"{folder} holds no {MODEL}; export it with `lrqat export`")
     if path.stat().st_size >= _MOST_PROTO_BYTES:
         raise OnnxFileError(f"{path} is larger than an ONNX protobuf can be; it is damaged")
     try:
@@ -99,9 +99,3 @@ def resolve_links(model: ir.Model, folder: Path) -> None:
                     path.name, held.offset, held.length, held.dtype,
                     shape=held.shape, name=str(held.name), base_dir=path.parent,
                 )  # fmt: skip
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its class if it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

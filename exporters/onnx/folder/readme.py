@@ -17,8 +17,8 @@ _TEMPLATE = Path(__file__).with_name("readme_template.md")
 _GENAI = Path(__file__).with_name("readme_genai.md")
 _DEVICES = {"qnn": Path(__file__).with_name("readme_qnn.md")}
 _WITHOUT_GENAI = (
-    "ONNX Runtime GenAI does not take this model: its cache holds integers. Export it with "
-    "`--kv-cache float` for that.\n"
+    "ONNX Runtime GenAI does not take this model: its cache holds integers. For a folder that it "
+    "takes, export the checkpoint with `lrqat export CHECKPOINT --format onnx --kv-cache float`.\n"
 )
 
 
@@ -72,11 +72,11 @@ def _genai(prefix: list[int]) -> str:
 
 
 def rounded_tables(plan: Plan) -> str:
-    """What was rounded and not trained so, a line each."""
+    """A line for each weight that was rounded by the export and not by the training."""
     return "".join(
-        f"Not trained so, but rounded: `{choice.module}`, to {choice.type} "
-        f"({choice.bytes[choice.type]:,} bytes); {choice.changed:,} of its values changed, their "
-        f"relative error is {choice.error:.2g}.\n"
+        f"The export rounded `{choice.module}`, which was not trained on a grid, to {choice.type} "
+        f"({choice.bytes[choice.type]:,} bytes): {choice.changed:,} of its values changed, with a "
+        f"relative error of {choice.error:.2g}.\n"
         for choice in plan.choices
         if choice.changed
     )
@@ -86,7 +86,7 @@ def _reference(facts: dict[str, Any]) -> str:
     """The perplexity that the reference had after training, if it was measured."""
     value = facts.get("lrqat.reference.perplexity")
     if value is None:
-        return "Its perplexity was not measured when it was trained."
+        return "Its perplexity was not measured after training."
     text = facts.get("lrqat.reference.data", "the text of its checkpoint")
     return f"The same weights in PyTorch have a perplexity of {value:.4f} on {text}."
 

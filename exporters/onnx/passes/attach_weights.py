@@ -54,7 +54,7 @@ class WeightOnDisk(ir.LazyTensor):
     ) -> None:
         shape = ir.Shape(tensor.shape)
         super().__init__(self._whole, dtype=tensor.dtype, shape=shape, name=tensor.name)
-        self._source = tensor.kind, checkpoint, tensor.source, tensor.dtype
+        self._source = tensor.form, checkpoint, tensor.source, tensor.dtype
         self._progress = progress
 
     def _whole(self) -> ir.TensorProtocol:

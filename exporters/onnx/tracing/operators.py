@@ -15,7 +15,7 @@ from torch import Tensor
 
 @torch.library.custom_op("lrqat::dequantize", mutates_args=())
 def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor | None, block: int) -> Tensor:
-    """DequantizeLinear on integers [K, N]: blocked along K, or (block 0) one scale a column."""
+    """DequantizeLinear on integers [K, N]: blocked along K, or (block 0) one scale per column."""
     w, shape = q.to(scale.dtype), q.shape
     if block:
         w, scale = w.unflatten(0, (-1, block)), scale[:, None]
@@ -32,7 +32,7 @@ def _(q: Tensor, scale: Tensor, zero_point: Tensor | None, block: int) -> Tensor
 def dequantize_rows(
     codes: Tensor, scale: Tensor, zero_point: Tensor | None, block: int, bits: int
 ) -> Tensor:
-    """DequantizeLinear on rows (`exporters.onnx.weights.packed_rows`), as [K, V]: only traced."""
+    """DequantizeLinear on rows (`exporters.onnx.weights.storage`), as [K, V]: only traced."""
     rows, columns = codes.shape
     return torch.zeros(columns * 8 // bits, rows, dtype=scale.dtype)
 
@@ -69,11 +69,11 @@ def _translate_dequantize_rows(
 ) -> Any:
     """All that DequantizeLinear takes is computed once, when the model is loaded."""
     q = codes if bits == 8 else _translate_unpack(codes, bits)
-    q, *ranges = (_ops.Transpose(p, perm=[1, 0]) for p in (q, scale, zero_point) if p is not None)
+    q, *rest = (_ops.Transpose(p, perm=[1, 0]) for p in (q, scale, zero_point) if p is not None)
     if not block:
         one = _ops.Constant(value_ints=[-1])
-        ranges = [_ops.Reshape(part, one) for part in ranges]
-    scale, *zero = ranges
+        rest = [_ops.Reshape(part, one) for part in rest]
+    scale, *zero = rest
     if bits < 8:
         q, *zero = (_ops.Cast(part, to=onnx.TensorProto.INT4) for part in (q, *zero))
     where = {"axis": 0, "block_size": block} if block else {"axis": 1}

@@ -1,11 +1,13 @@
-"""A Hugging Face model in the shape of the file to be: the real graph, stand-in weights.
+"""A Hugging Face model in the shape of the file to be: the real graph, placeholders for weights.
 
-The model is built from its configuration without memory for weights. Every projection is replaced
-by a twin whose weight lies as in the file (see `exporters.onnx.weights.initializers`). Stand-ins
-are needed because the exporter traces with real tensors: large ones are a single zero seen as many
-(stride 0); small ones are random and all different, since the optimiser merges small initializers
-that are equal (`passes.simplify` keeps it from folding them). No stand-in survives into the file:
-`passes.attach_weights` replaces every one, and fails if one is missing.
+The model is built from its configuration without memory for weights. Every projection, and an
+embedding that is not of the model's type, is replaced by a module of
+`exporters.onnx.tracing.stand_ins`, whose weight lies as in the file (see
+`exporters.onnx.weights.initializers`). The exporter traces with real tensors, so every weight gets
+a placeholder: large ones are a single zero seen as many (stride 0); small ones are random and all
+different, since the optimiser merges small initializers that are equal (`passes.simplify` keeps it
+from folding them). No placeholder survives into the file: `passes.attach_weights` replaces every
+one, and fails if one is missing.
 """
 
 from collections.abc import Callable
@@ -20,17 +22,18 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from exporters.onnx.activations import KERNEL
 from exporters.onnx.plans import Plan, PlannedTensor
-from exporters.onnx.tracing.embeddings import (
+from exporters.onnx.tracing.stand_ins import (
     FloatEmbedding,
+    FloatProjection,
     QuantizedEmbedding,
+    QuantizedProjection,
+    RoundedInput,
     TiedHead,
-    factor_of,
 )
-from exporters.onnx.tracing.projections import FloatProjection, QuantizedProjection
-from exporters.onnx.tracing.rounded_input import RoundedInput
-from exporters.onnx.weights.initializers import KINDS
-from exporters.onnx.weights.packed_rows import code_bits
-from exporters.onnx.weights.rounded_rows import grid_of
+from exporters.onnx.weights.initializers import FORMS
+from exporters.onnx.weights.integers import grid_of
+from exporters.onnx.weights.storage import code_bits
+from lrqat.architectures import embedding_factor
 from lrqat.errors import ExportRefusedError
 
 # Below this many elements torch's optimiser may look at the values of an initializer.
@@ -46,7 +49,7 @@ _Planned = dict[str, PlannedTensor]
 
 
 def build_skeleton(plan: Plan) -> Any:
-    """The model of `plan.checkpoint`, in evaluation mode, with stand-in weights.
+    """The model of `plan.checkpoint`, in evaluation mode, with placeholders for weights.
 
     Raises:
         ExportRefusedError: transformers does not know the architecture, or the checkpoint's tensors
@@ -66,19 +69,19 @@ def build_skeleton(plan: Plan) -> Any:
     planned = {tensor.name: tensor for tensor in plan.tensors}
     for tensor in plan.tensors:
         name = tensor.name.removesuffix(".weight")
-        if tensor.kind in _TWINS:
-            twin = _TWINS[tensor.kind](plan, tensor, planned, model.get_submodule(name))
-            model.set_submodule(name, twin)
-        elif name == plan.tables.embedding and tensor.dtype != plan.options.float_dtype:
-            embedding = model.get_submodule(name)
-            twin = FloatEmbedding(_stand_in(tensor), model.dtype, factor_of(embedding))
-            model.set_submodule(name, twin)
+        is_embedding = name == plan.embedding_and_head.embedding
+        if tensor.form in _STAND_INS:
+            stand_in = _STAND_INS[tensor.form](plan, tensor, planned, model.get_submodule(name))
+            model.set_submodule(name, stand_in)
+        elif is_embedding and tensor.dtype != plan.options.float_dtype:
+            factor = _factor_of(model.get_submodule(name))
+            model.set_submodule(name, FloatEmbedding(_placeholder(tensor), model.dtype, factor))
     if config.get_text_config().tie_word_embeddings:
         model.set_output_embeddings(TiedHead(model.get_input_embeddings()))
     for name, rounding in plan.roundings.items():
         if rounding.form != KERNEL:
             ranges = [planned.get(f"{name}.input.{part}") for part in ("scale", "zero_point")]
-            parts = [None if tensor is None else _stand_in(tensor) for tensor in ranges]
+            parts = [None if tensor is None else _placeholder(tensor) for tensor in ranges]
             model.get_submodule(name).input = RoundedInput(rounding, *parts)
     _fill_parameters(model, planned)
     return model.eval()
@@ -87,7 +90,7 @@ def build_skeleton(plan: Plan) -> Any:
 def _quantized_projection(
     plan: Plan, tensor: PlannedTensor, planned: _Planned, old: Any
 ) -> nn.Module:
-    parts = _stand_ins(planned, tensor.source)
+    parts = _placeholders(planned, tensor.source)
     scales = planned[f"{tensor.source}.weight_scale"].shape
     block = tensor.shape[0] // scales[0] if len(scales) == 2 else 0
     return QuantizedProjection(*parts, block, getattr(old, "bias", None))
@@ -95,52 +98,58 @@ def _quantized_projection(
 
 def _embedding(plan: Plan, tensor: PlannedTensor, planned: _Planned, old: Any) -> nn.Module:
     bits = code_bits(grid_of(plan.checkpoint, tensor.source), old.embedding_dim)
-    parts = _stand_ins(planned, tensor.source)
-    return QuantizedEmbedding(*parts, bits, old.weight.dtype, factor_of(old))
+    parts = _placeholders(planned, tensor.source)
+    return QuantizedEmbedding(*parts, bits, old.weight.dtype, _factor_of(old))
+
+
+def _factor_of(embedding: Any) -> float | None:
+    """What an embedding multiplies its rows by, rounded as the model does."""
+    factor = embedding_factor(embedding)
+    return None if factor is None else float(torch.tensor(factor, dtype=embedding.weight.dtype))
 
 
 def _float_projection(plan: Plan, tensor: PlannedTensor, planned: _Planned, old: Any) -> nn.Module:
-    return FloatProjection(_stand_in(tensor), old.bias)
+    return FloatProjection(_placeholder(tensor), old.bias)
 
 
-_TWINS: dict[str, Callable[[Plan, PlannedTensor, _Planned, Any], nn.Module]] = {
+_STAND_INS: dict[str, Callable[[Plan, PlannedTensor, _Planned, Any], nn.Module]] = {
     "integers": _quantized_projection,
     "codes": _embedding,
     "linear": _float_projection,
 }
 
 
-def _stand_ins(planned: _Planned, name: str) -> tuple[Tensor, Tensor, Tensor | None]:
+def _placeholders(planned: _Planned, name: str) -> tuple[Tensor, Tensor, Tensor | None]:
     """Those of integers, scales and, where there are any, zero-points."""
     zero = planned.get(f"{name}.weight_zero_point")
-    q, scale = (_stand_in(planned[f"{name}.{part}"]) for part in ("weight", "weight_scale"))
-    return q, scale, None if zero is None else _stand_in(zero)
+    q, scale = (_placeholder(planned[f"{name}.{part}"]) for part in ("weight", "weight_scale"))
+    return q, scale, None if zero is None else _placeholder(zero)
 
 
 def _fill_parameters(model: nn.Module, planned: _Planned) -> None:
-    """Give every remaining parameter a stand-in; tied ones stay one tensor."""
+    """Give every remaining parameter a placeholder; tied ones stay one tensor."""
     made: dict[int, nn.Parameter] = {}
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         if id(parameter) not in made:
             if name not in planned:
                 raise ExportRefusedError(f"the checkpoint has no tensor {name!r} for its model")
-            stand_in = _stand_in(planned[name])
-            made[id(parameter)] = nn.Parameter(stand_in, requires_grad=False)
+            placeholder = _placeholder(planned[name])
+            made[id(parameter)] = nn.Parameter(placeholder, requires_grad=False)
         module, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(module), leaf, made[id(parameter)])
 
 
 def _traced_type(tensor: PlannedTensor) -> torch.dtype:
-    """The type of a stand-in; passes.attach_weights gives the tensor its own."""
-    if KINDS[tensor.kind].centred:  # integers of all widths
+    """The type of a placeholder; passes.attach_weights gives the tensor its own."""
+    if FORMS[tensor.form].centred:  # integers of all widths
         return torch.int8
-    if tensor.kind == "codes" and tensor.dtype == ir.DataType.UINT8:  # several a byte
+    if tensor.form == "codes" and tensor.dtype == ir.DataType.UINT8:  # several a byte
         return torch.uint8
     # Zero-points of activations, single numbers, would be equal too often as int8.
     return _TORCH.get(tensor.dtype, torch.float32)
 
 
-def _stand_in(tensor: PlannedTensor) -> Tensor:
+def _placeholder(tensor: PlannedTensor) -> Tensor:
     dtype = _traced_type(tensor)
     elements = int(np.prod(tensor.shape))
     if elements > _SMALL:

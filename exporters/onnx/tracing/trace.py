@@ -92,7 +92,7 @@ def trace(model: Any, opset: int, form: CacheForm) -> ir.Model:
 
     Returns:
         The graph, not yet simplified; initializers have the names of the plan, with `PREFIX` before
-        them, and stand-in values.
+        them, and placeholders for values.
 
     Raises:
         ExportRefusedError: torch cannot export this architecture.

@@ -5,7 +5,7 @@ becomes two or three initializers in the layout that ONNX Runtime fuses into Mat
 K = in, g = group):
 
     NAME.weight              INT2, INT4 or INT8 [K, N]    q transposed
-    NAME.weight_scale        FLOAT [K / g, N], or [N]     one row of scales a block; a channel: [N]
+    NAME.weight_scale        FLOAT [K / g, N], or [N]     per block, or per channel
     NAME.weight_zero_point   type and shape: integers' and scales'; only where the grid has them
 
     or, for runtimes that fuse unsigned types only, UINT4 and UINT8: q and zero-points (0 where the
@@ -24,10 +24,11 @@ The range of a layer's input, if it was trained with a fixed one, is two scalars
     NAME.input.scale         FLOAT
     NAME.input.zero_point    UINT4, UINT8 or UINT16 for QuantizeLinear, else FLOAT
 
-A linear layer that stays floating is FLOAT [K, N]; everything else keeps its shape. FLOAT holds
-every bfloat16 and float16 value. An embedding may be of a narrower type
-(`exporters.onnx.weights.embedding_and_head`), or integers (`exporters.onnx.weights.packed_rows`).
-`KINDS` is the table of these forms: planning, writing and verifying read it.
+The weight of an unquantized linear layer is FLOAT [K, N]; everything else keeps its shape. FLOAT
+holds every bfloat16 and float16 value. An embedding may be of a narrower type
+(`exporters.onnx.weights.embedding_and_head`), or integers [V, K], several to a byte
+(`exporters.onnx.weights.storage`), with scales and zero-points [V, groups].
+`FORMS` is the table of these forms: planning, writing and verifying read it.
 """
 
 import math
@@ -39,16 +40,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.activations import activation_grid
-from exporters.onnx.weights.packed_rows import code_shape, pack_rows
-from exporters.onnx.weights.rounded_rows import (
+from exporters.onnx.weights.integers import (
     grid_of,
-    integers_of,
-    scales_of,
+    read_integers,
+    read_scales,
+    read_zero_points,
     shape_of,
-    zero_points_of,
 )
-from exporters.onnx.weights.storage import INTEGER_FORMS, UNSIGNED
+from exporters.onnx.weights.storage import INTEGER_FORMS, UNSIGNED, code_shape, pack_rows
+from exporters.planning import activation_grid
 from lrqat.activations.grids import find_activation_grid
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import CheckpointError, ExportRefusedError
@@ -62,7 +62,7 @@ _LARGEST = {ir.DataType.FLOAT16: "65504", ir.DataType.BFLOAT16: "3.39e38"}
 
 
 @dataclass(frozen=True)
-class Kind:
+class Form:
     """One form of initializer.
 
     Attributes:
@@ -79,21 +79,21 @@ class Kind:
 
 
 def pieces(
-    kind: str, checkpoint: Checkpoint, source: str, dtype: ir.DataType
+    form: str, checkpoint: Checkpoint, source: str, dtype: ir.DataType
 ) -> Iterator[NDArray[Any]]:
     """The numbers of a planned tensor in the order of the file, consecutive rows at a time.
 
-    A table of a gigabyte is never whole in memory.
+    An embedding of a gigabyte is never whole in memory.
 
     Yields:
         C-contiguous arrays of the element type `dtype`.
 
     Raises:
-        ExportRefusedError: a floating value that is too large for `dtype`.
+        ExportRefusedError: an unquantized value that is too large for `dtype`.
         CheckpointError: the checkpoint's numbers are not valid.
     """
-    middle = 1 << dtype.bitwidth - 1 if KINDS[kind].centred and dtype in UNSIGNED else 0
-    for values in KINDS[kind].read(checkpoint, source):
+    middle = 1 << dtype.bitwidth - 1 if FORMS[form].centred and dtype in UNSIGNED else 0
+    for values in FORMS[form].read(checkpoint, source):
         if middle:
             values = values.view(np.uint8) + np.uint8(middle)
         with np.errstate(over="ignore"):
@@ -106,9 +106,9 @@ def pieces(
         yield found
 
 
-def stored(kind: str, checkpoint: Checkpoint, source: str, dtype: ir.DataType) -> NDArray[Any]:
+def stored(form: str, checkpoint: Checkpoint, source: str, dtype: ir.DataType) -> NDArray[Any]:
     """The same as one array; raises as `pieces` does."""
-    found = list(pieces(kind, checkpoint, source, dtype))
+    found = list(pieces(form, checkpoint, source, dtype))
     return found[0] if len(found) == 1 else np.concatenate(found)
 
 
@@ -134,21 +134,21 @@ def _transposed(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _read_integers(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
-    q = integers_of(checkpoint, name).q
+    q = read_integers(checkpoint, name).q
     return (_transposed(q[:, columns]) for columns in _slices(q.T.shape))
 
 
 def _read_codes(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
-    tensor = integers_of(checkpoint, name)
+    tensor = read_integers(checkpoint, name)
     return (pack_rows(tensor.q[rows], tensor.grid) for rows in _slices(tensor.q.shape))
 
 
 def _read_row_scales(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
-    yield scales_of(checkpoint, name)
+    yield read_scales(checkpoint, name)
 
 
 def _read_row_zero_points(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
-    yield zero_points_of(checkpoint, name)
+    yield read_zero_points(checkpoint, name)
 
 
 def _scales(
@@ -156,7 +156,7 @@ def _scales(
     block_of: Callable[[Grid, int], int | None],
     *,
     centred: bool = False,
-) -> Kind:
+) -> Form:
     """Scales or zero-points, `part` (out, groups): [K / block, N], or [N] without blocks."""
 
     def shape_of_part(shape: Shape, grid: Grid | None) -> Shape:
@@ -173,7 +173,7 @@ def _scales(
         else:  # what a whole row shares, for each of its blocks
             yield np.repeat(values.T, columns // block // values.shape[1], axis=0)
 
-    return Kind(shape_of_part, read, centred)
+    return Form(shape_of_part, read, centred)
 
 
 def _code_shape(shape: Shape, grid: Grid | None) -> Shape:
@@ -223,18 +223,21 @@ def _scalar_shape(shape: Shape, grid: Grid | None) -> Shape:
     return ()
 
 
-KINDS: dict[str, Kind] = {
-    "integers": Kind(_transposed_shape, _read_integers, centred=True),
-    **{f"{name}_scales": _scales(scales_of, form.block_of) for name, form in INTEGER_FORMS.items()},
+FORMS: dict[str, Form] = {
+    "integers": Form(_transposed_shape, _read_integers, centred=True),
     **{
-        f"{name}_zero_points": _scales(zero_points_of, form.block_of, centred=True)
-        for name, form in INTEGER_FORMS.items()
+        f"{name}_scales": _scales(read_scales, stored.block_of)
+        for name, stored in INTEGER_FORMS.items()
     },
-    "codes": Kind(_code_shape, _read_codes),
-    "row_scales": Kind(_row_shape, _read_row_scales),
-    "row_zero_points": Kind(_row_shape, _read_row_zero_points),
-    "input_scale": Kind(_scalar_shape, _read_input("scale")),
-    "input_zero_point": Kind(_scalar_shape, _read_input("zero_point")),
-    "linear": Kind(_transposed_shape, _read_linear),
-    "float": Kind(lambda shape, grid: shape, _read_float),
+    **{
+        f"{name}_zero_points": _scales(read_zero_points, stored.block_of, centred=True)
+        for name, stored in INTEGER_FORMS.items()
+    },
+    "codes": Form(_code_shape, _read_codes),
+    "row_scales": Form(_row_shape, _read_row_scales),
+    "row_zero_points": Form(_row_shape, _read_row_zero_points),
+    "input_scale": Form(_scalar_shape, _read_input("scale")),
+    "input_zero_point": Form(_scalar_shape, _read_input("zero_point")),
+    "linear": Form(_transposed_shape, _read_linear),
+    "float": Form(lambda shape, grid: shape, _read_float),
 }

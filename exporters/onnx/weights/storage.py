@@ -1,47 +1,39 @@
-"""Which integer type of ONNX a grid goes into, and in which blocks.
+"""Which integer type of ONNX a grid's integers are stored in, and in which layout.
 
-ONNX Runtime makes quantised products of weights in blocks. For its own kernels it cuts rows with
-one scale into blocks by itself; for other devices it does not, and takes unsigned types only. So
-where those are asked for, such rows are in blocks in the file, each with the scale of the row.
+A weight that is multiplied with, q (out, in), lies [K, N] (K = in, N = out), in blocks of inputs
+that share a scale. ONNX Runtime makes quantised products of blocks. For its own kernels it cuts
+rows with one scale into blocks by itself; for other devices it does not, and takes unsigned types
+only. So where those are asked for, such rows are in blocks in the file, each with the scale of the
+row.
+
+An embedding whose rows are looked up lies [V, K]. Gather takes rows of whole bytes, so that several
+narrower integers share one, each from another part of the row (b bits):
+
+    8 bits    INT8 [V, K]             q
+    2, 4      UINT8 [V, K * b / 8]    q + 2^(b-1); the first K * b / 8 columns are in the lowest
+                                      bits, the next in the bits above
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from lrqat.grids.grid import FloatScale, Grid
+from lrqat.grids.packing import containers
 
 UNSIGNED = (ir.DataType.UINT4, ir.DataType.UINT8)
 _LEAST_BLOCK, _MOST_BLOCK = 16, 256  # of MatMulNBits
-
-
-@dataclass(frozen=True)
-class Storage:
-    """An integer type of ONNX.
-
-    Attributes:
-        dtype: ONNX element type.
-        least: the smallest integer of a grid that it holds.
-        most: the largest.
-        opset: the first operator set whose DequantizeLinear takes it.
-        outputs: what N must be a multiple of. ONNX Runtime (1.26 to 1.32) packs INT2 again when it
-            fuses, and wrongly if N is no multiple of 4; the products are garbage then.
-    """
-
-    dtype: ir.DataType
-    least: int
-    most: int
-    opset: int
-    outputs: int = 1
-
-    def holds(self, grid: Grid) -> bool:
-        """Whether all integers (and so all zero-points) of `grid` are among its own."""
-        return self.least <= grid.q_min and grid.q_max <= self.most
+# ONNX Runtime (1.26 to 1.32) packs INT2 again when it fuses, and wrongly if N is no multiple of
+# this; the products are garbage then.
+_OUTPUTS_OF_INT2 = 4
 
 
 def trained_block(grid: Grid, columns: int) -> int | None:
-    """Inputs that share a scale, as trained; None: one scale a row of `columns`."""
+    """Inputs that share a scale, as trained; None: one scale per row of `columns`."""
     return grid.group_size
 
 
@@ -58,12 +50,13 @@ class IntegerForm:
     """What `--integer-type` chooses: how weights that are multiplied with lie in the file.
 
     Attributes:
-        storages: the types, the narrowest first.
-        block_of: (grid, K) -> inputs that share a scale, or None: one scale a row.
+        types: the element types, the narrowest first. An unsigned one holds q plus half of its
+            range.
+        block_of: (grid, K) -> inputs that share a scale, or None: one scale per row.
         all_have_zero_points: whether every weight has them, or just those whose grid has them.
     """
 
-    storages: tuple[Storage, ...]
+    types: tuple[ir.DataType, ...]
     block_of: Callable[[Grid, int], int | None]
     all_have_zero_points: bool
 
@@ -74,29 +67,18 @@ class IntegerForm:
 
 INTEGER_FORMS = {
     "signed": IntegerForm(
-        storages=(
-            Storage(ir.DataType.INT2, -2, 1, opset=25, outputs=4),
-            Storage(ir.DataType.INT4, -8, 7, opset=21),
-            Storage(ir.DataType.INT8, -128, 127, opset=21),
-        ),
+        types=(ir.DataType.INT2, ir.DataType.INT4, ir.DataType.INT8),
         block_of=trained_block,
         all_have_zero_points=False,
     ),
-    "unsigned": IntegerForm(
-        storages=(
-            Storage(ir.DataType.UINT4, -8, 7, opset=21),
-            Storage(ir.DataType.UINT8, -128, 127, opset=21),
-        ),
-        block_of=fusable_block,
-        all_have_zero_points=True,
-    ),
+    "unsigned": IntegerForm(types=UNSIGNED, block_of=fusable_block, all_have_zero_points=True),
 }
 
 
-def storage_of(
+def product_type(
     grid: Grid, outputs: int, *, two_bits: bool, integers: str = "signed"
-) -> Storage | None:
-    """The narrowest type for integers of `grid`, or None where no type holds them.
+) -> ir.DataType | None:
+    """The narrowest type for integers of `grid` in a product, or None where no type holds them.
 
     Args:
         grid: without minima.
@@ -104,15 +86,19 @@ def storage_of(
         two_bits: whether INT2 may be used.
         integers: a key of `INTEGER_FORMS`.
     """
-    for storage in INTEGER_FORMS[integers].storages:
-        allowed = two_bits or storage.dtype != ir.DataType.INT2
-        if allowed and storage.holds(grid) and outputs % storage.outputs == 0:
-            return storage
+    widths = containers(grid)
+    for dtype in INTEGER_FORMS[integers].types:
+        allowed = dtype != ir.DataType.INT2 or (two_bits and outputs % _OUTPUTS_OF_INT2 == 0)
+        if allowed and dtype.bitwidth in widths:
+            return dtype
     return None
 
 
 def refuses_grid(grid: Grid, float_type: ir.DataType) -> str | None:
-    """Why DequantizeLinear cannot say what `grid` means, with what it can say; None if it can."""
+    """Why no DequantizeLinear computes the weights of `grid`, or None if one does.
+
+    The reason names a grid whose weights it does compute.
+    """
     size = "channel" if grid.group_size is None else f"g{grid.group_size}"
     if grid.minimum is not None:
         return (
@@ -124,6 +110,35 @@ def refuses_grid(grid: Grid, float_type: ir.DataType) -> str | None:
             f"the scales of {grid.name} are not float16 numbers; leave out --float-type float16, "
             f"or train on int{grid.bits}-{size}, whose are"
         )
-    if storage_of(grid, 1, two_bits=False) is None:  # a grid wider than any there is today
+    if product_type(grid, 1, two_bits=False) is None:  # a grid wider than any there is today
         return f"no integer type of ONNX holds {grid.q_min} to {grid.q_max}; train on int8-{size}"
     return None
+
+
+def code_bits(grid: Grid, columns: int) -> int:
+    """Bits that an integer of `grid` takes in a row of `columns` that is looked up: 2, 4 or 8."""
+    return next(bits for bits in containers(grid) if columns * bits % 8 == 0)
+
+
+def code_type(grid: Grid, columns: int) -> ir.DataType:
+    """The element type of such rows."""
+    return ir.DataType.INT8 if code_bits(grid, columns) == 8 else ir.DataType.UINT8
+
+
+def code_shape(shape: tuple[int, ...], grid: Grid) -> tuple[int, ...]:
+    """The shape of the rows of an embedding (V, K)."""
+    rows, columns = shape
+    return rows, columns * code_bits(grid, columns) // 8
+
+
+def pack_rows(q: NDArray[np.int8], grid: Grid) -> NDArray[Any]:
+    """Integers (V, K) as rows, of the shape `code_shape` and the type `code_type`."""
+    bits = code_bits(grid, q.shape[1])
+    if bits == 8:
+        return q
+    codes = (q + np.int8(1 << bits - 1)).view(np.uint8)
+    parts = np.split(codes, 8 // bits, axis=1)
+    packed = parts[0].copy()
+    for i, part in enumerate(parts[1:], 1):
+        packed |= part << np.uint8(i * bits)
+    return packed

@@ -128,6 +128,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_model_load_from_file": (pointer, (c_char_p, ModelParams)),
     "llama_model_free": (None, (pointer,)),
     "llama_model_get_vocab": (pointer, (pointer,)),
+    "llama_model_n_ctx_train": (c_int32, (pointer,)),
     "llama_init_from_model": (pointer, (pointer, ContextParams)),
     "llama_free": (None, (pointer,)),
     "llama_n_ctx": (c_uint32, (pointer,)),

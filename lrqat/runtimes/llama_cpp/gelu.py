@@ -23,8 +23,6 @@ from transformers.activations import ACT2FN
 
 _KINDS = tuple(type(ACT2FN[name]) for name in ("gelu_new", "gelu_pytorch_tanh"))
 _SQRT_2_OVER_PI, _CUBIC = 0.79788456080286535587989211986876, 0.044715
-# Of the largest |d logit|, where 1e-4 holds for models without GELU.
-GELU_BOUND = 1e-3
 
 
 def table_gelu(x: torch.Tensor) -> torch.Tensor:

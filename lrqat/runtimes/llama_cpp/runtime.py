@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporters.gguf.file.shards import read_model
 from exporters.gguf.layout.ggml_types import ggml_type
 from lrqat.errors import DataError, ModelError, RuntimeUnavailableError
 from lrqat.runtimes.llama_cpp import ffi
 
 _UBATCH = 512
+_LEARNED_POSITIONS = "position_embd.weight"
 
 
 class LlamaCpp:
@@ -35,6 +37,7 @@ class LlamaCpp:
         self._vocab: int = library.llama_model_get_vocab(model)
         self._batch: Any = library.llama_batch_init(n_ctx, 0, 1)
         self.n_ctx = n_ctx
+        self.n_ctx_train: int = library.llama_model_n_ctx_train(model)
         self.n_vocab: int = library.llama_vocab_n_tokens(self._vocab)
         self.bos: int = library.llama_vocab_bos(self._vocab)
         self.eos: int = library.llama_vocab_eos(self._vocab)
@@ -47,7 +50,8 @@ class LlamaCpp:
 
         Args:
             path: the file.
-            n_ctx: positions of the context; a text may have as many tokens.
+            n_ctx: positions of the context; a text may have as many tokens. A model of learned
+                positions gets no more than it has: llama.cpp aborts the process past them.
             n_threads: threads of a matmul.
 
         Raises:
@@ -56,6 +60,9 @@ class LlamaCpp:
         """
         library = ffi.load_library()
         model = _load_model(library, path)
+        trained = library.llama_model_n_ctx_train(model)
+        if n_ctx > trained and _LEARNED_POSITIONS in read_model(Path(path), True).tensors:
+            n_ctx = trained
         context = library.llama_init_from_model(model, _context_params(library, n_ctx, n_threads))
         if not context:
             library.llama_model_free(model)
@@ -255,7 +262,7 @@ def dequantize_row(type_name: str, data: bytes, n: int) -> NDArray[np.float32]:
 
 def _load_model(library: Any, path: str | Path, vocab_only: bool = False) -> int:
     if not Path(path).is_file():
-        raise ModelError(f"no GGUF file at {path}; write one with tools/export.py")
+        raise ModelError(f"no GGUF file at {path}; write one with `lrqat export`")
     ffi.take_errors()
     params = library.llama_model_default_params()
     params.n_gpu_layers, params.vocab_only = 0, vocab_only

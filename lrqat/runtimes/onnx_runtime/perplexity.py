@@ -73,7 +73,7 @@ def _session_options(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path / 'genai_config.json'} cannot be read: {error}; a folder whose cache is "
-            "integers has none, and tools/evaluate.py measures it"
+            "integers has none, and `lrqat evaluate` measures it"
         ) from None
 
 
@@ -93,7 +93,10 @@ def logits_of(session: Any) -> LogitsFunction:
     """Tokens (n,) to logits (n, vocabulary), with an empty cache, of an onnxruntime session."""
 
     def logits(tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = session.run(["logits"], feeds_of(session, tokens))[0][0]
+        try:
+            found: NDArray[np.float32] = session.run(["logits"], feeds_of(session, tokens))[0][0]
+        except Exception as error:  # onnxruntime's errors share no base class
+            raise UserError(f"ONNX Runtime cannot run {len(tokens)} tokens: {error}") from None
         return found
 
     return logits

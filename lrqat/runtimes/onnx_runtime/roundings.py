@@ -31,7 +31,7 @@ from lrqat.activations.kv_cache import kv_bits, quantize_kv_cache, restore_kv_ca
 from lrqat.activations.quantizer import quantizers
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.runtimes.onnx_runtime.perplexity import feeds_of
-from lrqat.runtimes.onnx_runtime.session import OnnxRuntime
+from lrqat.runtimes.onnx_runtime.session import OnnxRuntime, serialized
 
 _ROUNDINGS = ("Round", "QuantizeLinear")
 _PRODUCTS = ("MatMul", "Gemm", "Attention")
@@ -75,7 +75,7 @@ def differing_roundings(
     present = {value.name for value in model.graph.outputs}
     wanted = {value.name: value for place in places.values() for value in place[1:]}
     model.graph.outputs.extend(v for name, v in wanted.items() if name not in present)
-    with OnnxRuntime.open(folder, accuracy_level=1, graph=_serialized(model)) as opened:
+    with OnnxRuntime.open(folder, accuracy_level=1, graph=serialized(model)) as opened:
         results = opened.session.run(list(wanted), feeds_of(opened.session, tokens))
     values = {name: torch.from_numpy(value) for name, value in zip(wanted, results, strict=True)}
     for name, (grid, before, after) in places.items():
@@ -90,7 +90,7 @@ def unrounded_graph(folder: str | Path, checkpoint: Checkpoint) -> bytes:
     for place in filter(None, _places(model, checkpoint).values()):
         for use in list(place.after.uses()):
             use.node.replace_input_with(use.idx, place.before)
-    return _serialized(model)
+    return serialized(model)
 
 
 @contextmanager
@@ -118,11 +118,6 @@ def without_rounding(model: Any) -> Iterator[None]:
             hook.remove()
         if bits is not None:
             quantize_kv_cache(model, bits)
-
-
-def _serialized(model: ir.Model) -> bytes:
-    """The graph without its data, for a session that is told where that lies."""
-    return ir.to_proto(model).SerializeToString()
 
 
 def _places(model: ir.Model, checkpoint: Checkpoint) -> dict[str, Place | None]:

@@ -12,11 +12,13 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.onnx.folder.model_file import read_model
 from exporters.onnx.options import FUSION_ENTRY, LEVEL_ENTRY, Options
 from exporters.onnx.verification import exported_options
+from exporters.onnx_genai.products import ACCURACY_LEVEL, MATMUL
 from lrqat.errors import RuntimeUnavailableError, UserError
 from lrqat.runtimes.onnx_runtime.perplexity import logits_of, zero_cache
 
@@ -119,6 +121,23 @@ def session_entries(folder: str | Path) -> dict[str, str]:
         return exported_options(read_model(Path(folder))).resolved().session_entries
     except UserError:
         return Options().resolved().session_entries
+
+
+def graph_at_level(folder: str | Path, level: int) -> bytes:
+    """The folder's model.onnx, in the compact form, with another accuracy level.
+
+    There the level is an attribute of every quantized product, and no entry of the session.
+    """
+    model = read_model(Path(folder))
+    for node in model.graph:
+        if node.op_type == MATMUL:
+            node.attributes[ACCURACY_LEVEL] = ir.AttrInt64(ACCURACY_LEVEL, level)
+    return serialized(model)
+
+
+def serialized(model: ir.Model) -> bytes:
+    """A graph without its data, for a session that is told where that lies."""
+    return ir.to_proto(model).SerializeToString()
 
 
 def provenance(folder: str | Path) -> dict[str, Any]:

@@ -1,35 +1,69 @@
 """The texts of a run: blocks to train on, and windows to measure on."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm.auto import tqdm
 
-from lrqat.evaluation.perplexity import Windows
+from lrqat.checkpoint.manifest import sha256_of
+from lrqat.errors import DataError
+from lrqat.evaluation.perplexity import LEAST_CONTEXT, Windows
 from lrqat.evaluation.text import EvaluationText, encode, window_bos
+from lrqat.text_files import ROWS, form_of
 from lrqat.training import processes
 from lrqat.training.config import SELF, TrainConfig
-from lrqat.training.data.documents import TokenBlocks, documents, pack, split_held_out
+from lrqat.training.data.documents import (
+    Document,
+    TokenBlocks,
+    documents,
+    joined,
+    pack,
+    split_held_out,
+)
+from lrqat.training.data.rows import check_source
 from lrqat.training.data.self_generated import write_blocks
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """What a run reads.
+class Evaluation:
+    """What perplexity is measured on.
 
     Attributes:
-        blocks: to train on.
-        evaluation: the text that perplexity is measured on.
+        name: of the file.
+        sha256: of the file's bytes; of a held-out text, or of the tokens of held-out chats.
         windows: its tokens.
     """
 
-    blocks: TokenBlocks
-    evaluation: EvaluationText
+    name: str
+    sha256: str
     windows: Windows
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a run reads: blocks to train on, and a text to measure on."""
+
+    blocks: TokenBlocks
+    evaluation: Evaluation
+
+    @property
+    def windows(self) -> Windows:
+        """Of `evaluation`."""
+        return self.evaluation.windows
+
+
+def check_texts(config: TrainConfig) -> None:
+    """Raise DataError for a text that is not there. `data` may be "" where none is read."""
+    if config.data not in ("", SELF):
+        check_source(config.data)
+    if config.eval_data and not Path(config.eval_data).is_file():
+        raise DataError(f"no text file at {config.eval_data}; check --eval-data")
 
 
 def read_corpus(config: TrainConfig, tokenizer: Any, model: Any, say: Say) -> Corpus:
@@ -39,46 +73,85 @@ def read_corpus(config: TrainConfig, tokenizer: Any, model: Any, say: Say) -> Co
         DataError: no text, or too little.
         ModelError: the model cannot write blocks of that length.
     """
+    given = _read_evaluation(config, tokenizer) if config.eval_data else None
     if config.data == SELF:
-        evaluation, blocks = _own_text(config, tokenizer, model)
+        blocks = _own_text(config, tokenizer, model)
     else:
-        evaluation, blocks = _given_text(config, tokenizer)
-    windows = Windows.cut(
-        encode(tokenizer, evaluation.text),
-        config.context,
-        window_bos(tokenizer),
-        config.eval_windows,
-    )
+        texts = documents(config.data, tokenizer)
+        if given is None:
+            given, texts = _hold_out(config, tokenizer, texts, say)
+        blocks = _tokenise(config, tokenizer, texts)
+    assert given is not None  # --data self needs --eval-data, and the settings saw to it
     say(
         f"text: {len(blocks):,} blocks of {config.sequence_length} tokens to train on; "
-        f"{windows.scored_tokens:,} scored tokens of {evaluation.name}"
+        f"{given.windows.scored_tokens:,} scored tokens of {given.name}"
     )
-    return Corpus(blocks, evaluation, windows)
+    return Corpus(blocks, given)
 
 
-def _given_text(config: TrainConfig, tokenizer: Any) -> tuple[EvaluationText, TokenBlocks]:
-    texts = documents(config.data, tokenizer)
-    if config.eval_data:
-        evaluation = EvaluationText.read(config.eval_data)
+def _read_evaluation(config: TrainConfig, tokenizer: Any) -> Evaluation:
+    """The text of --eval-data: plain text as `lrqat evaluate` reads it, or rows as trained on."""
+    path = Path(str(config.eval_data))
+    if form_of(path) in ROWS:
+        ids, _ = _encoded(path.name, joined(list(documents(str(path), tokenizer))), tokenizer)
+        sha256 = sha256_of(path)
     else:
-        held_out, texts = split_held_out(texts)
-        evaluation = EvaluationText.of(f"start of {Path(config.data).name}", held_out)
+        text = EvaluationText.read(path)
+        ids, sha256 = encode(tokenizer, text.text), text.sha256
+    windows = Windows.cut(ids, config.context, window_bos(tokenizer), config.eval_windows)
+    return Evaluation(path.name, sha256, windows)
+
+
+def _hold_out(
+    config: TrainConfig, tokenizer: Any, texts: Iterator[Document], say: Say
+) -> tuple[Evaluation, Iterator[Document]]:
+    """The start of the training text, and the rest of it.
+
+    Where it is short its windows are too, but for a context that is longer than the default: that
+    was asked for.
+    """
+    held_out, rest = split_held_out(texts)
+    name = f"start of {Path(config.data).name}"
+    ids, sha256 = _encoded(name, held_out, tokenizer)
+    context = config.context
+    if context <= TrainConfig.context:
+        context = min(context, len(ids) // 2)
+    if context < LEAST_CONTEXT <= config.context:
+        raise DataError(
+            f"a tenth of {config.data} is {len(ids)} tokens, too few to measure perplexity on; "
+            "give --eval-data, or more text"
+        )
+    if context < config.context:
+        say(
+            f"the tenth of {config.data} that is held out has {len(ids)} tokens: perplexity is "
+            f"measured on windows of {context}, not {config.context}; --eval-data takes another "
+            "text"
+        )
+    windows = Windows.cut(ids, context, window_bos(tokenizer), config.eval_windows)
+    return Evaluation(name, sha256, windows), rest
+
+
+def _encoded(name: str, document: Document, tokenizer: Any) -> tuple[list[int], str]:
+    """Token ids, and the sha256 of the text, or of the ids of chats as int32 (n,)."""
+    if isinstance(document, str):
+        text = EvaluationText.of(name, document)
+        return encode(tokenizer, text.text), text.sha256
+    return document, hashlib.sha256(np.array(document, "<i4").tobytes()).hexdigest()
+
+
+def _tokenise(config: TrainConfig, tokenizer: Any, texts: Iterator[Document]) -> TokenBlocks:
     with tqdm(desc="tokenising", unit="token", unit_scale=True) as bar:
-        blocks = pack(
+        return pack(
             texts,
             tokenizer,
             length=config.sequence_length,
             needed_tokens=config.steps * config.tokens_per_step * processes.count(),
             progress=lambda total: bar.update(total - bar.n),
         )
-    return evaluation, blocks
 
 
-def _own_text(
-    config: TrainConfig, tokenizer: Any, model: Any
-) -> tuple[EvaluationText, TokenBlocks]:
-    evaluation = EvaluationText.read(str(config.eval_data))
-    blocks = write_blocks(
+def _own_text(config: TrainConfig, tokenizer: Any, model: Any) -> TokenBlocks:
+    return write_blocks(
         model,
         tokenizer,
         blocks=config.steps * config.batch_size * config.gradient_accumulation * processes.count(),
@@ -87,4 +160,3 @@ def _own_text(
         seed=config.seed,
         progress=lambda items: tqdm(items, desc="writing text", unit="batch"),
     )
-    return evaluation, blocks

@@ -1,32 +1,38 @@
-"""Training text: files or a hub dataset, to packed blocks of tokens.
+"""Training text: documents, to packed blocks of tokens.
 
-`.txt` is one document; `.jsonl`, `.parquet` and Hugging Face datasets are one document a row, in a
-column `text`, or `messages` (put through the tokenizer's chat template). Documents are tokenised,
-closed with the end-of-sequence token, laid end to end and cut into blocks of one length, so no
-padding is ever computed. The start of the text is held out for evaluation when no other text is
-given for it.
+A row of `lrqat.training.data.rows` is one document: a text, or a chat. Texts are tokenised as text
+(names of special tokens in them are text too), begun with the BOS token where the tokenizer adds
+one, and closed with the end-of-sequence token; a chat is the tokens of its template. Documents are
+laid end to end and cut into blocks of one length, so no padding is ever computed. The start of the
+text is held out for evaluation when no other text is given for it.
 """
 
 import itertools
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from lrqat.errors import DataError
 from lrqat.evaluation.text import window_bos
+from lrqat.training.data import chats
+from lrqat.training.data.rows import Row, read_rows
+
+Document = str | list[int]  # a text, or the token ids of a chat
 
 # Characters tokenised in one call: bounds memory, and lets the tokenizer use every core.
 _PIECE = 1 << 15
 _PIECES_PER_CALL = 64
 # A run keeps at most this many tokens in memory, or as many as it will look at: 256 MB.
 _MOST_TOKENS = 1 << 26
+# A tenth of the text is held out, until that is this much.
 _HELD_OUT_CHARACTERS = 200_000
-_LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+_HELD_OUT_SHARE = 10
+_CHARACTERS_PER_TOKEN = 4  # about; for the size of chats
+# In order: a row that has both is read as a chat, since its text is one that is rendered already.
+_FORMS = (*chats.FORMS, ("text",))
 
 
 class TokenBlocks(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
@@ -46,65 +52,135 @@ class TokenBlocks(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": torch.from_numpy(self.tokens[index].astype(np.int64))}
 
 
-def documents(source: str, tokenizer: Any) -> Iterator[str]:
-    """The documents of a file or hub dataset, one at a time.
+def documents(source: str, tokenizer: Any) -> Iterator[Document]:
+    """The documents of a file, folder or hub dataset, one at a time; blank rows are passed over.
 
     Args:
-        source: path of a .txt, .jsonl or .parquet file, or the name of a Hugging Face dataset
-            (its `train` split, streamed; `name:config` picks a configuration).
-        tokenizer: its chat template renders rows of `messages`.
+        source: see `lrqat.training.data.rows.read_rows`. All rows must have the same columns of
+            `text`, or of one form of `lrqat.training.data.chats`; other columns are not looked at.
+        tokenizer: its chat template renders chats.
 
     Raises:
-        DataError: nothing there, not readable, or no usable column.
+        DataError: nothing there, not readable, no usable column, or no text in any row.
     """
-    path = Path(source)
-    if path.suffix == ".txt" or (path.is_file() and path.suffix not in _LOADERS):
-        yield _read_text(path)
-        return
-    for row in _rows(source, path):
-        text = _text_of(row, tokenizer, source)
-        if text:
-            yield text
+    form: tuple[str, ...] | None = None
+    for number, row in enumerate(read_rows(source), 1):
+        where = f"row {number} of {source}"
+        found = _form_of(row, where)
+        if found is None:
+            continue
+        form = form or found
+        if found != form:
+            raise DataError(
+                f"{where} has {_columns(found)} where the rows before it have {_columns(form)}; "
+                "give files of one form"
+            )
+        document = _document(row, form, tokenizer, where)
+        if document:
+            yield document
+    if form is None:
+        raise DataError(f"{source} is empty: no row of it has any text; give --data some text")
 
 
-def split_held_out(texts: Iterator[str]) -> tuple[str, Iterator[str]]:
-    """Take the start of a text for evaluation: (held-out text, the remaining documents).
+def _form_of(row: Row, where: str) -> tuple[str, ...] | None:
+    """The columns that hold a row's text or chat; None if they are null."""
+    forms = [form for form in _FORMS if set(form) <= row.keys()]
+    if not forms:
+        raise DataError(
+            f"{where} has the columns {', '.join(map(str, row))}; `text` (strings) is needed, or "
+            f"one of {', '.join(map(_columns, chats.FORMS))} (chats); rename a column"
+        )
+    return next((form for form in forms if all(row[name] is not None for name in form)), None)
 
-    At most 200,000 characters, and of a single document at most a twentieth, cut at a line's end.
+
+def _columns(form: tuple[str, ...]) -> str:
+    return " and ".join(f"`{name}`" for name in form)
+
+
+def _document(row: Row, form: tuple[str, ...], tokenizer: Any, where: str) -> Document:
+    """The document of a row; empty if there is nothing in it."""
+    if form != ("text",):
+        messages = chats.messages_of(row, form, where)
+        return chats.chat_ids(messages, row.get("tools"), tokenizer, where) if messages else []
+    text = row["text"]
+    if not isinstance(text, str):
+        raise DataError(f"`text` of {where} is {text!r:.40}, no string; put it in quotes")
+    return text if text.strip() else ""
+
+
+def split_held_out(given: Iterator[Document]) -> tuple[Document, Iterator[Document]]:
+    """Take the start of a text for evaluation: (what is held out, the remaining documents).
+
+    A tenth of the text, and at most some 200,000 characters. Documents stay whole, unless a text
+    alone would be more than that, or leave less than half of it: such a text is cut at the end of a
+    line or else of a word.
 
     Raises:
-        DataError: there is no text.
+        DataError: there is no text, or not enough to take a tenth of it.
     """
-    first = next(texts, None)
-    if first is None or not first.strip():
-        raise DataError("the training text is empty; give --data some text")
-    second = next(texts, None)
-    if second is None:
-        end = first.rfind("\n", 0, min(_HELD_OUT_CHARACTERS, len(first) // 20)) + 1
-        end = end or min(_HELD_OUT_CHARACTERS, len(first) // 20)
-        return first[:end], iter([first[end:]])
-    held_out, size = [first], len(first)
-    rest: Iterator[str] = itertools.chain([second], texts)
-    while size < _HELD_OUT_CHARACTERS // 4:
-        following = list(itertools.islice(rest, 2))
-        if len(following) < 2:  # keep at least the last document for training
-            rest = iter(following)
+    start, size = [], 0
+    for document in given:
+        start.append(document)
+        size += _size(document)
+        if size >= _HELD_OUT_SHARE * _HELD_OUT_CHARACTERS:
             break
-        held_out.append(following[0])
-        size += len(following[0])
-        rest = itertools.chain(following[1:], rest)
-    return "\n".join(held_out), rest
+    if not size:
+        raise DataError("the training text is empty; give --data some text")
+    most = min(_HELD_OUT_CHARACTERS, size // _HELD_OUT_SHARE)
+    held_out, size = [], 0
+    while size + _size(start[0]) <= most:
+        held_out.append(start.pop(0))
+        size += _size(held_out[-1])
+    if size < most / 2 and isinstance(start[0], str):
+        end = _end_of_line(start[0], most - size)
+        held_out.append(start[0][:end])
+        start[0] = start[0][end:]
+    if not any(held_out):
+        raise DataError(
+            f"the training text is too short to hold a tenth of its {len(start)} documents out for "
+            "evaluation; give --eval-data, or more text"
+        )
+    return joined(held_out), itertools.chain(start, given)
+
+
+def _size(document: Document) -> int:
+    """Characters of a document, blank ones around it not counted."""
+    if isinstance(document, str):
+        return len(document.strip())
+    return _CHARACTERS_PER_TOKEN * len(document)
+
+
+def _end_of_line(text: str, most: int) -> int:
+    """Where to cut `text` after at most `most` characters from its first one that is not blank."""
+    start = len(text) - len(text.lstrip())
+    for mark in ("\n", " "):
+        end = text.rfind(mark, start, start + most) + 1
+        if end - start > most / 2:
+            return end
+    return start + most
+
+
+def joined(given: list[Document]) -> Document:
+    """Documents of one form as one: texts with line ends between them, chats end to end."""
+    texts = [document for document in given if isinstance(document, str)]
+    ids = [document for document in given if not isinstance(document, str)]
+    return "\n".join(texts) if texts else list(itertools.chain.from_iterable(ids))
 
 
 def pack(
-    texts: Iterable[str], tokenizer: Any, *, length: int, needed_tokens: int, progress: Any = None
+    given: Iterable[Document],
+    tokenizer: Any,
+    *,
+    length: int,
+    needed_tokens: int,
+    progress: Any = None,
 ) -> TokenBlocks:
     """Tokenise documents into blocks of `length` tokens.
 
     Args:
-        texts: documents.
+        given: documents.
         tokenizer: a Hugging Face tokenizer.
-        length: tokens a block.
+        length: tokens per block.
         needed_tokens: what the run will look at; reading stops at the larger of this and 2^26.
         progress: called with the number of tokens so far, or None.
 
@@ -113,7 +189,7 @@ def pack(
     """
     parts: list[NDArray[np.int32]] = []
     total = 0
-    for part in _token_parts(texts, tokenizer):
+    for part in _token_parts(given, tokenizer):
         parts.append(part)
         total += len(part)
         if progress:
@@ -128,12 +204,15 @@ def pack(
     return TokenBlocks(np.concatenate(parts), length)
 
 
-def _token_parts(texts: Iterable[str], tokenizer: Any) -> Iterator[NDArray[np.int32]]:
+def _token_parts(given: Iterable[Document], tokenizer: Any) -> Iterator[NDArray[np.int32]]:
     bos, eos = window_bos(tokenizer), tokenizer.eos_token_id
-    for text in texts:
+    for document in given:
+        if not isinstance(document, str):
+            yield np.array(document, np.int32)
+            continue
         if bos is not None:
             yield np.array([bos], np.int32)
-        pieces = _pieces(text)
+        pieces = _pieces(document)
         while group := list(itertools.islice(pieces, _PIECES_PER_CALL)):
             ids = tokenizer(
                 group, add_special_tokens=False, split_special_tokens=True, verbose=False
@@ -150,53 +229,3 @@ def _pieces(text: str) -> Iterator[str]:
         end = text.find("\n", start + _PIECE) + 1 or len(text)
         yield text[start:end]
         start = end
-
-
-def _read_text(path: Path) -> str:
-    if not path.is_file():
-        raise DataError(f"no text file at {path}; check --data")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error}); convert it first") from None
-    if not text.strip():
-        raise DataError(f"{path} is empty; give --data some text")
-    return text
-
-
-def _rows(source: str, path: Path) -> Iterator[dict[str, Any]]:
-    if path.suffix in _LOADERS and not path.is_file():
-        raise DataError(f"no file at {path}; check --data")
-    name, _, config = source.partition(":")
-    try:
-        if path.is_file():
-            loader = _LOADERS[path.suffix]
-            rows = datasets.load_dataset(
-                loader, data_files=str(path), split="train", streaming=True
-            )
-        else:
-            rows = datasets.load_dataset(name, config or None, split="train", streaming=True)
-        yield from rows
-    except DataError:
-        raise
-    except Exception as error:  # datasets wraps whatever pyarrow, the network or a script raises
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"cannot read {source!r} as a file or a Hugging Face dataset: {reason}"
-        ) from None
-
-
-def _text_of(row: dict[str, Any], tokenizer: Any, source: str) -> str:
-    if isinstance(row.get("text"), str):
-        return row["text"]
-    if isinstance(row.get("messages"), list):
-        if not tokenizer.chat_template:
-            raise DataError(
-                f"{source} holds chats (`messages`) but the tokenizer has no chat template; give "
-                "rows with a `text` column"
-            )
-        return tokenizer.apply_chat_template(row["messages"], tokenize=False)
-    raise DataError(
-        f"{source} has the columns {', '.join(map(str, row))}; one called `text` (strings) or "
-        "`messages` (chats) is needed"
-    )

@@ -19,6 +19,7 @@ from lrqat.errors import DataError
 from lrqat.evaluation.perplexity import Progress
 from lrqat.evaluation.text import window_bos
 from lrqat.layers.modes import evaluating
+from lrqat.models.positions import trained_positions
 from lrqat.training.data.documents import TokenBlocks
 
 # Most likely tokens after the first one. The paper says 3 to 5.
@@ -97,7 +98,7 @@ def generate_blocks(
     Raises:
         DataError: the model's context is shorter than `length`.
     """
-    _refuse_short_context(model, length)
+    refuse_short_context(model.config, length)
     sizes = [min(batch_size, blocks - done) for done in range(0, blocks, batch_size)]
     generator = torch.Generator(model.device).manual_seed(seed)
     begin = torch.tensor(starts, device=model.device)
@@ -165,8 +166,9 @@ class _Writer:
         return torch.where(greedy, probabilities.argmax(-1), drawn)
 
 
-def _refuse_short_context(model: Any, length: int) -> None:
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+def refuse_short_context(config: Any, length: int) -> None:
+    """Raise DataError if a model of `config` cannot write `length` tokens that are its own kind."""
+    context = trained_positions(config)
     if context is not None and context < length:
         raise DataError(
             f"the model has a context of {context} tokens and cannot write sequences of {length}; "

@@ -222,4 +222,4 @@ def test_what_was_trained_keeps_its_type(tiny_model, tmp_path):
     assert not agreed.choices
     assert (types_of(agreed)[EMBEDDING], types_of(agreed)[HEAD]) == ("q8_0", "q8_0")
     refused = gguf.plan(checkpoint, gguf.Options(embedding_type="f16", head_type="q6_k")).refusals
-    assert ["leave --embedding-type away" in refused[0], "grid q8_0" in refused[1]] == [True, True]
+    assert ["leave --embedding-type out" in refused[0], "grid q8_0" in refused[1]] == [True, True]

@@ -84,7 +84,7 @@ def test_rows_that_fit_no_small_block_go_to_a_larger_one_and_the_plan_says_so(ma
     assert list(notes) == ["blk.0.ffn_down.weight"]
     note = notes["blk.0.ffn_down.weight"]
     assert note == (
-        "rows of 576 weights do not divide into Q3_K's blocks of 256: 4.5 bits a weight instead "
+        "rows of 576 weights do not divide into Q3_K's blocks of 256: 4.5 bits per weight instead "
         "of 3.4375, and as exact"
     )
     assert any(note in line for line in plan.summary())

@@ -62,7 +62,7 @@ def test_the_row_of_a_type_in_the_readme(name):
 
 def test_the_readme_lists_no_other_type():
     lines = README.read_text(encoding="utf-8").splitlines()
-    start = lines.index("| `--type` | bits a weight | exact for | equal to |") + 2
+    start = lines.index("| `--type` | bits per weight | exact for | equal to |") + 2
     end = lines.index("", start)
     floats = f"| {', '.join(f'`{name}`' for name in float_blocks())} |"
     assert [line.split("|")[1].strip(" `") for line in lines[start : end - 1]] == [

@@ -16,8 +16,8 @@ from exporters import onnx as exporter
 from exporters.onnx.folder.model_file import OnnxFileError
 from exporters.onnx.folder.readme import rounded_tables
 from exporters.onnx.options import OPTIONS_KEY, Options
-from exporters.onnx.weights.packed_rows import code_bits, code_shape, code_type, pack_rows
-from exporters.onnx.weights.rounded_rows import ROWS, round_rows
+from exporters.onnx.weights.integers import ROUNDED, round_rows
+from exporters.onnx.weights.storage import code_bits, code_shape, code_type, pack_rows
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.cli import export
 from lrqat.errors import CheckpointError, ExportRefusedError
@@ -78,7 +78,7 @@ def test_rounding_is_asked_for_and_says_what_it_costs(bfloat16):
         for line in plan.summary()
     )
     listed = json.loads(json.dumps(plan.to_json()))
-    sizes = {t["module"]: t["bytes"]["int8"] for t in listed["tables"]}
+    sizes = {t["module"]: t["bytes"]["int8"] for t in listed["choices"]}
     entries = [t for t in listed["tensors"] if t["name"].startswith((EMBEDDING, HEAD))]
     assert sum(t["bytes"] for t in entries) == sum(sizes.values()) == 2 * 288 * (64 + 4)
     assert not any(t["quantized"] for t in entries)
@@ -163,7 +163,7 @@ def test_rows_of_zeros_of_tiny_and_of_huge_numbers_arerounded_tables():
     assert not found[:2].any()
     np.testing.assert_allclose(found[2:], values[2:], atol=3e38 / 254)
     assert np.abs(found[3] - values[3]).max() <= 1.001 / 254
-    assert rounded.q.min() >= ROWS.q_min
+    assert rounded.q.min() >= ROUNDED.q_min
     values[0, 0] = np.nan
     with pytest.raises(CheckpointError, match=r"x\.weight holds NaN or infinity"):
         round_rows("x", values)

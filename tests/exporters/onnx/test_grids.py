@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from exporters import onnx as exporter
 from exporters.onnx.weights.initializers import stored
-from exporters.onnx.weights.storage import INTEGER_FORMS, refuses_grid, storage_of
+from exporters.onnx.weights.storage import INTEGER_FORMS, product_type, refuses_grid
 from lrqat.errors import ExportRefusedError
 from lrqat.grids.grid import GRIDS
 from tests.support.onnx_arrays import EXACT, arrays
@@ -41,23 +41,29 @@ FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
     ],
 )
 def test_the_narrowest_type_that_is_right(name, outputs, dtype):
-    assert storage_of(GRIDS[name], outputs, two_bits=True).dtype.name == dtype
-    wider = storage_of(GRIDS[name], outputs, two_bits=False).dtype.name
+    assert product_type(GRIDS[name], outputs, two_bits=True).name == dtype
+    wider = product_type(GRIDS[name], outputs, two_bits=False).name
     assert wider == ("INT4" if dtype == "INT2" else dtype)
 
 
-def test_the_limits_of_the_types_are_onnxs():
-    for integers, middle in (("signed", 0), ("unsigned", 0.5)):
-        for storage in INTEGER_FORMS[integers].storages:
-            info = ml_dtypes.iinfo(storage.dtype.numpy())
-            start = info.min - middle * 2**storage.dtype.bitwidth
-            assert (storage.least, storage.most) == (start, start + info.max - info.min)
+@pytest.mark.parametrize("grid", EXACT, ids=lambda grid: grid.name)
+@pytest.mark.parametrize(("integers", "middle"), [("signed", 0), ("unsigned", 0.5)])
+def test_the_narrowest_type_is_the_first_of_onnxs_that_reaches_the_grids_integers(
+    integers, middle, grid
+):
+    def holds(dtype):
+        info = ml_dtypes.iinfo(dtype.numpy())
+        start = info.min - middle * 2**dtype.bitwidth
+        return start <= grid.q_min and grid.q_max <= start + info.max - info.min
+
+    fitting = next(dtype for dtype in INTEGER_FORMS[integers].types if holds(dtype))
+    assert product_type(grid, 64, two_bits=True, integers=integers) == fitting
 
 
 @pytest.mark.parametrize("grid", EXACT, ids=lambda grid: grid.name)
 def test_unsigned_types_are_as_wide_as_signed_ones(grid):
     signed, unsigned = (
-        storage_of(grid, 64, two_bits=False, integers=integers).dtype for integers in INTEGER_FORMS
+        product_type(grid, 64, two_bits=False, integers=integers) for integers in INTEGER_FORMS
     )
     assert unsigned.name == f"U{signed.name}"
 
@@ -94,14 +100,14 @@ def test_every_other_grid_has_a_form(grid):
 def test_the_bytes_are_what_onnx_packs_and_mean_what_was_trained(grid, rows, groups, odd, form):
     columns = (grid.block or odd) * groups
     tensor = make(grid, rows, columns, seed=rows)
-    storage, found = arrays(tensor, *form)
+    chosen, found = arrays(tensor, *form)
     octets = [
         ir.Tensor(array, dtype=ir.DataType.from_numpy(array.dtype)).tobytes() for array in found
     ]
     for array, data in zip(found, octets, strict=True):
         assert data == onnx.numpy_helper.from_array(array).raw_data
-    middle = 0 if form[1] == "signed" else 1 << storage.dtype.bitwidth - 1
-    assert octets[0] == by_hand(tensor.q.T.astype(np.int16) + middle, storage.dtype.bitwidth)
+    middle = 0 if form[1] == "signed" else 1 << chosen.bitwidth - 1
+    assert octets[0] == by_hand(tensor.q.T.astype(np.int16) + middle, chosen.bitwidth)
     q, scale, *zero = (array.astype(np.float32) for array in found)
     q -= spread(zero[0], columns) if zero else 0
     assert np.array_equal((q * spread(scale, columns)).T, tensor.dequantize())

@@ -49,23 +49,23 @@ def holder(table):
 
 
 @pytest.mark.parametrize("dtype", [FLOAT, FLOAT16])
-@pytest.mark.parametrize("kind", ["float", "linear"])
-def test_pieces_are_the_table_in_the_order_of_the_file(kind, dtype, small_pieces):
+@pytest.mark.parametrize("form", ["float", "linear"])
+def test_pieces_are_the_table_in_the_order_of_the_file(form, dtype, small_pieces):
     table = table_of()
-    found = list(weights.pieces(kind, holder(table), "x", dtype))
+    found = list(weights.pieces(form, holder(table), "x", dtype))
     assert len(found) > 50
     assert all(piece.flags.c_contiguous for piece in found)
-    expected = (table.T if kind == "linear" else table).astype(dtype.numpy())
+    expected = (table.T if form == "linear" else table).astype(dtype.numpy())
     assert np.array_equal(np.concatenate(found), expected)
-    assert np.array_equal(weights.stored(kind, holder(table), "x", dtype), expected)
+    assert np.array_equal(weights.stored(form, holder(table), "x", dtype), expected)
 
 
-@pytest.mark.parametrize(("kind", "most"), [("float", 0.1), ("linear", 0.6)])
-def test_writing_holds_a_piece_in_memory(kind, most, small_pieces):
+@pytest.mark.parametrize(("form", "most"), [("float", 0.1), ("linear", 0.6)])
+def test_writing_holds_a_piece_in_memory(form, most, small_pieces):
     """A transposed table is read whole, in the two bytes a number that it is stored in."""
     table = table_of()
-    shape = table.shape[:: -1 if kind == "linear" else 1]
-    planned = PlannedTensor("x", kind, "x", FLOAT, shape)
+    shape = table.shape[:: -1 if form == "linear" else 1]
+    planned = PlannedTensor("x", form, "x", FLOAT, shape)
     sink, read = Sink(), []
     tensor = WeightOnDisk(planned, holder(table), read.append)
     tracemalloc.start()
@@ -89,8 +89,8 @@ def test_comparing_counts_what_differs_in_any_piece(
     verify = sys.modules["exporters.onnx.verification"]
     original = verify.pieces
 
-    def changed(kind, checkpoint, source, dtype):
-        found = list(original(kind, checkpoint, source, dtype))
+    def changed(form, checkpoint, source, dtype):
+        found = list(original(form, checkpoint, source, dtype))
         if source == name:
             assert len(found) > 1
             found[0].flat[0] += 1

@@ -84,7 +84,7 @@ def test_float16_is_refused_for_scales_that_it_does_not_hold(make_small):
     plan = exporter.plan(make_small("q4_0"), Options(preset="gpu"))
     assert not plan.refusals
     assert {tensor.dtype.name for tensor in plan.tensors} == {"INT4", "FLOAT16"}
-    assert any("float16: what stays floating is rounded" in note for note in plan.notes)
+    assert any("float16: what is unquantized is rounded" in note for note in plan.notes)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_how_inputs_are_rounded(activations, grid, options, form, rounded):
     assert not plan.refusals
     assert {rounding.form for rounding in plan.roundings.values()} == {form}
     assert plan.options.accuracy_level == (4 if form == "kernel" else 1)
-    count = sum(t.kind == "input_scale" for t in plan.tensors)
+    count = sum(t.form == "input_scale" for t in plan.tensors)
     assert count == (7 if ACTIVATION_GRIDS[activations].static else 0)
 
 

@@ -145,6 +145,16 @@ def test_a_manifest_that_is_not_one_is_refused(copy, content):
         Checkpoint.open(copy)
 
 
+def test_a_kind_of_weight_that_there_is_not_is_refused(copy):
+    path = copy / manifest.FILE_NAME
+    described = json.loads(path.read_text())
+    name = next(iter(described["tensors"]))
+    described["tensors"][name]["kind"] = "convolution"
+    path.write_text(json.dumps(described))
+    with pytest.raises(CheckpointError, match=rf"{name} is a weight of kind 'convolution'"):
+        Checkpoint.open(copy).kind(name)
+
+
 def test_a_manifest_cannot_point_outside_its_folder(copy):
     described = json.loads((copy / manifest.FILE_NAME).read_text())
     described["files"]["../secret"] = {"sha256": "0" * 64, "bytes": 1}

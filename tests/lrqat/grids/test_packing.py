@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lrqat.grids.packing import CONTAINER_BITS, container_bits, pack_rows, unpack_rows
+from lrqat.grids.grid import GRIDS
+from lrqat.grids.packing import (
+    CONTAINER_BITS,
+    container_bits,
+    containers,
+    pack_rows,
+    unpack_rows,
+)
 
 
 @st.composite
@@ -32,6 +39,19 @@ def test_containers_are_the_ones_that_never_changed_layout():
     assert [container_bits(bits) for bits in range(2, 9)] == [2, 4, 4, 8, 8, 8, 8]
     with pytest.raises(ValueError, match="9-bit"):
         container_bits(9)
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=lambda grid: grid.name)
+def test_containers_of_a_grid_are_those_that_pack_its_integers(grid):
+    ends = np.array([[grid.q_min, grid.q_max]], np.int8)
+    found = containers(grid)
+    assert list(found) == sorted(found)
+    for bits in CONTAINER_BITS:
+        if bits in found:
+            assert np.array_equal(unpack_rows(pack_rows(ends, bits), bits, 2), ends)
+        else:
+            with pytest.raises(ValueError, match="do not fit"):
+                pack_rows(ends, bits)
 
 
 @pytest.mark.parametrize("value", [8, -9])

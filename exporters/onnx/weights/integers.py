@@ -1,7 +1,9 @@
-"""Rounding an embedding or a head that nobody trained on a grid to 8 bits, because the user asked.
+"""The integers and scales of a weight that is stored as integers.
 
+They are those that were trained, as the checkpoint has them. Only an embedding or a head that was
+not trained on a grid has others, if the user asked for int8: its values are rounded, `round_rows`.
 Every row gets the scale that its largest value needs, and integers from -127 to 127. That loses
-something, so it is never done by default; nothing that was trained on a grid is ever rounded here.
+something, so that it is never done by default.
 """
 
 import numpy as np
@@ -12,17 +14,23 @@ from lrqat.checkpoint.stored_scales import StoredScales
 from lrqat.errors import CheckpointError
 from lrqat.grids.grid import FloatScale, Grid
 
-ROWS = Grid("int8 rows", 8, -127, 127, None, "one float32 scale a row", FloatScale("float32"))
+ROUNDED = Grid("int8 rows", 8, -127, 127, None, "one float32 scale per row", FloatScale("float32"))
 _CHUNK_ROWS = 4096  # at a time, so that wide copies stay small
 
 
 def grid_of(checkpoint: Checkpoint, module: str) -> Grid:
-    """The grid of a weight that is stored as integers: the trained one, or that of rounded rows."""
-    return checkpoint.grid(module) if module in checkpoint.quantized_names else ROWS
+    """The grid of the integers: the one that `module` was trained on, else that of rounded rows."""
+    return checkpoint.grid(module) if module in checkpoint.quantized_names else ROUNDED
 
 
-def integers_of(checkpoint: Checkpoint, module: str) -> QuantizedTensor:
-    """Integers and scales of `module`: those that were trained, or its floating rows rounded.
+def shape_of(checkpoint: Checkpoint, module: str) -> tuple[int, ...]:
+    """Their shape (out, in)."""
+    trained = module in checkpoint.quantized_names
+    return checkpoint.shape(module if trained else f"{module}.weight")
+
+
+def read_integers(checkpoint: Checkpoint, module: str) -> QuantizedTensor:
+    """Integers and scales of the weight of `module`.
 
     Raises:
         CheckpointError: the checkpoint's numbers are not valid.
@@ -32,21 +40,15 @@ def integers_of(checkpoint: Checkpoint, module: str) -> QuantizedTensor:
     return round_rows(module, checkpoint.floating(f"{module}.weight"))
 
 
-def shape_of(checkpoint: Checkpoint, module: str) -> tuple[int, ...]:
-    """Shape (out, in) of the same."""
-    trained = module in checkpoint.quantized_names
-    return checkpoint.shape(module if trained else f"{module}.weight")
-
-
-def scales_of(checkpoint: Checkpoint, module: str) -> NDArray[np.float32]:
-    """The same's scales (rows, groups) alone; trained integers are not unpacked for them."""
+def read_scales(checkpoint: Checkpoint, module: str) -> NDArray[np.float32]:
+    """The scales alone, (out, groups); trained integers are not unpacked for them."""
     if module in checkpoint.quantized_names:
         return checkpoint.scales(module).scale
-    return integers_of(checkpoint, module).scale
+    return read_integers(checkpoint, module).scale
 
 
-def zero_points_of(checkpoint: Checkpoint, module: str) -> NDArray[np.int8]:
-    """The same's zero-points (rows, groups); zeros where its grid has none."""
+def read_zero_points(checkpoint: Checkpoint, module: str) -> NDArray[np.int8]:
+    """The zero-points alone, (out, groups); zeros where the grid has none."""
     if module not in checkpoint.quantized_names:
         return np.zeros((shape_of(checkpoint, module)[0], 1), np.int8)
     scales = checkpoint.scales(module)
@@ -54,7 +56,7 @@ def zero_points_of(checkpoint: Checkpoint, module: str) -> NDArray[np.int8]:
 
 
 def round_rows(module: str, values: NDArray[np.floating]) -> QuantizedTensor:
-    """The nearest integers of `values` (rows, columns) with one scale a row.
+    """The nearest integers of `values` (rows, columns), with one scale per row.
 
     Raises:
         CheckpointError: a value that is not finite.
@@ -69,5 +71,5 @@ def round_rows(module: str, values: NDArray[np.floating]) -> QuantizedTensor:
             raise CheckpointError(f"{module}.weight holds NaN or infinity; train again")
         # Rows of zeros, and of numbers too small to divide by, become zeros.
         scale[part] = np.maximum(largest / np.float32(127), np.finfo(np.float32).tiny)
-        q[part] = np.rint(wide / scale[part]).clip(ROWS.q_min, ROWS.q_max)
-    return QuantizedTensor(module, q, StoredScales(scale), ROWS)
+        q[part] = np.rint(wide / scale[part]).clip(ROUNDED.q_min, ROUNDED.q_max)
+    return QuantizedTensor(module, q, StoredScales(scale), ROUNDED)

@@ -1,17 +1,40 @@
-"""Refusing what a runtime would not compute: activations that were rounded in training."""
+"""What the plans of all formats say in the same words, and read from the checkpoint alike."""
+
+import re
+from collections.abc import Sequence
 
 from lrqat.checkpoint.reader import Checkpoint
+from lrqat.errors import ExportRefusedError
+
+
+def any_layer(name: str) -> str:
+    """`name` with a star for the number of its layer: the layers share a line of the summary."""
+    return re.sub(r"\.\d+\.", ".*.", name)
+
+
+def remarks(notes: Sequence[str], refusals: Sequence[str]) -> list[str]:
+    """The last lines of a plan's summary."""
+    return [f"note: {note}" for note in notes] + [f"refused: {reason}" for reason in refusals]
+
+
+def refuse_inexact(
+    refusals: Sequence[str], consequence: str = "the export would not be exact"
+) -> None:
+    """Raise ExportRefusedError with the consequence and the reasons, if a plan has any."""
+    if refusals:
+        reasons = "\n".join(f"- {reason}" for reason in refusals)
+        raise ExportRefusedError(f"{consequence}:\n{reasons}")
 
 
 def activation_grid(checkpoint: Checkpoint, name: str) -> str | None:
-    """What the input of the module `name` was rounded to in training, or None."""
+    """The grid that the input of the module `name` was fake-quantized to in training, or None."""
     record = checkpoint.manifest.get("activations") or {}
     found = record.get("modules", {}).get(name)
     return None if found is None else str(found)
 
 
 def refuses_activations(checkpoint: Checkpoint, runtime: str, own: tuple[str, ...]) -> str | None:
-    """Why a model trained with rounded activations is not what `runtime` computes, or None.
+    """Why a model trained with fake-quantized activations is not what `runtime` computes, or None.
 
     Args:
         checkpoint: the fused checkpoint.

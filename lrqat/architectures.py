@@ -1,0 +1,101 @@
+"""What has to be known of a model beyond what transformers says of it: the one table.
+
+Most of it is a rule over all models. It goes by the names that transformers' own code gives to
+attributes and modules, so that a new architecture which uses them needs nothing. What is particular
+to one architecture is its entry in `ARCHITECTURES`, by config.json's `model_type`.
+
+Needs no torch, so that exporters can read it; what is done with tensors is where the tensors are.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class LogitStep(StrEnum):
+    """What a model does with what its output head gives, and a number of its configuration."""
+
+    SOFT_CAP = "cap * tanh(logits / cap)"
+    DIVIDE = "logits / number"
+    MULTIPLY = "logits * number"
+
+
+# Attribute of the configuration -> the step, in the order of the steps. Sources: transformers,
+# models/ gemma2, gemma3, vaultgemma, nanochat; granite*; cohere, cohere2; falcon_h1, modeling_*.py.
+LOGIT_STEPS = {
+    "final_logit_softcapping": LogitStep.SOFT_CAP,
+    "logits_scaling": LogitStep.DIVIDE,
+    "logit_scale": LogitStep.MULTIPLY,
+    "lm_head_multiplier": LogitStep.MULTIPLY,
+}
+
+# Names of modules that choose experts: anywhere, and where there are experts beside them.
+ROUTERS = frozenset({"router"})
+ROUTERS_BESIDE_EXPERTS = frozenset({"gate", "shared_expert_gate"})
+
+# What an embedding module calls the factor that it multiplies its rows by (Gemma, BioGPT). The
+# plain number comes first: Gemma's buffer has no value on the meta device.
+_EMBEDDING_FACTORS = ("scalar_embed_scale", "embed_scale")
+
+# For those who have a checkpoint and no model, which would know. The head's is the whole name.
+_EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings")
+_OUTPUT_HEADS = ("lm_head", "embed_out")
+
+
+def embedding_factor(embedding: Any) -> float | None:
+    """What an embedding module of transformers multiplies its rows by, not yet rounded; or None.
+
+    transformers rounds it to the type of the weight before it multiplies.
+    """
+    found = (getattr(embedding, name, None) for name in _EMBEDDING_FACTORS)
+    return next((float(factor) for factor in found if factor is not None), None)
+
+
+def is_embedding(module: str) -> bool:
+    """Whether this is the name of an input embedding."""
+    return module.rpartition(".")[2] in _EMBEDDINGS
+
+
+def is_output_head(module: str) -> bool:
+    """Whether this is the name of an output head."""
+    return module in _OUTPUT_HEADS
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What is particular about the models of one `model_type`.
+
+    Attributes:
+        transposed: ends of the names of unquantized matrices that lie (in, out) in a Hugging Face
+            folder.
+        genai_type: what ONNX Runtime GenAI calls it; None: as transformers does. Its list of types
+            has no others; one that is not on it but has the same inputs and outputs passes under
+            another's name.
+        genai_builder: whether the graph that ONNX Runtime GenAI's own builder makes of it was seen
+            to give PyTorch's logits; the builder knows more.
+    """
+
+    transposed: tuple[str, ...] = ()
+    genai_type: str | None = None
+    genai_builder: bool = False
+
+    def is_transposed(self, name: str) -> bool:
+        """Whether the unquantized matrix `name` lies (in, out) in the checkpoint."""
+        return name.endswith(self.transposed)
+
+
+ARCHITECTURES = {
+    "gpt2": Architecture(  # transformers' Conv1D
+        transposed=(".c_attn.weight", ".c_proj.weight", ".c_fc.weight"), genai_type="llama"
+    ),
+    "granite": Architecture(genai_builder=True),
+    "llama": Architecture(genai_builder=True),
+    "olmo2": Architecture(genai_type="olmo"),
+    "qwen2": Architecture(genai_builder=True),
+    "qwen3": Architecture(genai_builder=True),
+}
+
+
+def find_architecture(model_type: object) -> Architecture:
+    """The entry of config.json's `model_type`, or one that says nothing."""
+    return ARCHITECTURES.get(str(model_type), Architecture())
