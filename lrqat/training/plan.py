@@ -9,6 +9,7 @@ from lrqat.errors import UserError
 from lrqat.models import hub
 from lrqat.models.preparation import check_settings
 from lrqat.models.surgery import SurgeryPlan, plan_surgery
+from lrqat.settings import AUTO
 from lrqat.training.config import TrainConfig
 from lrqat.training.estimate import MemoryEstimate, estimate_memory, trainable_parameters
 
@@ -55,15 +56,16 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
     Raises:
         UserError: anything about the model, the grid or the settings that would stop the run.
     """
+    config = config.resolved()
     model_config = hub.load_config(config.model, trust_remote_code=config.trust_remote_code)
     model = hub.meta_model(model_config, trust_remote_code=config.trust_remote_code)
     surgery = plan_surgery(model, config.grid, config.keep, config.grids_by_pattern())
-    check_settings(surgery, config.settings())
+    check_settings(surgery, config)
     device = _device(config.device)
     dtype = _dtype(config.dtype, device)
     return TrainingPlan(
         surgery=surgery,
-        trainable=trainable_parameters(surgery, config),
+        trainable=trainable_parameters(surgery, config, trains_scales=config.trains_scales),
         memory=estimate_memory(model, surgery, config, dtype),
         device=device,
         dtype=dtype,
@@ -71,7 +73,7 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
 
 
 def _device(name: str) -> str:
-    if name != "auto":
+    if name != AUTO:
         try:
             torch.empty(0, device=name)
         except (RuntimeError, AssertionError) as error:
@@ -82,5 +84,5 @@ def _device(name: str) -> str:
 
 
 def _dtype(name: str, device: str) -> torch.dtype:
-    chosen = ("float32" if device == "cpu" else "bfloat16") if name == "auto" else name
-    return getattr(torch, chosen)  # one of lrqat.training.config.DTYPES
+    chosen = ("float32" if device == "cpu" else "bfloat16") if name == AUTO else name
+    return getattr(torch, chosen)  # one of lrqat.training.settings.DTYPES

@@ -10,9 +10,10 @@ from tqdm.auto import tqdm
 from lrqat.evaluation.perplexity import Windows
 from lrqat.evaluation.text import EvaluationText, encode, window_bos
 from lrqat.training import processes
-from lrqat.training.config import SELF, TrainConfig
+from lrqat.training.config import TrainConfig
 from lrqat.training.data.documents import TokenBlocks, documents, pack, split_held_out
 from lrqat.training.data.self_generated import write_blocks
+from lrqat.training.settings import SELF
 
 Say = Callable[[str], None]
 
