@@ -113,5 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rounded:
         said += f", {rounded:,} floating values rounded as asked"
     out.say(f"{report.path}: {said}")
+    for note in report.to_json().get("notes", ()):
+        out.say(f"note: {note}")
     out.result(report.to_json() | {"seconds": seconds})
     return command.OK
