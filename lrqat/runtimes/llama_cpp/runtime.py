@@ -42,13 +42,17 @@ class LlamaCpp:
         self.add_eos: bool = library.llama_vocab_get_add_eos(self._vocab)
 
     @classmethod
-    def open(cls, path: str | Path, n_ctx: int = 512, n_threads: int = 1) -> "LlamaCpp":
+    def open(
+        cls, path: str | Path, n_ctx: int = 512, n_threads: int = 1, evaluated: Any = None
+    ) -> "LlamaCpp":
         """Load the GGUF file `path` on the CPU.
 
         Args:
             path: the file.
             n_ctx: positions of the context; a text may have as many tokens.
             n_threads: threads of a matmul.
+            evaluated: an `ffi.EvalCallback`, which sees every tensor of the graph; the caller keeps
+                it as long as the model is open.
 
         Raises:
             RuntimeUnavailableError: the pinned llama.cpp is not installed.
@@ -56,7 +60,9 @@ class LlamaCpp:
         """
         library = ffi.load_library()
         model = _load_model(library, path)
-        context = library.llama_init_from_model(model, _context_params(library, n_ctx, n_threads))
+        params = _context_params(library, n_ctx, n_threads)
+        params.cb_eval = ctypes.cast(evaluated, ctypes.c_void_p) if evaluated else None
+        context = library.llama_init_from_model(model, params)
         if not context:
             library.llama_model_free(model)
             raise ModelError(
