@@ -2,7 +2,7 @@
 
 Peaks are those of the process (`benchmarks.memory_probe.process_peak`: with Python, the libraries,
 and the mapped pages of the files while they are read) or, on a GPU, of PyTorch's allocator. Run one
-measurement a process: memory that was freed before hides in the base of the next.
+measurement per process: memory that was freed before hides in the base of the next.
 """
 
 import time
@@ -23,6 +23,7 @@ from lrqat.training.loading import load_prepared
 from lrqat.training.objectives.losses import Objective
 from lrqat.training.optimizers import RATE_OF, make_optimizer
 from lrqat.training.plan import plan_training
+from lrqat.training.settings import ScheduleSettings
 from lrqat.training.trainer import trained_parameters
 from lrqat.training.training_model import TrainingModel
 
@@ -63,8 +64,9 @@ def measure_model(
     Raises:
         UserError: settings that do not fit the model, or weights that cannot be read one by one.
     """
+    config = config.resolved()
     plan = plan_training(config)
-    blocks = _random_blocks(config)
+    blocks = _random_blocks(config.model, config)
     measure = cuda_peak if plan.device == "cuda" else process_peak
     made: list[Any] = []
 
@@ -83,24 +85,24 @@ def measure_model(
     return parts
 
 
-def _random_blocks(config: TrainConfig) -> TokenBlocks:
+def _random_blocks(model: str, schedule: ScheduleSettings) -> TokenBlocks:
     """One batch of random tokens."""
-    vocabulary = hub.load_config(config.model).get_text_config().vocab_size
-    count = config.batch_size * config.sequence_length
+    vocabulary = hub.load_config(model).get_text_config().vocab_size
+    count = schedule.batch_size * schedule.sequence_length
     tokens = np.random.default_rng(0).integers(0, vocabulary, count, np.int32)
-    return TokenBlocks(tokens, config.sequence_length)
+    return TokenBlocks(tokens, schedule.sequence_length)
 
 
 def _batch(blocks: TokenBlocks, device: str) -> Tensor:
     return torch.from_numpy(blocks.tokens.astype(np.int64)).to(device)
 
 
-def _train(model: Any, config: TrainConfig, ids: Tensor, steps: int) -> None:
+def _train(model: Any, schedule: ScheduleSettings, ids: Tensor, steps: int) -> None:
     training = TrainingModel(
-        model.train(), Objective(), gradient_checkpointing=config.gradient_checkpointing
+        model.train(), Objective(), gradient_checkpointing=schedule.gradient_checkpointing
     )
     optimizer = make_optimizer(
-        config.optimizer,
+        schedule.optimizer,
         trained_parameters(model).items(),
         dict.fromkeys(RATE_OF.values(), 1e-7),  # what is learned does not matter
         betas=(0.9, 0.95),
@@ -110,6 +112,6 @@ def _train(model: Any, config: TrainConfig, ids: Tensor, steps: int) -> None:
         loss = training(ids)["loss"]
         loss.backward()
         if not torch.isfinite(loss):
-            raise ModelError(f"the loss of {config.model} is {loss.item()}; give intact weights")
+            raise ModelError(f"the loss is {loss.item()}; give a model with intact weights")
         optimizer.step()
         optimizer.zero_grad()

@@ -23,7 +23,7 @@ from lrqat.errors import DataError, GridError, UserError
 from lrqat.layers.modes import evaluating
 
 BINS = 2048
-CANDIDATES = 100  # fractions of minmax that the mse search tries, as in lrqat.init.range_init
+CANDIDATES = 100  # fractions of minmax that the mse search tries, as in lrqat.init.scale_search
 TAIL = 5e-5
 
 

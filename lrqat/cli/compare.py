@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         plot_comparison([vars(cell) for cell in cells], folder / "comparison.png")
     out.table(
         f"{len(cells)} runs in {folder}",
-        ["grid", "method", "bits/weight", "perplexity", "KL", "same top", "moved", "seconds"],
+        ["grid", "method", "bits/weight", "perplexity", "KL", "same top", "changed", "seconds"],
         [
             (
                 c.grid, c.method, f"{c.bits_per_weight:.4g}", f"{c.perplexity:.3f}",

@@ -114,5 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if report.rounded:
         said += f", {report.rounded:,} unquantized weights rounded as asked"
     out.say(f"{report.path}: {said}")
+    for note in report.to_json().get("notes", ()):
+        out.say(f"note: {note}")
     out.result(report.to_json() | {"seconds": seconds})
     return command.OK

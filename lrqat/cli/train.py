@@ -10,6 +10,7 @@ from typing import Any
 
 from lrqat.cli import command
 from lrqat.grids.grid import grid_families
+from lrqat.settings import flag, groups_of
 from lrqat.training.config import TrainConfig
 from lrqat.training.plan import TrainingPlan, plan_training
 from lrqat.training.report import TrainReport
@@ -19,42 +20,37 @@ _REMEDY = "Try a lower --learning-rate, more --steps, or --teacher self"
 
 def build_parser() -> argparse.ArgumentParser:
     parser = command.parser(__doc__ or "")
-    parser.add_argument("--model", required=True, help="model folder or Hugging Face hub id")
-    parser.add_argument(
-        "--data",
-        required=True,
-        help="plain text, .jsonl, .json, .parquet, .csv or .tsv; a folder of them; the name of a "
-        "Hugging Face dataset; or self",
-    )
-    parser.add_argument("--output", required=True, help="folder for the fused checkpoint")
-    add_settings(parser)
+    add_settings(parser, required=True)
     parser.add_argument("--resume", metavar="auto|STATE", help="continue from a saved state")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --output")
     return parser
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """An option for every setting of a run that has a default."""
+def add_settings(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    """An option for every setting of a run that has a default, or for all; in their groups."""
     hints = typing.get_type_hints(TrainConfig)
-    for field in dataclasses.fields(TrainConfig):
-        if "help" in field.metadata:
-            _add_option(parser, field, hints[field.name])
+    for title, fields in groups_of(TrainConfig):
+        group = parser.add_argument_group(title)
+        for field in fields:
+            if required or field.default is not dataclasses.MISSING:
+                _add_option(group, field, hints[field.name])
 
 
-def _add_option(parser: argparse.ArgumentParser, field: Any, hint: Any) -> None:
-    flag = "--" + field.name.replace("_", "-")
+def _add_option(group: Any, field: dataclasses.Field[Any], hint: Any) -> None:
     text = field.metadata["help"]
     if field.name == "grid":
         text += "; " + "; ".join(grid_families())
     options: dict[str, Any] = {"help": text, "default": field.default}
-    if hint is bool:
+    if field.default is dataclasses.MISSING:
+        options = {"help": text, "required": True}
+    elif hint is bool:
         options["action"] = "store_true"
     elif isinstance(field.default, tuple):
         options.update(action="append", default=[], metavar="PATTERN")
     else:
         options["type"] = _plain_type(hint)
-    parser.add_argument(flag, **options)
+    group.add_argument(flag(field.name), **options)
 
 
 def _plain_type(hint: Any) -> Any:
@@ -67,21 +63,22 @@ def _plain_type(hint: Any) -> Any:
 def config_from(args: argparse.Namespace, **fixed: Any) -> TrainConfig:
     """The settings that `args` holds, but for those that are `fixed`."""
     names = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in fixed]
-    values = {name: getattr(args, name) for name in names} | fixed
-    return TrainConfig(**{**values, "keep": tuple(args.keep), "grid_for": tuple(args.grid_for)})
+    given = {name: getattr(args, name) for name in names}
+    values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items()}
+    return TrainConfig(**values | fixed)
 
 
-def show_plan(out: command.Output, plan: TrainingPlan, config: TrainConfig) -> None:
+def show_plan(out: command.Output, plan: TrainingPlan, rank: int) -> None:
     surgery = plan.surgery
     grids = ", ".join(sorted({target.grid.name for target in surgery.quantized.values()}))
     out.say(
         f"{len(surgery.quantized)} weights with {surgery.weights:,} values go on {grids} "
-        f"({surgery.bits_per_weight:.4g} bits a weight)"
+        f"({surgery.bits_per_weight:.4g} bits per weight)"
     )
     for name, reason in surgery.kept.items():
-        out.say(f"stays in floating point: {name} ({reason})")
+        out.say(f"stays unquantized: {name} ({reason})")
     out.say(
-        f"{plan.trainable:,} trainable parameters (rank {config.rank}), "
+        f"{plan.trainable:,} trainable parameters (rank {rank}), "
         f"{str(plan.dtype).removeprefix('torch.')} on {plan.device}"
     )
     memory = plan.memory.to_json()
@@ -109,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = config_from(args)
     plan = plan_training(config)
     if _is_first():
-        show_plan(out, plan, config)
+        show_plan(out, plan, config.rank)
     if args.dry_run:
         out.result(plan.to_json())
         return command.OK

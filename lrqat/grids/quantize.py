@@ -1,7 +1,9 @@
 """The one definition of the integers, of the scales and of the weights, in torch.
 
-    q = the grid's integer nearest to V     V = Phi0 + (alpha / r) A B, float32 (out, in)
+    q = the grid's integer nearest to V     V = Phi0 + (alpha / r) u (A B), float32 (out, in)
     W = s * q - o                           s and o one float per group of a row, as stored
+
+u is what a step of each group is worth, see `lrqat.layers.weight`; 1 with one scale per row.
 
 The layer's forward and backward, the fuse, the reference perplexity and (through the fused
 checkpoint) every exporter use these functions and nothing else, so exported equals trained by

@@ -18,7 +18,7 @@ round-to-nearest by J.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -33,28 +33,43 @@ _FIRST_STEP = 0.3
 _SIZE_OF_B = 3**-0.5  # root mean square of a row's entries times sqrt(in), as Kaiming-uniform has
 
 
+def _along_inputs(layer: QuantizedWeight, weight: Tensor, inputs: InputDirections) -> None:
+    layer.lora_b.copy_(inputs.vectors[: layer.lora_b.shape[0]] * _SIZE_OF_B)
+
+
+def _cancel_error(layer: QuantizedWeight, weight: Tensor, inputs: InputDirections) -> None:
+    _along_inputs(layer, weight, inputs)
+    stored = layer.stored()
+    for rows in layer.row_blocks():
+        _cancel(layer, weight[rows].float(), rows, stored[rows], inputs)
+
+
 @dataclass(frozen=True)
 class LoRAInit:
-    """One row of the table.
+    """A start of A and B.
 
     Attributes:
-        directions: whether B follows the inputs.
-        cancels: whether A cancels the error of rounding.
+        summary: one line for `--help` and the documentation.
         learning_rate: a good peak rate of A and B for some hundred steps. The integers that `error`
             has chosen are soon lost in the noise of a rate that is good for A = 0.
-        summary: one line for `--help` and the documentation.
+        start: sets A and B of a layer that has just been made, from its full-precision weight
+            (out, in) and the directions of its inputs; None leaves A zero and B random.
     """
 
-    directions: bool
-    cancels: bool
-    learning_rate: float
     summary: str
+    learning_rate: float
+    start: Callable[[QuantizedWeight, Tensor, InputDirections], None] | None = None
+
+    @property
+    def directions(self) -> bool:
+        """Whether it needs the directions of the inputs."""
+        return self.start is not None
 
 
 LORA_INITS: dict[str, LoRAInit] = {
-    "random": LoRAInit(False, False, 1e-3, "A zero, B random (the paper's)"),
-    "inputs": LoRAInit(True, False, 1e-3, "A zero, B along the leading directions of the inputs"),
-    "error": LoRAInit(True, True, 2e-4, "so too, and A cancels the rounding error along them"),
+    "random": LoRAInit("A zero, B random (the paper's)", 1e-3),
+    "inputs": LoRAInit("A zero, B along the leading directions of the inputs", 1e-3, _along_inputs),
+    "error": LoRAInit("so too, and A cancels the rounding error along them", 2e-4, _cancel_error),
 }
 
 
@@ -70,14 +85,8 @@ def initialise(
         inputs: of this projection, r or more directions.
         init: what to do.
     """
-    rank = layer.lora_b.shape[0]
-    if not init.directions or not rank:
-        return
-    layer.lora_b.copy_(inputs.vectors[:rank] * _SIZE_OF_B)
-    if init.cancels:
-        stored = layer.stored()
-        for rows in layer.row_blocks():
-            _cancel(layer, weight[rows].float(), rows, stored[rows], inputs)
+    if init.start is not None and layer.lora_b.shape[0]:
+        init.start(layer, weight, inputs)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@
     Phi0 (out, in) frozen   A (out, r)   B (r, in)   u, s, o (out, groups)   W (out, in)
 
 V counts steps of its group, of the size s0 that training began with, and u = (mean |s0| of the row)
-/ s0. The paper has one scale a row, and there u = 1. With many scales a row, some of them negative,
+/ s0. The paper has one scale per row, and there u = 1. With many scales per row, some negative,
 steps of unlike size and sign would scatter what A and B do; with u their product is a change of the
 weights of rank r, counted in mean steps of the row.
 
@@ -15,7 +15,8 @@ Gradients, with G = dL/dW, rounding straight-through, and M = 1 where nothing wa
     dL/dA = (alpha/r) D B^T     dL/dB = (alpha/r) A^T D     D = u dL/dV = u s G M
 
 `QuantizedWeight` knows these and nothing of who uses the weight: a projection
-(`lrqat.layers.linear`), an embedding or an expert (`lrqat.layers.tables`).
+(`lrqat.layers.linear`), an embedding (`lrqat.layers.embedding`) or an expert
+(`lrqat.layers.experts`).
 Source: Bondarenko, Del Chiaro, Nagel, "Low-Rank Quantization-Aware Training for LLMs", 2024.
 """
 
@@ -62,9 +63,9 @@ class Gradients:
 class QuantizedWeight(nn.Module):
     """A weight (out, in) on a grid.
 
-    `lora_a` (out, r) starts at zero and `lora_b` (r, in) Kaiming-uniform, so the first step
-    computes plain round-to-nearest. `lora_a`, `lora_b`, `scale` and `minimum` are float32 whatever
-    the compute dtype: in bfloat16 a step of 1e-5 would never move a scale.
+    `lora_a` (out, r) is made zero and `lora_b` (r, in) Kaiming-uniform, which is plain
+    round-to-nearest; `lrqat.init.lora_init` may start them elsewhere. They, `scale` and `minimum`
+    are float32 whatever the compute dtype: in bfloat16 a step of 1e-5 would never move a scale.
 
     Attributes:
         phi: frozen parameter (out, columns) in the form of `downcast`: W0 / s0.
@@ -74,7 +75,7 @@ class QuantizedWeight(nn.Module):
         minimum: float32 (out, groups) on a grid with minima, else None.
         zero_point: frozen float32 (out, groups), integers, on a grid that has them, else None.
         scaling: alpha / r, times the mean distance of levels on a codebook grid.
-        unit: u, frozen bfloat16 (out, groups), or None with one scale a row.
+        unit: u, frozen bfloat16 (out, groups), or None with one scale per row.
     """
 
     minimum: nn.Parameter | None
@@ -223,7 +224,7 @@ def add_range_gradients(
 
 
 def _unit(start: Tensor) -> Tensor | None:
-    """Mean |s0| of each row over s0: bfloat16 (out, groups); None for a scale a row."""
+    """Mean |s0| of each row over s0: bfloat16 (out, groups); None with one scale per row."""
     if start.shape[1] == 1:  # a negative one only means that a row of A is, too
         return None
     unit = start.abs().mean(1, keepdim=True) / start

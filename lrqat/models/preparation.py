@@ -7,8 +7,8 @@ in memory in full precision, not even once.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from lrqat.errors import ModelError, UserError
 from lrqat.grids.quantize import Scales
 from lrqat.init.input_directions import InputDirections
 from lrqat.init.lora_init import LORA_INITS, initialise
-from lrqat.init.range_init import find_scales
+from lrqat.init.range_init import RANGE_INITS, find_scales
 from lrqat.layers.embedding import LRQATEmbedding
 from lrqat.layers.experts import LRQATExperts
 from lrqat.layers.frozen import DOWNCASTS
@@ -27,8 +27,9 @@ from lrqat.layers.linear import LRQATLinear
 from lrqat.layers.methods import METHODS, LoRALinear
 from lrqat.layers.weight import QuantizedWeight
 from lrqat.models.surgery import SurgeryPlan, Target
+from lrqat.settings import AUTO, Group, above, at_least, one_of, option
 
-_FACTOR_AT_32 = 16  # alpha / r at rank 32, see lrqat.training.config
+_FACTOR_AT_32 = 16  # alpha / r at rank 32, where the paper has 1/32: see lrqat.training.config
 
 
 def default_alpha(rank: int) -> float:
@@ -40,27 +41,54 @@ def default_alpha(rank: int) -> float:
     return _FACTOR_AT_32 * math.sqrt(32 * rank)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How weights are put on their grids.
+@dataclass(frozen=True, kw_only=True)
+class Settings(Group):
+    """How weights are put on their grids, and what of them is trained.
 
-    Attributes:
-        rank: r, columns of A and rows of B.
-        alpha: the update is (alpha / r) A B; None means `default_alpha(rank)`.
-        phi: form of the frozen weights, a name in `lrqat.layers.frozen.DOWNCASTS`.
-        range_init: start scales, a name in `lrqat.init.range_init.RANGE_INITS`.
-        lora_init: A and B at the start, a name in `lrqat.init.lora_init.LORA_INITS`.
-        method: a name in `lrqat.layers.methods.METHODS`.
-        train_scales: whether scales and minima are trained, where the method does.
+    Raises:
+        UserError: an unknown name, or a number out of range, on construction.
     """
 
-    rank: int = 32
-    alpha: float | None = None
-    phi: str = "fp32"
-    range_init: str = "l2"
-    lora_init: str = "random"
-    method: str = "lr-qat"
-    train_scales: bool = True
+    title = "weights"
+
+    method: str = option(
+        "; ".join(f"{name}: {method.summary}" for name, method in METHODS.items()),
+        "lr-qat",
+        one_of(METHODS),
+    )
+    rank: int = option("r: columns of A, rows of B", 32, at_least(1))
+    alpha: float | None = option(
+        "the update is (alpha/r) A B; default: 16 sqrt(32 r), which is 512 at rank 32",
+        None,
+        above(0),
+    )
+    phi: str = option(
+        f"form of the frozen weights: {', '.join(DOWNCASTS)}", "fp32", one_of(DOWNCASTS)
+    )
+    range_init: str = option(
+        f"start scales: {', '.join(RANGE_INITS)}; auto: importance, or l2 with --streamed",
+        AUTO,
+        one_of((AUTO, *RANGE_INITS)),
+    )
+    lora_init: str = option(
+        f"A and B at the start: {', '.join(LORA_INITS)}; auto: error, or random with --streamed",
+        AUTO,
+        one_of((AUTO, *LORA_INITS)),
+    )
+
+    def with_starts(self, *, importance: bool, directions: bool) -> Self:
+        """The same with a name in place of `auto`, which takes the best start that there can be.
+
+        Args:
+            importance: whether the importance of the inputs is known.
+            directions: whether the directions of the inputs are.
+        """
+        scales, low_rank = self.range_init, self.lora_init
+        return replace(
+            self,
+            range_init=("importance" if importance else "l2") if scales == AUTO else scales,
+            lora_init=("error" if directions else "random") if low_rank == AUTO else low_rank,
+        )
 
 
 def prepare(
@@ -79,7 +107,7 @@ def prepare(
         model: the model that `plan` was made for, with its weights (or on meta, with `load`).
         plan: from `lrqat.models.surgery.plan_surgery`.
         settings: how.
-        importance: module name -> (in,) mean square of each input channel.
+        importance: module name -> (in,) mean square of each input channel, for `range_init`.
         directions: module name -> leading directions of its inputs, for `lora_init`. A module
             without any starts at random.
         load: parameter name -> its value, for a model on the meta device.
@@ -142,7 +170,9 @@ class _Maker:
         importance: Mapping[str, Tensor],
         directions: Mapping[str, InputDirections],
     ) -> None:
-        self.settings = settings
+        self.settings = settings.with_starts(
+            importance=bool(importance), directions=bool(directions)
+        )
         self._importance, self._directions = importance, directions
         self.method = METHODS[settings.method]
 
@@ -226,9 +256,15 @@ def _set_trained(model: nn.Module, settings: Settings) -> None:
     for _, module in model.named_modules():
         if isinstance(module, QuantizedWeight | LoRALinear):
             for name, parameter in module.named_parameters(recurse=False):
-                frozen = name in ("scale", "minimum") and not settings.train_scales
-                empty = parameter.numel() == 0
-                parameter.requires_grad_(name in trains and not frozen and not empty)
+                parameter.requires_grad_(name in trains and parameter.numel() > 0)
+
+
+def freeze_scales(model: nn.Module) -> None:
+    """Leave the scales and minima of a prepared model as they start."""
+    for _, layer in quantized_layers(model):
+        for parameter in (layer.scale, layer.minimum):
+            if parameter is not None:
+                parameter.requires_grad_(False)
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedWeight]]:
@@ -246,7 +282,7 @@ def merge_and_round(
     importance: Mapping[str, Tensor] | None = None,
 ) -> Any:
     """What `lora-then-rtn` ends with: merge every LoRA layer and round it to its grid."""
-    maker = _Maker(Settings(**{**vars(settings), "method": "rtn"}), importance or {}, {})
+    maker = _Maker(replace(settings, method="rtn"), importance or {}, {})
     for name, module in list(model.named_modules()):
         if isinstance(module, LoRALinear):
             target = plan.quantized[name]

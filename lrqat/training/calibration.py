@@ -1,5 +1,6 @@
-"""What is measured on the training text before training: the inputs of projections, and ranges."""
+"""What is measured on the training text before training: inputs of projections, their ranges."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +19,10 @@ from lrqat.init.input_statistics import Statistic
 from lrqat.init.lora_init import LORA_INITS
 from lrqat.init.range_init import RANGE_INITS
 from lrqat.layers.methods import METHODS
-from lrqat.training.config import TrainConfig
+from lrqat.models.preparation import Settings
+from lrqat.models.surgery import SurgeryPlan
 from lrqat.training.data.documents import TokenBlocks
-from lrqat.training.plan import TrainingPlan
+from lrqat.training.settings import ActivationSettings
 
 _FEWEST_TOKENS = 2048  # a batch without gradients; smaller ones are slow
 
@@ -30,7 +32,7 @@ class Inputs:
     """What is known of the inputs of projections, by module name; empty where nobody asks.
 
     Attributes:
-        importance: (in,) mean square of each channel, for the search of ranges.
+        importance: (in,) mean square of each channel, for the search of scales.
         directions: the leading directions, for the start of A and B.
     """
 
@@ -38,74 +40,94 @@ class Inputs:
     directions: dict[str, InputDirections] = field(default_factory=dict)
 
 
+def calibration_batches(
+    blocks: TokenBlocks, *, tokens: int, batch_size: int, device: str
+) -> list[Tensor]:
+    """The start of the training text, to measure on.
+
+    Args:
+        blocks: the text.
+        tokens: how many at most; one block at least is taken.
+        batch_size: blocks in a batch at least.
+        device: where the batches go.
+
+    Returns:
+        int64 (batch, block length) each.
+    """
+    length = blocks.tokens.shape[1]
+    start = torch.from_numpy(blocks.tokens[: max(1, tokens // length)].astype("int64"))
+    return list(start.to(device).split(max(batch_size, _FEWEST_TOKENS // length)))
+
+
 def measure_inputs(
-    model: Any, plan: TrainingPlan, config: TrainConfig, blocks: TokenBlocks
+    model: Any,
+    surgery: SurgeryPlan,
+    weights: Settings,
+    imatrix: str | None,
+    batches: Sequence[Tensor],
 ) -> Inputs:
-    """Run the text through `model`, if the starts that `config` asks for need to know its inputs.
+    """Run the text through `model`, if the starts in `weights` need to know its inputs.
 
     Embeddings have no inputs, and stacks of experts do not show theirs: they start without.
+
+    Args:
+        model: whole, in full precision; None if nothing has to be measured.
+        surgery: which projections.
+        weights: `range_init`, `lora_init`, `method` and `rank`, resolved.
+        imatrix: file to read the importance from instead, or None.
+        batches: text, from `calibration_batches`.
 
     Raises:
         UserError: an importance file that does not belong to the model.
     """
-    targets = plan.surgery.quantized.items()
+    targets = surgery.quantized.items()
     columns = {name: t.shape[1] for name, t in targets if t.is_layer}
-    weighted, directed = RANGE_INITS[config.range_init].weighted, _directed(config)
-    read = imatrix_file.read(config.imatrix, columns) if weighted and config.imatrix else None
+    weighted, directed = RANGE_INITS[weights.range_init].weighted, _directed(weights)
+    read = imatrix_file.read(imatrix, columns) if weighted and imatrix else None
     if not directed and (read is not None or not weighted):
         return Inputs(read or {})
     statistics: dict[str, Statistic] = {"squares": sum_of_squares}
     if directed:
-        statistics["sketch"] = sketch_of(config.rank)
-    batches = _batches(blocks, config, plan)
+        statistics["sketch"] = sketch_of(weights.rank)
     means = input_statistics.collect(model, columns, batches, statistics, _bar)
     importance = read or (means["squares"] if weighted else {})
     if not directed:
         return Inputs(importance)
-    return Inputs(importance, find_directions(means["sketch"], means["squares"], config.rank))
+    return Inputs(importance, find_directions(means["sketch"], means["squares"], weights.rank))
 
 
-def _directed(config: TrainConfig) -> bool:
+def _directed(weights: Settings) -> bool:
     """Whether A and B exist and start from directions."""
-    method = METHODS[config.method]
-    return method.low_rank and method.rounds_inside and LORA_INITS[config.lora_init].directions
+    method = METHODS[weights.method]
+    return method.low_rank and method.rounds_inside and LORA_INITS[weights.lora_init].directions
 
 
 def _bar(batches: Any) -> Any:
     return tqdm(batches, desc="inputs", unit="batch")
 
 
-def round_activations(
-    model: Any, plan: TrainingPlan, config: TrainConfig, blocks: TokenBlocks
+def quantize_activations(
+    model: Any, surgery: SurgeryPlan, settings: ActivationSettings, batches: Sequence[Tensor]
 ) -> None:
-    """Round the inputs of quantised projections, and the keys and values, as `config` says.
+    """Fake-quantize the inputs of trained projections, and the keys and values, as asked.
 
     Args:
         model: the prepared model.
-        plan: which projections.
-        config: `activations`, `kv_bits` ...
-        blocks: text to measure static ranges on.
+        surgery: which projections.
+        settings: `activations`, `kv_bits` ..., resolved.
+        batches: text to measure static ranges on, from `calibration_batches`.
 
     Raises:
         GridError: inputs that do not fit the activation grid.
-        ModelError: a model whose attention does not let its keys and values be rounded.
+        ModelError: a model whose attention does not let its keys and values be quantized.
     """
-    if config.activations:
-        grid = find_activation_grid(config.activations, plan.surgery.grid.group_size)
-        targets = plan.surgery.quantized.items()
+    if settings.activations:
+        grid = find_activation_grid(settings.activations, surgery.grid.group_size)
+        targets = surgery.quantized.items()
         names = [name for name, t in targets if t.is_layer]
         ranges = None
         if grid.static:
-            batches = _batches(blocks, config, plan)
-            ranges = calibrate(model, grid, names, batches, config.activation_range)
-        attach(model, grid, names, ranges, learn_scale=config.learn_activation_ranges)
-    if config.kv_bits:
-        quantize_kv_cache(model, config.kv_bits)
-
-
-def _batches(blocks: TokenBlocks, config: TrainConfig, plan: TrainingPlan) -> list[Tensor]:
-    """The first `importance_tokens` tokens of the text: int64 (batch, tokens) each."""
-    wanted = max(1, config.importance_tokens // config.sequence_length)
-    tokens = torch.from_numpy(blocks.tokens[:wanted].astype("int64"))
-    rows = max(config.batch_size, _FEWEST_TOKENS // config.sequence_length)
-    return list(tokens.to(plan.device).split(rows))
+            ranges = calibrate(model, grid, names, batches, settings.activation_range)
+        attach(model, grid, names, ranges, learn_scale=settings.learn_activation_ranges)
+    if settings.kv_bits:
+        quantize_kv_cache(model, settings.kv_bits)

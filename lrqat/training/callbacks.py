@@ -30,7 +30,7 @@ def share_changed(model: Any) -> float:
 
 
 class ProgressLine(TrainerCallback):
-    """One line on standard error: loss, tokens a second, time left, share of integers changed.
+    """One line on standard error: loss, tokens per second, time left, share of integers changed.
 
     Args:
         model: what is trained.

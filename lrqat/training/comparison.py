@@ -18,6 +18,7 @@ from lrqat.layers.methods import METHODS
 from lrqat.training.config import TrainConfig
 from lrqat.training.plan import plan_training
 from lrqat.training.run import train
+from lrqat.training.settings import NONE
 
 RESULT = "result.json"
 Say = Callable[[str], None]
@@ -34,7 +35,7 @@ class Cell:
         perplexity: of the fake-quant model.
         kl: mean KL from full precision, nats.
         same_top: share of tokens where both put the same token first.
-        changed: share of the integers that training moved.
+        changed: share of the integers that training changed.
         seconds: of training.
     """
 
@@ -65,7 +66,7 @@ def compare_methods(
     Raises:
         UserError: no teacher to measure KL against, an unknown name, or a run that fails.
     """
-    if config.teacher == "none":
+    if config.teacher == NONE:
         raise UserError("a comparison measures KL and needs --teacher self, or a model")
     for method in methods:
         if method not in METHODS:
@@ -115,7 +116,7 @@ def _cell(config: TrainConfig, say: Say) -> Cell:
 def to_markdown(cells: Sequence[Cell]) -> str:
     """A table for the documentation."""
     lines = [
-        "| grid | method | bits a weight | perplexity | KL | same top token | integers moved |",
+        "| grid | method | bits per weight | perplexity | KL | same top token | integers changed |",
         "|---|---|---|---|---|---|---|",
     ]
     lines += [

@@ -6,7 +6,7 @@ step, so they add up to the peak: at the end of a forward pass there are no grad
 its backward pass the logits are gone.
 
     frozen       Phi0 in its downcast form
-    floating     what stays in floating point
+    floating     what stays unquantized
     adapters     A and B (of the method `full`: the weights), float32
     scales       scales, minima, zero-points, and those that give the original weights back
     gradients    of what is trained
@@ -30,19 +30,14 @@ import torch
 from torch import Tensor
 
 from lrqat.layers.methods import METHODS
-from lrqat.layers.modes import full_precision, provides_full_precision
 from lrqat.models import hub
-from lrqat.models.preparation import prepare
+from lrqat.models.preparation import Settings, freeze_scales, prepare
 from lrqat.models.surgery import SurgeryPlan
 from lrqat.training.config import TrainConfig
-from lrqat.training.meta_step import PurposeCounter, halves, run_step, shapes_only
-from lrqat.training.objectives.losses import (
-    CachedTeacher,
-    ModelTeacher,
-    Objective,
-    SelfTeacher,
-    Teacher,
-)
+from lrqat.training.meta_step import PurposeCounter, run_step, shapes_only
+from lrqat.training.objectives.losses import Objective
+from lrqat.training.objectives.teachers import choose_teacher
+from lrqat.training.settings import SELF, ModelSettings, ScheduleSettings
 from lrqat.training.training_model import enable_checkpointing
 
 _PART_OF = {
@@ -83,16 +78,16 @@ class MemoryEstimate:
         return {**vars(self), "total": self.total}
 
 
-def trainable_parameters(plan: SurgeryPlan, config: TrainConfig) -> int:
+def trainable_parameters(plan: SurgeryPlan, weights: Settings, *, trains_scales: bool) -> int:
     """Number of trained values: A, B, scales and minima, or what the method trains instead."""
-    trains = METHODS[config.method].trains
+    trains = METHODS[weights.method].trains
     total = 0
     for target in plan.quantized.values():
         if "lora_a" in trains:
-            total += config.rank * sum(target.shape) * target.count
+            total += weights.rank * sum(target.shape) * target.count
         if "weight" in trains:
             total += target.weights
-        if "scale" in trains and config.scale_learning_rate > 0:
+        if "scale" in trains and trains_scales:
             total += target.groups * (2 if target.grid.minimum else 1)
     return total
 
@@ -108,7 +103,7 @@ def estimate_memory(
     Args:
         model: on any device, also meta; its class and configuration are used, nothing is changed.
         plan: from `plan_surgery(model, ...)`.
-        config: batch, length, rank, phi, method, teacher.
+        config: the settings, resolved.
         dtype: compute type.
 
     Raises:
@@ -116,17 +111,21 @@ def estimate_memory(
     """
     counter = PurposeCounter()
     with shapes_only():
-        student = prepare(
-            _on_meta(type(model), model.config, dtype),
-            plan,
-            config.settings(),
-        )
-        _hold(counter, student, config)
-        teacher, rows = _teacher(counter, student, config, dtype)
-        rows["input_ids"] = _tensor(config, dtype=torch.long)
-        objective = Objective(teacher, getattr(config, "cross_entropy_weight", 0.0))
+        student = prepare(_on_meta(type(model), model.config, dtype), plan, config)
+        if not config.trains_scales:
+            freeze_scales(student)
+        _hold(counter, student, config.optimizer)
+        rows = {"input_ids": _tensor(config, dtype=torch.long)}
+        teacher = second = None
+        choice = choose_teacher(config, student, kv_bits=config.kv_bits)
+        if choice is not None:
+            # Held also where a cache answers in its place: KL is measured against it in the end.
+            second = _second_model(counter, choice.second, student, config, dtype)
+            teacher = choice.teacher(second)
+            rows |= _cached_rows(config, config.teacher_top_k) if choice.cached else {}
+        objective = Objective(teacher, config.cross_entropy_weight)
         student.train()
-        if _checkpointing(config):
+        if config.gradient_checkpointing:
             enable_checkpointing(student)
         resident = counter.live.copy()
         try:
@@ -144,7 +143,7 @@ def _on_meta(kind: Any, config: Any, dtype: torch.dtype) -> Any:
     return model
 
 
-def _hold(counter: PurposeCounter, student: Any, config: TrainConfig) -> None:
+def _hold(counter: PurposeCounter, student: Any, optimizer: str) -> None:
     """Count what is there from step to step."""
     counter.hold([*student.parameters(), *student.buffers()], "floating")
     trained = [p for p in student.parameters() if p.requires_grad]
@@ -154,51 +153,49 @@ def _hold(counter: PurposeCounter, student: Any, config: TrainConfig) -> None:
             part = _PART_OF.get(name.rpartition(".")[2])
             if part:
                 counter.hold([tensor], part)
-    bits8 = getattr(config, "optimizer", "adamw") == "adamw8bit"
-    moment = torch.uint8 if bits8 else torch.float32
+    moment = torch.uint8 if optimizer == "adamw8bit" else torch.float32
     # Kept by the student, so that they live as long.
     student.moments = [torch.empty_like(p, dtype=moment) for p in trained for _ in range(2)]
     counter.hold(student.moments, "optimizer")
 
 
-def _teacher(
-    counter: PurposeCounter, student: Any, config: TrainConfig, dtype: torch.dtype
-) -> tuple[Teacher | None, dict[str, Tensor]]:
-    """The teacher on meta, and what it adds to the rows of a batch."""
-    if getattr(config, "teacher_cache", None):
-        k = getattr(config, "teacher_top_k", 64)
-        logprobs = _tensor(config, k, dtype=torch.float16)
-        ids = _tensor(config, k, dtype=torch.int32)
-        return CachedTeacher(), {"teacher_logprobs": logprobs, "teacher_ids": ids}
-    if config.teacher == "none":
-        return None, {}
-    if config.teacher != "self":
-        own = hub.load_config(config.teacher, trust_remote_code=config.trust_remote_code)
-        kind = type(hub.meta_model(own, trust_remote_code=config.trust_remote_code))
-        model = _on_meta(kind, own, dtype)
-    elif provides_full_precision(student):
-        return SelfTeacher(full_precision), {}
-    else:
+def _second_model(
+    counter: PurposeCounter,
+    name: str | None,
+    student: Any,
+    settings: ModelSettings,
+    dtype: torch.dtype,
+) -> Any:
+    """The model that is held beside the student, on meta; None if there is none."""
+    if name is None:
+        return None
+    if name == SELF:
         model = _on_meta(type(student), student.config, dtype)
+    else:
+        trusted = settings.trust_remote_code
+        own = hub.load_config(name, trust_remote_code=trusted)
+        model = _on_meta(type(hub.meta_model(own, trust_remote_code=trusted)), own, dtype)
     counter.hold([*model.parameters(), *model.buffers()], "teacher")
-    teacher = ModelTeacher(model)
-    teacher._split = halves(model)
-    return teacher, {}
+    return model
 
 
-def _checkpointing(config: TrainConfig) -> bool:
-    return bool(getattr(config, "gradient_checkpointing", False))
+def _cached_rows(schedule: ScheduleSettings, k: int) -> dict[str, Tensor]:
+    """What a teacher's cache adds to the rows of a batch, in the cache's types."""
+    return {
+        "teacher_logprobs": _tensor(schedule, k, dtype=torch.float16),
+        "teacher_ids": _tensor(schedule, k, dtype=torch.int32),
+    }
 
 
-def _tensor(config: TrainConfig, *more: int, dtype: torch.dtype) -> Tensor:
-    shape = (config.batch_size, config.sequence_length, *more)
+def _tensor(schedule: ScheduleSettings, *more: int, dtype: torch.dtype) -> Tensor:
+    shape = (schedule.batch_size, schedule.sequence_length, *more)
     return torch.zeros(shape, dtype=dtype, device="meta")
 
 
 def _rule_of_thumb(
-    student: Any, plan: SurgeryPlan, config: TrainConfig, dtype: torch.dtype
+    student: Any, plan: SurgeryPlan, schedule: ScheduleSettings, dtype: torch.dtype
 ) -> Counter[str]:
-    """What a step adds, from sizes: 17 hidden-sized and 3 FFN-sized values a token and layer."""
+    """What a step adds, from sizes: 17 hidden-sized and 3 FFN-sized values per token and layer."""
     text = student.config.get_text_config()
     hidden = text.hidden_size
     ffn = getattr(text, "intermediate_size", None) or 4 * hidden
@@ -206,8 +203,10 @@ def _rule_of_thumb(
     experts = getattr(text, "num_experts_per_tok", 1) or 1
     a_layer = 17 * hidden + 3 * ffn * experts
     layers = text.num_hidden_layers
-    values = layers * hidden + a_layer if _checkpointing(config) else layers * a_layer
-    tokens = config.batch_size * config.sequence_length
+    values = layers * a_layer
+    if schedule.gradient_checkpointing:
+        values = layers * hidden + a_layer
+    tokens = schedule.batch_size * schedule.sequence_length
     # The eager code multiplies by one expert after the other, and each weight is kept for backward.
     stacks = sum(t.weights for t in plan.quantized.values() if t.count > 1)
     largest = max(t.shape[0] * t.shape[1] for t in plan.quantized.values())

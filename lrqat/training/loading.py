@@ -1,4 +1,4 @@
-"""Loading the model of a run and putting it on its grid, whole or weight by weight."""
+"""The model of a run: loaded, and put on its grid whole or weight by weight."""
 
 from pathlib import Path
 from typing import Any
@@ -9,30 +9,31 @@ from transformers import set_seed
 
 from lrqat.errors import ModelError
 from lrqat.models import hub
-from lrqat.models.preparation import prepare
+from lrqat.models.preparation import freeze_scales, prepare
 from lrqat.models.streaming import load_streamed
-from lrqat.training.calibration import measure_inputs, round_activations
+from lrqat.training.calibration import calibration_batches, measure_inputs, quantize_activations
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.documents import TokenBlocks
 from lrqat.training.plan import TrainingPlan
+from lrqat.training.settings import ModelSettings
 
 
-def load_original(config: TrainConfig, plan: TrainingPlan) -> Any:
+def load_original(settings: ModelSettings, plan: TrainingPlan) -> Any:
     """The model in full precision, on the device of the run. Raises ModelError."""
     return hub.load_model(
-        config.model, dtype=plan.dtype, trust_remote_code=config.trust_remote_code
+        settings.model, dtype=plan.dtype, trust_remote_code=settings.trust_remote_code
     ).to(plan.device)
 
 
 def load_prepared(
     config: TrainConfig, plan: TrainingPlan, blocks: TokenBlocks, original: Any = None
 ) -> Any:
-    """The prepared model, with its activations rounded if `config` asks for it.
+    """The prepared model, with its activations fake-quantized if `config` asks for it.
 
     Args:
-        config: the settings.
+        config: the settings, resolved.
         plan: which weights go on which grid.
-        blocks: text to measure importance and ranges on.
+        blocks: text to measure importance and activation ranges on.
         original: the model in full precision, which becomes the prepared one; None reads its
             weights one at a time instead.
 
@@ -40,31 +41,29 @@ def load_prepared(
         UserError: settings that do not fit the model.
         ModelError: damaged weights, or files that cannot be read one weight at a time.
     """
-    inputs = measure_inputs(original, plan, config, blocks)
+    batches = calibration_batches(
+        blocks, tokens=config.importance_tokens, batch_size=config.batch_size, device=plan.device
+    )
+    inputs = measure_inputs(original, plan.surgery, config, config.imatrix, batches)
     set_seed(config.seed)  # A and B depend on the seed alone, not on what ran before
-    settings = config.settings()
-
-    def progress(names: Any) -> Any:
-        return tqdm(names, desc="preparing", unit="layer")
-
     if original is not None:
         model = prepare(
             original,
             plan.surgery,
-            settings,
+            config,
             importance=inputs.importance,
             directions=inputs.directions,
-            progress=progress,
+            progress=_preparing,
         )
     else:
         model = load_streamed(
             config.model,
             plan.surgery,
-            settings,
+            config,
             dtype=plan.dtype,
             device=plan.device,
             importance=inputs.importance,
-            progress=progress,
+            progress=_preparing,
             trust_remote_code=config.trust_remote_code,
         )
         if model is None:
@@ -72,15 +71,22 @@ def load_prepared(
                 f"the weights of {config.model} are not stored one by one under the names that "
                 "transformers gives them; train without --streamed"
             )
-    round_activations(model, plan, config, blocks)
+    if not config.trains_scales:
+        freeze_scales(model)
+    quantize_activations(model, plan.surgery, config, batches)
     return model
 
 
-def describe_base(config: TrainConfig) -> dict[str, Any]:
+def _preparing(names: Any) -> Any:
+    return tqdm(names, desc="preparing", unit="layer")
+
+
+def describe_base(settings: ModelSettings) -> dict[str, Any]:
     """The model's name, revision and the type it is stored in, for the checkpoint."""
-    stored = hub.load_config(config.model, trust_remote_code=config.trust_remote_code)
+    name = settings.model
+    stored = hub.load_config(name, trust_remote_code=settings.trust_remote_code)
     return {
-        "name": Path(config.model).name if Path(config.model).is_dir() else config.model,
+        "name": Path(name).name if Path(name).is_dir() else name,
         "revision": getattr(stored, "_commit_hash", None),
         "dtype": str(stored.dtype or torch.float32).removeprefix("torch."),
     }

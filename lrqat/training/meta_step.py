@@ -1,14 +1,15 @@
 """A training step on the meta device: the real code on tensors that have shapes and no memory.
 
 The live tensors of the step are counted as they would be, by purpose, so nothing here knows an
-architecture, a method, or what autograd keeps. Six things need help:
+architecture, a method, a teacher, or what autograd keeps. Seven things need help:
 
     attention      on meta, PyTorch takes the way that keeps attention matrices; on CPU and GPU it
-                   takes the fused one, which keeps its inputs, its output and one sum a row
+                   takes the fused one, which keeps its inputs, its output and one sum per row
     blocks         a weight is built in blocks of rows that are all alike: one of them is enough
     autocast       PyTorch refuses to be asked about it on meta, where it is always off
     scales         are not searched for
     clipping       is taken to be rare
+    the head       is taken to be all that follows the backbone, without the trial on values
     values         the meta device has none. A question about them is answered with yes (the one
                    that transformers asks is whether all of a row is one text), and tokens are
                    taken to be all different
@@ -32,7 +33,7 @@ from lrqat.grids.grid import Grid
 from lrqat.grids.quantize import Scales
 from lrqat.layers import per_row, weight
 from lrqat.layers.weight import QuantizedWeight
-from lrqat.models import preparation
+from lrqat.models import preparation, split
 from lrqat.models.split import Split
 from lrqat.training.objectives.losses import Objective
 
@@ -105,6 +106,7 @@ def shapes_only() -> Iterator[None]:
         (weight, "row_blocks", _first_block),
         (preparation, "find_scales", _empty_scales),
         (per_row, "few_clipped", _few_on_meta),
+        (split, "split", _split_untried),
         (torch, "is_autocast_enabled", _never_on_meta),
         (torch, "autocast", _none_on_meta),
         # Not one of `_ANSWERS`: those are not asked when checkpointing computes a layer again.
@@ -141,12 +143,11 @@ def run_step(
         model: prepared, on meta, in training mode; call inside `shapes_only`.
         objective: the loss; its teacher, if it is a model, on meta.
         rows: what a batch has: "input_ids" (batch, tokens), and what the objective asks for.
-        batches: batches a step (gradient accumulation).
+        batches: batches per step (gradient accumulation).
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     hooks = [p.register_post_accumulate_grad_hook(_gradient_made(counter)) for p in trained]
     hooks.append(model.base_model.register_forward_hook(_features_made(counter)))
-    objective._split = halves(model)  # the objective would try it on values
     with counter:
         # A third batch needs what a second does: gradients that are there already.
         for _ in range(min(batches, 2)):
@@ -160,17 +161,8 @@ def run_step(
         hook.remove()
 
 
-def halves(model: Any) -> Split:
-    """The model taken apart as `lrqat.models.split.split` does, without its trial."""
-    vocabulary = model.config.get_text_config().vocab_size
-    head = model.get_output_embeddings()
-    if head is None or model.base_model is model:
-        return Split(model, vocabulary)
-    return Split(model, vocabulary, model.base_model, head)
-
-
 def _update(trained: list[nn.Parameter]) -> None:
-    """AdamW a parameter at a time: two temporaries of the largest (torch.optim.adamw)."""
+    """AdamW, one parameter at a time: two temporaries of the largest (torch.optim.adamw)."""
     if trained:
         largest = max(trained, key=torch.numel)
         root = torch.empty_like(largest)
@@ -232,6 +224,16 @@ def _empty_scales(original: Any, values: Tensor, grid: Grid, *how: Any) -> Scale
 
 def _few_on_meta(original: Any, layer: QuantizedWeight) -> bool:
     return layer.scale.is_meta or original(layer)
+
+
+def _split_untried(original: Any, model: Any, input_ids: Tensor) -> Split | None:
+    if not input_ids.is_meta:
+        return original(model, input_ids)
+    vocabulary = model.config.get_text_config().vocab_size
+    head = model.get_output_embeddings()
+    if head is None or model.base_model is model:
+        return Split(model, vocabulary)
+    return Split(model, vocabulary, model.base_model, head)
 
 
 def _never_on_meta(original: Any, *device: Any) -> bool:

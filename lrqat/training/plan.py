@@ -11,10 +11,12 @@ from lrqat.models import hub
 from lrqat.models.positions import learned_positions, trained_positions, warning_beyond
 from lrqat.models.preparation import check_settings
 from lrqat.models.surgery import SurgeryPlan, plan_surgery
-from lrqat.training.config import SELF, TrainConfig
+from lrqat.settings import AUTO
+from lrqat.training.config import TrainConfig
 from lrqat.training.data.corpus import check_texts
 from lrqat.training.data.self_generated import refuse_short_context
 from lrqat.training.estimate import MemoryEstimate, estimate_memory, trainable_parameters
+from lrqat.training.settings import SELF
 
 
 @dataclass(frozen=True)
@@ -62,16 +64,17 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
     Raises:
         UserError: anything about the model, the grid or the settings that would stop the run.
     """
+    config = config.resolved()
     model_config = hub.load_config(config.model, trust_remote_code=config.trust_remote_code)
     model = hub.meta_model(model_config, trust_remote_code=config.trust_remote_code)
     surgery = plan_surgery(model, config.grid, config.keep, config.grids_by_pattern())
-    check_settings(surgery, config.settings())
+    check_settings(surgery, config)
     check_texts(config)
     device = _device(config.device)
     dtype = _dtype(config.dtype, device)
     return TrainingPlan(
         surgery=surgery,
-        trainable=trainable_parameters(surgery, config),
+        trainable=trainable_parameters(surgery, config, trains_scales=config.trains_scales),
         memory=estimate_memory(model, surgery, config, dtype),
         device=device,
         dtype=dtype,
@@ -101,7 +104,7 @@ def _check_lengths(config: TrainConfig, model: Any) -> tuple[str, ...]:
 
 
 def _device(name: str) -> str:
-    if name != "auto":
+    if name != AUTO:
         try:
             torch.empty(0, device=name)
         except (RuntimeError, AssertionError) as error:
@@ -112,5 +115,5 @@ def _device(name: str) -> str:
 
 
 def _dtype(name: str, device: str) -> torch.dtype:
-    chosen = ("float32" if device == "cpu" else "bfloat16") if name == "auto" else name
-    return getattr(torch, chosen)  # one of lrqat.training.config.DTYPES
+    chosen = ("float32" if device == "cpu" else "bfloat16") if name == AUTO else name
+    return getattr(torch, chosen)  # one of lrqat.training.settings.DTYPES

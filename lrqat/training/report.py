@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from lrqat.evaluation.perplexity import Perplexity
+from lrqat.training.fitting import Fitted
+from lrqat.training.measuring import Measurement
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class TrainReport:
         kl_rounded: with a teacher, mean KL(teacher || model) at round-to-nearest, nats.
         kl_after: the same after training.
         same_top_after: with a teacher, share of tokens where both put the same token first.
-        changed: share of the integers that training moved.
+        changed: share of the integers that training changed.
         seconds: of training, without loading and measuring.
         skipped_steps: steps that were skipped because something was not finite.
     """
@@ -35,6 +37,30 @@ class TrainReport:
     seconds: float
     skipped_steps: int = 0
     same_top_after: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        output: Path,
+        before: Measurement | None,
+        rounded: Measurement | None,
+        after: Measurement,
+        fitted: Fitted,
+        changed: float,
+    ) -> Self:
+        """The report of what was measured, see the attributes."""
+        return cls(
+            output=output,
+            before=before.perplexity if before else None,
+            rounded=rounded.perplexity if rounded else None,
+            after=after.perplexity,
+            kl_rounded=rounded.kl if rounded else None,
+            kl_after=after.kl,
+            same_top_after=after.same_top,
+            changed=changed,
+            seconds=fitted.seconds,
+            skipped_steps=fitted.skipped_steps,
+        )
 
     @property
     def made_worse(self) -> bool:

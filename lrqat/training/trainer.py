@@ -15,11 +15,10 @@ import torch.distributed as dist
 from accelerate.utils import parse_flag_from_env
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
 from lrqat.atomic_files import write_json
 from lrqat.errors import CheckpointError, NonFiniteLossError, UserError
-from lrqat.training.config import TrainConfig
 from lrqat.training.guard import MOST_IN_A_ROW, StepGuard
 from lrqat.training.optimizers import make_optimizer
 from lrqat.training.states import folder as states
@@ -32,44 +31,6 @@ from lrqat.training.states.snapshot import (
     restore_random,
 )
 from lrqat.training.training_model import TrainingModel
-
-
-def training_arguments(
-    config: TrainConfig, state_folder: Path, *, use_cpu: bool, experts: bool = False
-) -> TrainingArguments:
-    """The Trainer's arguments for `config`; states go to `state_folder`.
-
-    `experts` says that the model trains stacks of experts.
-
-    Under torchrun or `accelerate launch`, making them starts the process group and picks this
-    process's device.
-    """
-    return TrainingArguments(
-        output_dir=str(state_folder),
-        max_steps=config.steps,
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation,
-        learning_rate=config.low_rank_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=round(0.1 * config.steps),
-        adam_beta2=0.95,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        seed=config.seed,
-        data_seed=config.seed,
-        use_cpu=use_cpu,
-        save_steps=config.save_every or max(1, config.steps // 10),
-        logging_steps=max(1, config.steps // 100),
-        logging_nan_inf_filter=False,  # StepGuard.watch does it without waiting for the device
-        # Every trained parameter is used in every step, but for experts that no token chose; no
-        # buffer ever changes.
-        ddp_find_unused_parameters=experts,
-        ddp_broadcast_buffers=False,
-        report_to=_reporters(),
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=not use_cpu,
-    )
 
 
 class LRQATTrainer(Trainer):
@@ -142,7 +103,7 @@ class LRQATTrainer(Trainer):
         return self.guard.watch(super().training_step(*args, **kwargs))
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        # The Trainer asks for the norm once a step, between clipping and the optimiser.
+        # The Trainer asks for the norm once per step, between clipping and the optimiser.
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         self.guard.admit(trained_parameters(self._prepared).values(), norm)
         return full(norm) if isinstance(norm, Tensor) else norm
@@ -288,12 +249,3 @@ def _of_all_ranks(snapshot: dict[str, Tensor]) -> dict[str, Tensor]:
         snapshots = [None] * dist.get_world_size()
         dist.all_gather_object(snapshots, snapshot)
     return {f"{rank}.{name}": t for rank, s in enumerate(snapshots) for name, t in s.items()}
-
-
-def _reporters() -> list[str]:
-    """TensorBoard when it is installed; nothing that would phone out."""
-    try:
-        import tensorboard  # noqa: F401
-    except ImportError:
-        return []
-    return ["tensorboard"]

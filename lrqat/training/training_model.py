@@ -16,7 +16,7 @@ class TrainingModel(nn.Module):
     """A prepared model and its loss as one module.
 
     Args:
-        model: from `lrqat.models.surgery.prepare`.
+        model: from `lrqat.models.preparation.prepare`.
         objective: `objective(model, input_ids, **extra)`, the scalar loss. A teacher that it holds
             is not a submodule: it is neither saved nor distributed.
         gradient_checkpointing: keep only the inputs of every block and compute the rest again in
@@ -52,7 +52,7 @@ class TrainingModel(nn.Module):
 
 
 def enable_checkpointing(model: Any) -> None:
-    """Keep one hidden state a layer, and compute the rest again in the backward pass.
+    """Keep one hidden state per layer, and compute the rest again in the backward pass.
 
     Args:
         model: of transformers, prepared or not.
@@ -67,5 +67,5 @@ def enable_checkpointing(model: Any) -> None:
         )
     # The name of transformers before 5.2x; both take the same arguments.
     enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-    # The reentrant kind asks for an input with a gradient, which a frozen embedding does not give.
+    # The reentrant form asks for an input with a gradient, which a frozen embedding does not give.
     enable({"use_reentrant": False})

@@ -26,11 +26,12 @@ from lrqat.models.small_llama import make_untrained_model
 from lrqat.models.surgery import plan_surgery
 from lrqat.training import processes
 from lrqat.training.callbacks import ProgressLine
-from lrqat.training.config import TrainConfig
 from lrqat.training.data.documents import TokenBlocks
+from lrqat.training.fitting import training_arguments
 from lrqat.training.objectives.losses import Objective
+from lrqat.training.settings import ScheduleSettings
 from lrqat.training.states.sharding import full
-from lrqat.training.trainer import LRQATTrainer, trained_parameters, training_arguments
+from lrqat.training.trainer import LRQATTrainer, trained_parameters
 from lrqat.training.training_model import TrainingModel
 
 BATCH = 4  # of all ranks together
@@ -90,8 +91,9 @@ class ShardedOnCPU(LRQATTrainer):
 def train(output, phi, kind, objective, resume=None):
     """The trainer, its callback and the history of a run of two steps."""
     arguments = training_arguments(
-        TrainConfig("", "", str(output), steps=2, save_every=1, learning_rate=1e-2),
+        ScheduleSettings(steps=2, learning_rate=1e-2),
         output,
+        save_every=1,
         use_cpu=True,
     )
     arguments.per_device_train_batch_size = BATCH // arguments.world_size

@@ -15,7 +15,7 @@ from lrqat.evaluation.perplexity import LEAST_CONTEXT, Windows
 from lrqat.evaluation.text import EvaluationText, encode, window_bos
 from lrqat.text_files import ROWS, form_of
 from lrqat.training import processes
-from lrqat.training.config import SELF, TrainConfig
+from lrqat.training.config import TrainConfig
 from lrqat.training.data.documents import (
     Document,
     TokenBlocks,
@@ -26,6 +26,7 @@ from lrqat.training.data.documents import (
 )
 from lrqat.training.data.rows import check_source
 from lrqat.training.data.self_generated import write_blocks
+from lrqat.training.settings import SELF
 
 Say = Callable[[str], None]
 

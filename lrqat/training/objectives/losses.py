@@ -209,7 +209,7 @@ class Objective:
     ) -> LossOfChunk:
         tokens, weight = input_ids.shape[1], self.cross_entropy_weight
         following = F.pad(input_ids[:, 1:], (0, 1), value=_NOTHING_TO_PREDICT).flatten()
-        # The sum is divided by all positions, of which one a row predicts nothing.
+        # The sum is divided by all positions, of which one per row predicts nothing.
         text_weight = weight * tokens / (tokens - 1)
 
         def loss_of(features: Tensor, positions: slice) -> Tensor:
@@ -239,7 +239,7 @@ def chunked_loss(
         loss_of: (features (n, hidden), which positions) -> scalar, their summed loss.
         features: (positions, hidden).
         trained: the parameters that `loss_of` uses and that are trained.
-        vocabulary: logits a position, from which the size of a chunk follows.
+        vocabulary: logits per position, from which the size of a chunk follows.
     """
     chunk = max(_LEAST_CHUNK_TOKENS, _CHUNK_BYTES // (4 * vocabulary))
     learning = torch.is_grad_enabled() and any(t.requires_grad for t in (features, *trained))

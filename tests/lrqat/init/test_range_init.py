@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from lrqat.grids.grid import GRIDS, FloatScale, PowerOfTwoScale, TwoLevelScale, find_grid
-from lrqat.grids.quantize import dequantize, integers, stored_scale, to_latent
-from lrqat.init.range_init import RANGE_INITS, find_scales
+from lrqat.grids.quantize import Scales, dequantize, integers, stored_scale, to_latent
+from lrqat.init.range_init import RANGE_INITS, RangeInit, find_scales
 from tests.support.grids import KINDS_OF_GRIDS
 
 
@@ -96,3 +96,19 @@ def test_a_group_of_zeros_gets_a_scale_that_can_be_stored(init, grid):
     assert not dequantize(
         integers(to_latent(torch.zeros(2, 256), ranges), GRIDS[grid]), ranges
     ).any()
+
+
+def test_a_start_of_ones_own_is_a_function_of_the_weight_its_grid_and_the_importance(weight):
+    """Halves of min-max, on channels that are all equally important."""
+    seen = []
+
+    def halved(rows, grid, importance):
+        seen.append(importance)
+        return Scales(RANGE_INITS["minmax"].find(rows, grid, importance).scale / 2)
+
+    grid, importance = GRIDS["int4-g32"], torch.ones(256)
+    ours = find_scales(weight, grid, RangeInit("half", halved), importance)
+    assert torch.equal(2 * ours.scale, find_scales(weight, grid, "minmax").scale)
+    find_scales(weight, grid, RangeInit("half", halved, weighted=True), importance)
+    assert seen[0] is None, "nobody asked for the importance"
+    assert seen[1] is importance

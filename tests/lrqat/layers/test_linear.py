@@ -113,7 +113,7 @@ def test_the_full_precision_weights_come_back_exactly(grid):
         y = layer(x)
     torch.testing.assert_close(y, linear(x), rtol=1e-5, atol=1e-6)
     bf16 = nn.Linear(256, 8, bias=False, dtype=torch.bfloat16)
-    ranges = find_scales(bf16.weight, layer.grid)
+    ranges = find_scales(bf16.weight, layer.grid, "lp")
     settings = {"grid": layer.grid, "downcast": DOWNCASTS["fp32"], "rank": 2, "alpha": 1.0}
     again = LRQATLinear.from_linear(bf16, ranges, **settings)
     assert torch.equal(again.original(torch.empty(8, 256)), bf16.weight.float())

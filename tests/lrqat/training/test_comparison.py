@@ -5,6 +5,7 @@ import pytest
 
 from lrqat.cli import compare
 from lrqat.errors import UserError
+from lrqat.layers.methods import METHODS
 from lrqat.training.comparison import compare_methods
 from lrqat.training.config import TrainConfig
 
@@ -44,3 +45,9 @@ def test_a_comparison_without_a_teacher_or_with_a_wrong_name_is_refused(tiny_mod
     config = TrainConfig(model=str(tiny_model), data=str(text_file), output="nowhere")
     with pytest.raises(UserError, match="needs --teacher"):
         compare_methods(config, ["q4_0"], ["rtn"])
+
+
+def test_a_comparison_takes_a_setting_for_all_its_runs(options, capsys):
+    shared = options[: options.index("--grids")]
+    assert compare.main([*shared, "--setting", "4-8-8", "--grids", "q4_0", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["runs"]) == len(METHODS)

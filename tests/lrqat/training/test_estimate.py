@@ -1,7 +1,5 @@
 """The estimate against the tensors of a real step: forward, backward, AdamW."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 from transformers import (
@@ -17,24 +15,16 @@ from benchmarks.memory_probe import tensor_peak
 from lrqat.layers import weight
 from lrqat.layers.modes import full_precision
 from lrqat.models import hub
-from lrqat.models.preparation import prepare
+from lrqat.models.preparation import freeze_scales, prepare
 from lrqat.models.surgery import plan_surgery
 from lrqat.training.config import TrainConfig
 from lrqat.training.estimate import estimate_memory, trainable_parameters
 from lrqat.training.objectives.losses import ModelTeacher, Objective, SelfTeacher
 
 
-@dataclass(frozen=True)
-class Config(TrainConfig):
-    """With the fields that the estimate asks for and that a run may not have."""
-
-    gradient_checkpointing: bool = False
-    optimizer: str = "adamw"
-
-
 def config(**values):
     fields = {"model": "", "data": "", "output": "", "range_init": "minmax", "rank": 8}
-    return Config(**{**fields, **values})
+    return TrainConfig(**{**fields, **values}).resolved()
 
 
 def llama(vocabulary=4000, tied=False, layers=4, hidden=256):
@@ -59,7 +49,9 @@ def gpt2():
 
 def measured_peak(model, plan, settings, dtype, teacher=None):
     """Bytes of tensors in the second step: then the optimiser's state is there."""
-    model = prepare(model.to(dtype), plan, settings.settings()).train()
+    model = prepare(model.to(dtype), plan, settings).train()
+    if not settings.trains_scales:
+        freeze_scales(model)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -217,7 +209,7 @@ def test_llama_2_7b_fits(phi, limit):
     assert estimate.total <= limit * GIB
     assert estimate.frozen == plan.weights * {"int": 0.5, "fixed": 1}[phi]
     assert estimate.adapters == 4 * 32 * 32 * (4 * 2 * 4096 + 3 * (4096 + 11008))
-    assert estimate.optimizer == 8 * trainable_parameters(plan, settings)
+    assert estimate.optimizer == 8 * trainable_parameters(plan, settings, trains_scales=True)
 
 
 def test_8_bit_moments_take_a_quarter():
@@ -227,7 +219,7 @@ def test_8_bit_moments_take_a_quarter():
     plain = estimate_memory(model, plan, config(**of), torch.float32)
     small = estimate_memory(model, plan, config(**of, optimizer="adamw8bit"), torch.float32)
     assert small.optimizer * 4 == plain.optimizer
-    assert small.optimizer == 2 * trainable_parameters(plan, config(**of))
+    assert small.optimizer == 2 * trainable_parameters(plan, config(**of), trains_scales=True)
 
 
 def test_a_mixture_of_experts_is_estimated_by_the_rule_of_thumb():
@@ -239,8 +231,27 @@ def test_a_mixture_of_experts_is_estimated_by_the_rule_of_thumb():
     settings = config(batch_size=2, sequence_length=16)
     estimate = estimate_memory(model, plan, settings, torch.float32)
     assert estimate.frozen == 4 * plan.weights
-    assert estimate.gradients == 4 * trainable_parameters(plan, settings)
+    assert estimate.gradients == 4 * trainable_parameters(plan, settings, trains_scales=True)
     assert min(estimate.activations, estimate.working) > 0
+
+
+SECOND_TEACHERS = {
+    "keys-and-values": {"kv_bits": 8},
+    "plain-lora": {"method": "lora-then-rtn"},
+    "cached": {"kv_bits": 8, "teacher_cache": "folder", "teacher_top_k": 8},
+}
+
+
+@pytest.mark.parametrize("why", SECOND_TEACHERS)
+def test_a_second_copy_of_the_model_is_counted_wherever_a_run_loads_one(why):
+    model = hub.meta_model(llama().config)
+    plan = plan_surgery(model, "q4_0")
+    of = {"batch_size": 1, "sequence_length": 8, "teacher": "self"}
+    alone = estimate_memory(model, plan, config(**of), torch.float32)
+    second = estimate_memory(model, plan, config(**of | SECOND_TEACHERS[why]), torch.float32)
+    whole_model = 4 * sum(p.numel() for p in model.parameters())
+    assert alone.teacher < whole_model / 10
+    assert second.teacher >= whole_model
 
 
 def test_estimating_changes_nothing():

@@ -15,17 +15,17 @@ from lrqat.models.preparation import Settings, prepare, quantized_layers
 from lrqat.models.small_llama import make_untrained_model
 from lrqat.models.surgery import plan_surgery
 from lrqat.training.callbacks import ProgressLine
-from lrqat.training.config import TrainConfig
 from lrqat.training.data.documents import TokenBlocks
+from lrqat.training.fitting import training_arguments
 from lrqat.training.guard import MOST_IN_A_ROW, StepGuard
 from lrqat.training.objectives.losses import Objective
 from lrqat.training.optimizers import make_optimizer, refuse_unavailable
+from lrqat.training.settings import ScheduleSettings
 from lrqat.training.states.folder import ADAPTERS, OPTIMIZER, TRAINING, read_training
 from lrqat.training.trainer import (
     LRQATTrainer,
     _refuse_fsdp_left_off,
     trained_parameters,
-    training_arguments,
 )
 from lrqat.training.training_model import TrainingModel
 
@@ -60,14 +60,18 @@ def explode(loss):
     return loss
 
 
-def make_trainer(prepared, folder, objective, *, kind=LRQATTrainer, optimizer="adamw", **changes):
-    config = {"steps": 6, "batch_size": 2, "save_every": 1} | changes
+def make_trainer(
+    prepared, folder, objective, *, kind=LRQATTrainer, optimizer="adamw", save_every=1, **changes
+):
+    schedule = {"steps": 6, "batch_size": 2, "learning_rate": RATES["low_rank"]} | changes
     model = TrainingModel(copy.deepcopy(prepared), objective)
     tokens = torch.randint(0, 96, (16 * 64,), generator=torch.Generator().manual_seed(0))
     guard = StepGuard()
     return kind(
         model,
-        args=training_arguments(TrainConfig("", "", "", **config), folder, use_cpu=True),
+        args=training_arguments(
+            ScheduleSettings(**schedule), folder, save_every=save_every, use_cpu=True
+        ),
         train_dataset=TokenBlocks(tokens.int().numpy(), 16),
         rates=RATES,
         optimizer=optimizer,

@@ -27,7 +27,7 @@ from lrqat.training.states.snapshot import (
     restore_random,
 )
 
-CONFIG = TrainConfig("model", "data", "output")
+CONFIG = TrainConfig(model="model", data="data", output="output")
 
 
 def write_files(folder, content=b"some bytes"):

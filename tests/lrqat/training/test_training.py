@@ -246,10 +246,10 @@ def test_the_plan_counts_what_training_trains(settings):
     from lrqat.models import hub, preparation
     from lrqat.training.trainer import trained_parameters
 
-    config = TrainConfig(**settings)
+    config = TrainConfig(**settings).resolved()
     plan = plan_training(config)
     model = hub.load_model(config.model, dtype=torch.float32)
-    preparation.prepare(model, plan.surgery, config.settings())
+    preparation.prepare(model, plan.surgery, config)
     assert plan.trainable == sum(p.numel() for p in trained_parameters(model).values())
     json.dumps(plan.to_json())
 

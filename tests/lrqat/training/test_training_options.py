@@ -95,7 +95,7 @@ def test_activations_are_exported_as_trained_or_refused(settings):
         ({"rank": 512}, "--rank 512 is larger than"),
         ({"phi": "fixed", "grid": "iq4_nl"}, "--phi fixed does not go with --grid iq4_nl"),
         ({"phi": "fixed", "grid": "q8_0"}, "--phi fixed does not go with --grid q8_0"),
-        ({"setting": "4-8-8", "kv_bits": 8}, "--setting, or --activations and --kv-bits"),
+        ({"setting": "4-8-8", "kv_bits": 4}, "--setting, or --activations and --kv-bits"),
         ({"setting": "4-8-8", "grid": "q8_0"}, "--setting 4-8-8 asks for 4-bit weights"),
         ({"kv_bits": 5}, "--kv-bits 5"),
         ({"streamed": True, "data": "self"}, "--streamed .* --data self"),

@@ -1,0 +1,243 @@
+"""The settings of a training run by what they are about; `lrqat.training.config` joins the groups.
+
+How weights are put on their grids is a group of its own, `lrqat.models.preparation.Settings`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lrqat.activations.grids import ACTIVATION_GRIDS, find_activation_grid, parse_setting
+from lrqat.activations.ranges import RANGE_METHODS
+from lrqat.errors import UserError
+from lrqat.init.lora_init import LORA_INITS
+from lrqat.settings import AUTO, Group, about, at_least, between, flag, one_of, option
+from lrqat.training.optimizers import OPTIMIZERS, refuse_unavailable
+
+SELF = "self"  # as --teacher: the model itself; as --data: text that the model writes
+NONE = "none"  # as --teacher
+DTYPES = (AUTO, "float32", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(Group):
+    """The model, and where it computes."""
+
+    title = "model"
+
+    model: str = field(metadata=about("model folder or Hugging Face hub id"))
+    dtype: str = option(
+        "compute type; auto: float32 on CPU, bfloat16 elsewhere", AUTO, one_of(DTYPES)
+    )
+    device: str = option("auto, cpu, or cuda", AUTO)
+    streamed: bool = option(
+        "read, round and drop the weights one at a time; the model is never whole in memory", False
+    )
+    trust_remote_code: bool = option("run Python code that the model brings", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings(Group):
+    """What is trained on, and what perplexity is measured on."""
+
+    title = "text"
+
+    data: str = field(
+        metadata=about("plain text, .jsonl, .json, .parquet, .csv or .tsv; a folder of them; the "
+                       "name of a Hugging Face dataset; or self: text that the model writes")
+    )  # fmt: skip
+    eval_data: str | None = option(
+        "file of text for the perplexities; default: the start of --data is held out", None
+    )
+    context: int = option("tokens per window of the perplexities", 512)
+    eval_windows: int = option("windows of the perplexities at most", 40, at_least(1))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data == SELF and not self.eval_data:
+            raise UserError("--data self needs --eval-data: a text that the model did not write")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridSettings(Group):
+    """Which weights go on which grid."""
+
+    title = "grid"
+
+    grid: str = option("grid of the projections", "q4_0")
+    grid_for: tuple[str, ...] = option(
+        "another grid for the modules that match a regular expression, as PATTERN=GRID; "
+        "also puts the output head or the embedding on a grid",
+        (),
+    )
+    keep: tuple[str, ...] = option("regular expression of modules that stay unquantized", ())
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.grids_by_pattern()
+
+    def grids_by_pattern(self) -> dict[str, str]:
+        """`grid_for` as pattern -> grid name. Raises UserError for an entry without both."""
+        pairs = [entry.rpartition("=") for entry in self.grid_for]
+        for entry, (pattern, _, grid) in zip(self.grid_for, pairs, strict=True):
+            if not pattern or not grid:
+                raise UserError(f"--grid-for {entry!r} must be PATTERN=GRID, like down_proj=q6_k")
+        return {pattern: grid for pattern, _, grid in pairs}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationSettings(Group):
+    """What is known of the inputs of projections before training."""
+
+    title = "calibration"
+
+    imatrix: str | None = option(
+        "importance of input channels from a file of llama-imatrix (GGUF or .dat); "
+        "default: measured on the training text",
+        None,
+    )
+    importance_tokens: int = option(
+        "tokens of training text that importance is measured on", 65536, at_least(1)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSettings(Group):
+    """What training minimises."""
+
+    title = "objective"
+
+    teacher: str = option(
+        "none: cross-entropy; self: KL to the model's own full precision; or a model to distil",
+        NONE,
+    )
+    cross_entropy_weight: float = option(
+        "share of cross-entropy in the loss with a teacher, 0 to 1", 0.0, between(0, 1)
+    )
+    teacher_cache: str | None = option(
+        "folder for the teacher's most likely tokens; the teacher is then run once", None
+    )
+    teacher_top_k: int = option(
+        "tokens kept per position in --teacher-cache", 64, at_least(1)
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.teacher_cache and self.teacher == NONE:
+            raise UserError("--teacher-cache needs a --teacher (self, or a model)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationSettings(Group):
+    """Which activations are fake-quantized, and how."""
+
+    title = "activations"
+
+    activations: str | None = option(
+        f"grid of the projections' inputs: {', '.join(ACTIVATION_GRIDS)}; default: unquantized",
+        None,
+    )
+    kv_bits: int | None = option(
+        "bits of keys and values, 4 or 8; default: unquantized", None, one_of((4, 8))
+    )
+    setting: str | None = option(
+        "weights-activations-cache in bits, as 4-8-8, instead of --activations and --kv-bits", None
+    )
+    activation_range: str = option(
+        f"how static ranges of activations are found: {', '.join(RANGE_METHODS)}",
+        "mse",
+        one_of(RANGE_METHODS),
+    )
+    learn_activation_ranges: bool = option("train the scales of static ranges", False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        found = self.activations_and_cache()
+        for name, value in found.items():
+            if getattr(self, name) not in (None, value):
+                raise UserError(
+                    f"--setting {self.setting} does not go with {flag(name)} "
+                    f"{getattr(self, name)}; give --setting, or --activations and --kv-bits"
+                )
+        grid = find_activation_grid(found["activations"]) if found["activations"] else None
+        if self.learn_activation_ranges and grid and not grid.static:
+            raise UserError(
+                f"--learn-activation-ranges needs a static grid, and --activations {grid.name} "
+                f"measures its ranges as it goes; use int{grid.bits}-tensor"
+            )
+
+    def activations_and_cache(self) -> dict[str, Any]:
+        """`activations` and `kv_bits`, also where `setting` says them."""
+        if self.setting is None:
+            return {"activations": self.activations, "kv_bits": self.kv_bits}
+        stands_for = parse_setting(self.setting)
+        return {"activations": stands_for.activations, "kv_bits": stands_for.kv_bits}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings(Group):
+    """How much is trained on, and how fast."""
+
+    title = "schedule"
+
+    steps: int = option("optimiser steps", 500, at_least(1))
+    batch_size: int = option("sequences per step and device", 4, at_least(1))
+    sequence_length: int = option(  # one token has nothing to predict
+        "tokens per sequence; short ones leave late positions untrained", 512, at_least(2)
+    )
+    gradient_accumulation: int = option("batches per step", 1, at_least(1))
+    learning_rate: float | None = option(
+        "peak rate of A and B; default: "
+        + ", ".join(f"{init.learning_rate:g} from {name}" for name, init in LORA_INITS.items()),
+        None,
+        at_least(0),
+    )
+    scale_learning_rate: float = option("peak rate of the scales", 1e-4, at_least(0))
+    weight_learning_rate: float = option(
+        "peak rate of the weights of --method full", 1e-4, at_least(0)
+    )
+    optimizer: str = option(f"optimiser: {', '.join(OPTIMIZERS)}", "adamw")
+    gradient_checkpointing: bool = option(
+        "keep only the inputs of every block and compute the rest again in the backward pass", False
+    )
+    seed: int = option("of A, B and the order of the text", 0, at_least(0))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_unavailable(self.optimizer)
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that the whole run sees on one device."""
+        return self.steps * self.batch_size * self.gradient_accumulation
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimiser step sees on one device."""
+        return self.batch_size * self.gradient_accumulation * self.sequence_length
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Peak rates by what they are of, see `lrqat.training.optimizers.RATE_OF`."""
+        assert self.learning_rate is not None, "`TrainConfig.resolved` knows it"
+        return {
+            "low_rank": self.learning_rate,
+            "scale": self.scale_learning_rate,
+            "weight": self.weight_learning_rate,
+        }
+
+    @property
+    def trains_scales(self) -> bool:
+        """Whether scales and minima are trained, where the method trains them."""
+        return self.scale_learning_rate > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSettings(Group):
+    """What is written."""
+
+    title = "output"
+
+    output: str = field(metadata=about("folder for the fused checkpoint"))
+    save_every: int = option(
+        "steps between resumable states; 0: a tenth of --steps", 0, at_least(0)
+    )  # fmt: skip
