@@ -44,7 +44,6 @@ ENTRANCE = {Path("lrqat/__main__.py"): {"lrqat.cli"}}
 LONGER = {
     "lrqat/cli/parity.py: main",
     "lrqat/models/fuse.py: fuse",
-    "lrqat/training/run.py: _fit",
     "lrqat/training/run.py: train",
 }
 
