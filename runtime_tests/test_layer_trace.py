@@ -9,8 +9,6 @@ import pytest
 import torch
 import transformers as hf
 from gguf import GGUFReader
-from made_architectures import IN_LLAMA_CPP, SIZES, VOCABULARY
-from made_checkpoints import TEXT, fused
 
 from exporters import gguf, onnx
 from exporters.onnx.options import OPTIONS_KEY
@@ -18,6 +16,8 @@ from lrqat.errors import UserError
 from lrqat.models.hidden_states import anatomy, torch_hidden_states
 from lrqat.models.reference import load_reference
 from lrqat.runtimes.layer_trace import FLOAT32_BOUND, HALF_BOUND, trace_layers
+from tests.support.checkpoints import TEXT, fused
+from tests.support.zoo import IN_LLAMA_CPP, SIZES, VOCABULARY
 
 F32 = gguf.Options(type="f32")
 PLACES = ["embedding", "layer 0", "layer 1", "layer 2", "layer 3", "final norm"]
@@ -130,7 +130,7 @@ def test_where_onnx_runtime_rounds_activations_no_layer_is_named(four_layers, tm
 
 @pytest.mark.parametrize("name", [name for name in IN_LLAMA_CPP if "," not in name])
 def test_every_architecture_is_seen_in_llama_cpp(name, tmp_path):
-    checkpoint = fused(IN_LLAMA_CPP[name](), tmp_path / "fused")
+    checkpoint = fused(name, tmp_path / "fused")
     gguf.write(gguf.plan(checkpoint), tmp_path / "model.gguf")
     found = traced(checkpoint, tmp_path / "model.gguf")
     assert found.first is None
