@@ -1,7 +1,8 @@
 """lrqat.json: what a fused checkpoint says of itself beyond what Hugging Face folders can say.
 
 The file is written last, so a folder without it is not a checkpoint, and it holds the sha256 of
-every other file, so an altered or truncated checkpoint cannot be mistaken for a good one.
+every other file, so an altered or truncated checkpoint cannot be mistaken for a good one. It is the
+list of what is read, too: a file that it does not name does not exist.
 
 Schema (version 1), every key required unless marked:
 
@@ -14,18 +15,24 @@ Schema (version 1), every key required unless marked:
     activations  (optional) {"modules": {module name: activation grid}, "kv_bits": 4, 8 or null}:
                  what was rounded in training beside the weights
     base_model   {"name", "revision" or null, "dtype"}
-    training     free-form provenance: data, sha256, seed, steps, tokens, rates, method
+    training     free-form provenance: data, sha256, seed, steps, tokens, rates, method; of what is
+                 on somebody's disk the name, not the path
     reference    (optional) {"perplexity", "standard_error", "tokens", "context", "rule",
                  "data", "data_sha256"}: the fake-quant model measured in PyTorch at the end
-    files        {file name: {"sha256", "bytes"}}
+    files        {file name: {"sha256", "bytes"}}, names relative to the folder with forward slashes
+    accepted     (optional) [file name]: tokenizer files that are not those of the training any more
 """
 
 import hashlib
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import suppress
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from lrqat.atomic_files import replaced_file, write_json
+from lrqat.checkpoint.roles import TEMPLATES, Role, role_of
 from lrqat.errors import CheckpointError
 
 FILE_NAME = "lrqat.json"
@@ -80,6 +87,11 @@ def _is_valid(entry: Any) -> bool:
     return all(type(size) is int and size > 0 for size in shape)
 
 
+def names_in(folder: Path) -> list[str]:
+    """Names of all files in a folder and the folders in it, relative to it, sorted."""
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
 def describe_files(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
     """The `files` entry of a manifest for the files `names` of `folder`."""
     return {
@@ -88,30 +100,142 @@ def describe_files(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
     }
 
 
-def verify_files(folder: Path, files: dict[str, Any]) -> None:
-    """Compare every file of a manifest with what is on disk.
+def names_only(value: Any) -> Any:
+    """`value` with every text that is a path on this machine cut to its last part.
 
-    Raises CheckpointError naming the first file that is missing, of another size, or altered.
+    What is published says which text and which models it comes from, not where they lay.
     """
-    with ThreadPoolExecutor() as pool:  # sha256 lets go of Python's lock
-        for _ in pool.map(lambda item: _verify_file(folder, *item), files.items()):
-            pass
+    if isinstance(value, dict):
+        return {key: names_only(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [names_only(each) for each in value]
+    if isinstance(value, str) and _is_local(value):
+        return PureWindowsPath(value).name or Path(value).resolve().name
+    return value
 
 
-def _verify_file(folder: Path, name: str, expected: Any) -> None:
+def _is_local(text: str) -> bool:
+    """Whether a text is a path: an absolute one, or what is there; not an id on the hub."""
+    if PureWindowsPath(text).is_absolute() or text.startswith(("/", "~", "./", "../", ".\\")):
+        return True
+    with suppress(OSError, ValueError):
+        return text in (".", "..") or ("/" in text and Path(text).exists())
+    return False
+
+
+def verify_files(folder: Path, files: dict[str, Any]) -> None:
+    """Compare the files of a manifest with what is on disk, but for those that only people read.
+
+    Raises:
+        CheckpointError: one with weights or configuration is missing, of another size, altered, or
+            a link out of the folder; it is named. Or some of tokenizer and templates are; all of
+            them are named, with what accepts them.
+    """
+    changed = _changed_files(folder, files)
+    for name, wrong in changed.items():
+        if role_of(name) is not Role.TEXT:
+            raise CheckpointError(f"{folder / name} {wrong}; restore it, or train again")
+    if changed:
+        said = ", ".join(f"{name} {wrong}" for name, wrong in changed.items())
+        raise CheckpointError(
+            f"{folder}: {said}. The weights are those that were trained; if this change of "
+            "tokenizer, templates or generation settings is meant, take it over with "
+            "--accept-changed-tokenizer, else restore what is named"
+        )
+
+
+def accept_tokenizer(folder: Path) -> list[str]:
+    """Take over what has become of tokenizer, chat templates and generation settings.
+
+    Files of these that were changed, added or removed after training are recorded in lrqat.json as
+    they are now, and named in its `accepted`. Nothing else is.
+
+    Args:
+        folder: of a checkpoint.
+
+    Returns:
+        Names of the files that were taken over; none if all are as they were.
+
+    Raises:
+        CheckpointError: no manifest, or a file that is a link out of the folder.
+        OutputError: the manifest cannot be written.
+    """
+    manifest = read(folder)
+    files: dict[str, Any] = manifest["files"]
+    text = {name: entry for name, entry in files.items() if role_of(name) is Role.TEXT}
+    changed = _changed_files(folder, text)
+    taken = sorted({*changed, *unlisted_files(folder, files, Role.TEXT)})
+    if not taken:
+        return []
+    there = [name for name in taken if (folder / name).is_file()]
+    for name in there:
+        _refuse_link_out(folder, name)
+    kept = {name: entry for name, entry in files.items() if name not in taken}
+    manifest["files"] = dict(sorted((kept | describe_files(folder, there)).items()))
+    manifest["accepted"] = sorted({*taken, *manifest.get("accepted", [])})
+    with replaced_file(folder / FILE_NAME, overwrite=True) as path:
+        write_json(path, manifest)
+    return taken
+
+
+def unlisted_files(folder: Path, files: dict[str, Any], *roles: Role) -> list[str]:
+    """Files of these roles that lie in `folder` and that a manifest with `files` does not name.
+
+    They are not read. transformers, which knows no manifest, would read them.
+    """
+    found = (path.relative_to(folder).as_posix() for path in _files_near(folder))
+    return sorted(
+        name for name in found if name not in files and name != FILE_NAME and role_of(name) in roles
+    )
+
+
+def _files_near(folder: Path) -> list[Path]:
+    """Files of the folder and its templates; its other folders are states and exports."""
+    found = [*folder.glob("*"), *folder.glob(f"{TEMPLATES}/*")]
+    return [path for path in found if path.is_file()]
+
+
+def _changed_files(folder: Path, files: dict[str, Any]) -> dict[str, str]:
+    """What is wrong with each file that is not as listed, in words.
+
+    sha256 lets go of Python's lock, so files are read side by side.
+    """
+    for name in files:
+        if not is_inside(name):
+            raise CheckpointError(f"{folder / FILE_NAME} names {name!r}, which is not a file name")
+    checked = {name: entry for name, entry in files.items() if role_of(name) is not Role.PEOPLE}
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda item: _difference(folder, *item), checked.items()))
+    return {name: wrong for name, wrong in zip(checked, found, strict=True) if wrong is not None}
+
+
+def _difference(folder: Path, name: str, expected: Any) -> str | None:
+    if not isinstance(expected, dict):
+        raise CheckpointError(f"{folder / FILE_NAME} does not describe {name!r}; restore it")
     path = folder / name
-    if Path(name).name != name or not isinstance(expected, dict):
-        raise CheckpointError(f"{folder / FILE_NAME} names {name!r}, which is not a file name")
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing; restore it, or train again")
+        return "is missing"
+    _refuse_link_out(folder, name)
     size = path.stat().st_size
     if size != expected.get("bytes"):
-        raise CheckpointError(
-            f"{path} has {size} bytes where {expected.get('bytes')} were written: it is "
-            "truncated or altered; restore it, or train again"
-        )
+        written = expected.get("bytes")
+        return f"has {size} bytes where {written} were written: it is truncated or altered"
     if sha256_of(path) != expected.get("sha256"):
+        return f"does not match the sha256 in {FILE_NAME}: it was altered after training"
+    return None
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name stays in the folder that it is relative to."""
+    parts = PurePosixPath(name).parts
+    plain = bool(parts) and PurePosixPath(*parts).as_posix() == name and "\\" not in name
+    return plain and not name.startswith("/") and ".." not in parts and ":" not in parts[0]
+
+
+def _refuse_link_out(folder: Path, name: str) -> None:
+    place, real = Path(os.path.realpath(folder)), Path(os.path.realpath(folder / name))
+    if place not in real.parents:
         raise CheckpointError(
-            f"{path} does not match the sha256 in {FILE_NAME}: it was altered after "
-            "training; restore it, or train again"
+            f"{folder / name} is a link out of the folder, to {real}; make a copy of the folder "
+            "that has the file itself (cp -rL)"
         )

@@ -34,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", help="folder of the fused checkpoint")
     parser.add_argument("files", nargs="+", metavar="FILE", help=".gguf files and ONNX folders")
     command.add_text_options(parser)
+    command.add_accept_option(parser)
     parser.add_argument(
         "--kl-divergence-base",
         metavar="FILE",
@@ -114,6 +115,7 @@ def _sample(path: str, prompt: str, context: int, out: command.Output) -> str | 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     out = command.Output(args.json)
+    command.accept_changes(args, args.checkpoint, out)
     text = EvaluationText.read(args.data)
     from lrqat.runtimes.parity import prove
 

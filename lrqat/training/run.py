@@ -10,6 +10,7 @@ While it runs, resumable states are kept in `output/checkpoints`; the fused chec
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, set_seed
 
-from lrqat.atomic_files import explain_os_errors, refuse_existing
-from lrqat.checkpoint.manifest import FILE_NAME, sha256_of
-from lrqat.errors import OutputError
+from lrqat.atomic_files import explain_os_errors, replaced_file
+from lrqat.checkpoint.manifest import sha256_of
+from lrqat.checkpoint.publishing import PICTURE, held
 from lrqat.evaluation.perplexity import (
     RULE,
     Comparison,
@@ -51,7 +52,13 @@ from lrqat.training.objectives.teachers import Distillation, choose_teacher
 from lrqat.training.plan import TrainingPlan, plan_training
 from lrqat.training.plots import plot_training
 from lrqat.training.report import TrainReport
-from lrqat.training.states.resume import STATES, find_state, record_run
+from lrqat.training.states.resume import (
+    STATES,
+    find_state,
+    record_run,
+    refuse_earlier_run,
+    refuse_overwritten_inputs,
+)
 from lrqat.training.trainer import LRQATTrainer, training_arguments
 from lrqat.training.training_model import TrainingModel
 
@@ -74,16 +81,21 @@ def train(
         say: receives progress messages, one line each.
 
     Raises:
-        UserError: bad input, before anything is written; a diverged run (`NonFiniteLossError`),
-            whose last good state has been saved; a full disk.
+        UserError: bad input, before anything is written; another run that writes there; a diverged
+            run (`NonFiniteLossError`), whose last good state has been saved; a full disk.
     """
-    output = Path(config.output)
-    if resume is None:
-        _refuse_unfinished(output, overwrite)
-        refuse_existing(output, overwrite)
+    refuse_overwritten_inputs(config, overwrite, resume)
     plan = plan_training(config)
-    state_folder = output / STATES
     processes.join(plan.device)
+    with held(Path(config.output)) if processes.is_main() else nullcontext():
+        if resume is None:
+            refuse_earlier_run(config, overwrite)
+        return _train(config, plan, resume, say)
+
+
+def _train(config: TrainConfig, plan: TrainingPlan, resume: str | None, say: Say) -> TrainReport:
+    output = Path(config.output)
+    state_folder = output / STATES
     if not processes.is_main():
         say = _say_nothing
     state = find_state(state_folder, resume, config, say)
@@ -185,15 +197,8 @@ def _publish(
     if history:
         with explain_os_errors(report.output):
             title = f"{base['name']}, {config.grid}"
-            plot_training(history, report.output / "training.png", title)
-
-
-def _refuse_unfinished(output: Path, overwrite: bool) -> None:
-    if not overwrite and (output / STATES).is_dir() and not (output / FILE_NAME).is_file():
-        raise OutputError(
-            f"{output} holds a run that did not finish; continue it with --resume auto, or start "
-            "anew with --overwrite"
-        )
+            with replaced_file(report.output / PICTURE, overwrite=True) as path:
+                plot_training(history, path, title)
 
 
 def _fit(
