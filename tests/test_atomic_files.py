@@ -12,6 +12,8 @@ import pytest
 from made_faults import FAULTS, every_fault, run
 
 from lrqat import atomic_files
+from lrqat.atomic_files import exchange as exchanging
+from lrqat.atomic_files import folders as publishing
 from lrqat.atomic_files import (
     locked,
     recover,
@@ -22,8 +24,6 @@ from lrqat.atomic_files import (
     staged_folder,
     write_json,
 )
-from lrqat.atomic_files import exchange as exchanging
-from lrqat.atomic_files import folders as publishing
 from lrqat.errors import OutputError
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs fork and SIGKILL")
@@ -171,9 +171,14 @@ def test_whatever_fails_the_first_of_several_files_is_never_beside_others_of_its
 def test_an_error_leaves_no_litter_at_once(tmp_path):
     target = tmp_path / "made"
     put_replaced(target, "0")
-    with pytest.raises(OutputError, match="disk is full"), staged_folder(target, MARKER) as staging:
-        write(staging, "1")
-        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fail():
+        with staged_folder(target, MARKER) as staging:
+            write(staging, "1")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OutputError, match="disk is full"):
+        fail()
     assert tree(target) == artefact("0")
     assert os.listdir(tmp_path) == ["made"]
 
@@ -276,7 +281,7 @@ def test_a_second_writer_is_refused_and_told_who_the_first_is(holder, tmp_path):
 
 @posix
 def test_leftovers_are_swept_by_folder_but_not_those_of_the_living(holder, tmp_path):
-    process, staging = holder
+    _, staging = holder
     run(lambda: put_staged(tmp_path / "other", "1"), "kill", 12)
     assert len(os.listdir(tmp_path)) == 4
     atomic_files.sweep_leftovers(tmp_path, MARKER)

@@ -27,6 +27,7 @@ from lrqat.checkpoint import manifest as manifests
 from lrqat.checkpoint.publishing import recover
 from lrqat.checkpoint.safetensors_file import StoredTensor, TensorFile
 from lrqat.checkpoint.stored_scales import PARTS, StoredScales, read_scales
+from lrqat.checkpoint.verification import verify_files
 from lrqat.errors import CheckpointError
 from lrqat.grids.grid import Grid, find_grid
 from lrqat.grids.packing import unpack_grid
@@ -144,7 +145,7 @@ class Checkpoint:
             raise CheckpointError(f"no checkpoint folder at {path}")
         manifest = manifests.read(path)
         if verify:
-            manifests.verify_files(path, manifest["files"])
+            verify_files(path, manifest["files"])
         try:
             config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from lrqat.checkpoint import manifest
 from lrqat.checkpoint.roles import Role
+from lrqat.checkpoint.verification import accept_tokenizer, unlisted_files
 from lrqat.errors import UserError
 
 FORMATTER = argparse.ArgumentDefaultsHelpFormatter
@@ -96,11 +97,11 @@ def accept_changes(args: argparse.Namespace, checkpoint: str, out: Output) -> No
     """
     folder = Path(checkpoint)
     if args.accept_changed_tokenizer:
-        taken = manifest.accept_tokenizer(folder)
+        taken = accept_tokenizer(folder)
         out.say(f"recorded in {folder / manifest.FILE_NAME}: {', '.join(taken) or 'no change'}")
     elif (folder / manifest.FILE_NAME).is_file():
         files = manifest.read(folder)["files"]
-        ignored = manifest.unlisted_files(folder, files, Role.MODEL, Role.TEXT)
+        ignored = unlisted_files(folder, files, Role.MODEL, Role.TEXT)
         if ignored:
             out.warn(
                 f"not read, since {folder / manifest.FILE_NAME} does not list them: "
