@@ -15,8 +15,9 @@ one differ. The first to leave is the one whose relative difference is
 The second part leaves room for differences that grow from layer to layer. The bound says what the
 order of summation explains. In float32 it is 256 eps = 3e-5: on intact files of twelve
 architectures with two to eight layers, 256 positions at most, the largest was 37 eps in llama.cpp
-and 17 in ONNX Runtime. Where something is computed in half precision (a graph in float16, llama.cpp's GELU) it is
-8 of that type's eps, 8e-3; the largest was 1.1. A fault that changes less than that is not seen.
+and 17 in ONNX Runtime. Where something is computed in half precision (a graph in float16,
+llama.cpp's GELU) it is 8 of that type's eps, 8e-3; the largest was 1.1. A fault that changes less
+than that is not seen.
 
 Where the runtime itself rounds activations, as llama.cpp and ONNX Runtime at level 4 do in the real
 file, no bound is known beforehand: the table is all there is, and no layer is named.
