@@ -122,7 +122,8 @@ def _attention_notes(model: ir.Model, plan: Plan, layers: int) -> list[str]:
     if not asked or fused >= layers:
         return []
     nodes = sum(node.op_type == "Attention" for node in model.graph)
-    others = f"{layers - nodes} written as products and a softmax by transformers" * (nodes < layers)
+    products = layers - nodes
+    others = f"{products} written as products and a softmax by transformers" * (products > 0)
     joined = f"{nodes - fused} with a cache that is more than a concatenation" * (nodes > fused)
     return [
         f"{fused} of {layers} attentions became one node with the cache inside: "
