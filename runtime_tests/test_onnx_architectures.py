@@ -121,9 +121,9 @@ def test_logits_are_pytorchs_all_at_once_and_step_by_step_in_a_padded_batch(name
     ("name", "options", "notes"),
     [
         ("llama", None, []),
-        ("gemma2", None, ["0 of 2 attentions became one node with the cache inside: 2 are products "
-            "and a softmax in transformers; the results are the same, but every token copies the "
-            "cache more often"]),
+        ("gemma2", None, ["0 of 2 attentions became one node with the cache inside: 2 written as "
+            "products and a softmax by transformers; the results are the same, but every token "
+            "copies the cache more often"]),
         ("gemma2", WEBGPU, []),  # products were asked for
     ],
 )  # fmt: skip

@@ -122,8 +122,9 @@ def _attention_notes(model: ir.Model, plan: Plan, layers: int) -> list[str]:
     if not asked or fused >= layers:
         return []
     nodes = sum(node.op_type == "Attention" for node in model.graph)
-    others = f"{layers - nodes} are products and a softmax in transformers" * (nodes < layers)
-    joined = f"{nodes - fused} join the cache in a way of their own" * (nodes > fused)
+    products = layers - nodes
+    others = f"{products} written as products and a softmax by transformers" * (products > 0)
+    joined = f"{nodes - fused} with a cache that is more than a concatenation" * (nodes > fused)
     return [
         f"{fused} of {layers} attentions became one node with the cache inside: "
         f"{', '.join(filter(None, (others, joined)))}; the results are the same, but every token "

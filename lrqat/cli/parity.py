@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", help="folder of the fused checkpoint")
     parser.add_argument("files", nargs="+", metavar="FILE", help=".gguf files and ONNX folders")
     command.add_text_options(parser)
+    command.add_accept_option(parser)
     parser.add_argument(
         "--kl-divergence-base",
         metavar="FILE",
@@ -150,6 +151,7 @@ def _layers(args: argparse.Namespace, text: str, out: command.Output) -> "list[L
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     out = command.Output(args.json)
+    command.accept_changes(args, args.checkpoint, out)
     text = EvaluationText.read(args.data)
     from lrqat.runtimes.parity import prove
 

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from lrqat.checkpoint import manifest
+from lrqat.checkpoint.listed import listed_folder
 from lrqat.errors import ModelError
 
 
@@ -65,7 +66,18 @@ def load_model(name: str, *, dtype: torch.dtype, trust_remote_code: bool = False
 
 
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a folder or hub id. Raises ModelError."""
+    """The tokenizer of a folder or hub id; of a fused checkpoint, from the files that it lists.
+
+    Raises:
+        ModelError: there is none, or it cannot be loaded.
+    """
+    if (Path(name) / manifest.FILE_NAME).is_file():
+        with listed_folder(Path(name)) as view:
+            return _load_tokenizer(view, trust_remote_code)
+    return _load_tokenizer(name, trust_remote_code)
+
+
+def _load_tokenizer(name: str | Path, trust_remote_code: bool) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrqat.atomic_files import write_json
+from lrqat.atomic_files import replaced_file, write_json
 from lrqat.errors import UserError
 from lrqat.grids.grid import find_grid
 from lrqat.layers.methods import METHODS
@@ -96,7 +96,7 @@ def _cell(config: TrainConfig, say: Say) -> Cell:
             )
         return Cell(**recorded["cell"])
     say(f"{config.grid}, {config.method}:")
-    report = train(config, overwrite=True, resume="auto", say=say)
+    report = train(config, resume="auto", say=say)
     assert report.kl_after is not None
     assert report.same_top_after is not None
     cell = Cell(
@@ -109,7 +109,8 @@ def _cell(config: TrainConfig, say: Say) -> Cell:
         changed=report.changed,
         seconds=report.seconds,
     )
-    write_json(result, {"settings": config.to_json(), "cell": dataclasses.asdict(cell)})
+    with replaced_file(result, overwrite=True) as path:
+        write_json(path, {"settings": config.to_json(), "cell": dataclasses.asdict(cell)})
     return cell
 
 

@@ -10,7 +10,7 @@ A state is a folder `checkpoint-<step>`:
     state.json               {"format", "version", "step", "files": {name: {"sha256", "bytes"}}}
 
 It is made beside its place, fsynced and renamed, so a killed process leaves a temporary folder,
-which is never taken for a state. The two newest are kept.
+which is never taken for a state and goes when the run is continued. The two newest are kept.
 """
 
 import json
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lrqat.atomic_files import replaced_folder, write_json
+from lrqat.atomic_files import replaced_folder, sweep_leftovers, write_json
 from lrqat.checkpoint.manifest import describe_files, sha256_of
 
 ADAPTERS = "adapters.safetensors"
@@ -32,7 +32,6 @@ STATE = "state.json"
 FILES = {ADAPTERS, OPTIMIZER, RANDOM, TRAINING, TRAINER_STATE}
 _FORMAT, _VERSION = "lrqat-state", 1
 _NAME = re.compile(r"checkpoint-(\d+)")
-_LEFTOVER = re.compile(r"\.checkpoint-\d+\..+\.(partial|old)")
 
 
 def write_state(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
@@ -83,11 +82,8 @@ def step_of(state: Path) -> int:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed process left unfinished. Only one process may write there."""
-    if folder.is_dir():
-        for path in folder.iterdir():
-            if _LEFTOVER.fullmatch(path.name):
-                shutil.rmtree(path, ignore_errors=True)
+    """Remove what a killed process left unfinished; what a living one is writing stays."""
+    sweep_leftovers(folder, STATE)
 
 
 def read_training(state: Path) -> dict[str, Any]:

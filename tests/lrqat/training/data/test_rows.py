@@ -16,6 +16,11 @@ LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 CSV = 'text\n"one\ntwo"\nNA\n"drei, \u201evier\u201c"\n'.encode()
 
 
+def named(value):
+    """Ids of tests: contents may be long, and a packed one has the time of packing in it."""
+    return "bytes" if isinstance(value, bytes) else None
+
+
 def write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
@@ -39,6 +44,7 @@ def write(path, content):
         ("rows.csv.gz", gzip.compress(CSV)),
         ("rows.tsv", CSV),
     ],
+    ids=named,
 )
 def test_the_same_rows_are_read_from_every_form(tmp_path, name, content):
     source = write(tmp_path / name, content)
@@ -94,6 +100,7 @@ def test_any_other_file_is_one_text_with_its_lf_line_ends(tmp_path, name):
         ("a.jsonl.zst", b"x", "unpack it"),
         ("a.txt.zip", b"x", "unpack it"),
     ],
+    ids=named,
 )
 def test_bad_files_are_named(tmp_path, name, content, match):
     with pytest.raises(DataError, match=match):
@@ -151,6 +158,7 @@ def test_a_dataset_that_cannot_be_had_is_named():
         ("a.txt", LINES, r"rename it to \.jsonl"),
         ("a.txt.gz", gzip.compress(b"text"), "not UTF-8"),
     ],
+    ids=named,
 )
 def test_perplexity_is_measured_on_no_raw_rows(tmp_path, name, content, match):
     with pytest.raises(DataError, match=match):
