@@ -1,4 +1,4 @@
-"""The cache of a teacher's most likely tokens: what it holds, resuming, and what it refuses."""
+"""The cache of a teacher's most likely tokens: what it holds, and what it refuses."""
 
 import dataclasses
 import json
@@ -8,56 +8,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lrqat.errors import DataError, OutputError, UserError
 from lrqat.training.data.documents import TokenBlocks
-from lrqat.training.objectives import teacher_cache
 from lrqat.training.objectives.losses import CachedTeacher, ModelTeacher, Objective
 from lrqat.training.objectives.teacher_cache import (
     FILE_NAME,
     CachedBlocks,
-    CacheKey,
     TeacherCache,
     is_complete,
     write_cache,
 )
-
-VOCABULARY, LENGTH, BLOCKS = 61, 12, 7
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-}
-
-
-@pytest.fixture(scope="module")
-def teacher():
-    torch.manual_seed(0)
-    config = Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=3.0, initializer_range=0.5)
-    return Gemma2ForCausalLM(config).eval()
-
-
-@pytest.fixture(scope="module")
-def blocks():
-    tokens = np.random.default_rng(0).integers(0, VOCABULARY, BLOCKS * LENGTH)
-    return TokenBlocks(tokens.astype(np.int32), LENGTH)
-
-
-@pytest.fixture
-def two_a_shard(monkeypatch):
-    """Shards of two blocks, the last of one, for k = 5 in float32."""
-    monkeypatch.setattr(teacher_cache, "_SHARD_BYTES", 2 * LENGTH * 5 * 8 + 1)
-
-
-def key_of(blocks, k=5, dtype="float32"):
-    return CacheKey.of(blocks, teacher="tiny", k=k, vocabulary=VOCABULARY, dtype=dtype)
+from tests.support.teacher_caches import BLOCKS, LENGTH, key_of
+from tests.support.zoo import VOCABULARY, make
 
 
 def logprobs_of(teacher, blocks):
@@ -102,8 +67,7 @@ def test_with_the_whole_vocabulary_training_is_that_with_the_teacher(teacher, bl
         "teacher_logprobs": (4, LENGTH, VOCABULARY),
         "teacher_ids": (4, LENGTH, VOCABULARY),
     }
-    torch.manual_seed(1)
-    student = LlamaForCausalLM(LlamaConfig(**SIZES))
+    student = make("llama", seed=1)
     cached = Objective(CachedTeacher(), 0.2)(student, **batch)
     direct = Objective(ModelTeacher(teacher), 0.2)(student, batch["input_ids"])
     torch.testing.assert_close(cached, direct)
@@ -111,8 +75,7 @@ def test_with_the_whole_vocabulary_training_is_that_with_the_teacher(teacher, bl
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_fewer_tokens_are_a_lower_bound_that_rises_with_k(teacher, blocks, tmp_path, dtype):
-    torch.manual_seed(1)
-    student = LlamaForCausalLM(LlamaConfig(**SIZES, initializer_range=0.5))
+    student = make("llama", seed=1)
     found = []
     for k in (1, 4, 16, VOCABULARY):
         key = key_of(blocks, k=k, dtype=dtype)
@@ -133,98 +96,6 @@ def test_workers_of_a_data_loader_read_it(teacher, blocks, tmp_path):
     loader = DataLoader(rows, batch_size=2, num_workers=1)
     found = torch.cat([batch["teacher_ids"] for batch in loader])
     assert torch.equal(found, torch.stack([row["teacher_ids"] for row in rows]))
-
-
-class Stopping:
-    """Progress that is interrupted before a batch."""
-
-    def __init__(self, after):
-        self.after, self.seen = after, 0
-
-    def __call__(self, batches):
-        for batch in batches:
-            if self.seen == self.after:
-                raise KeyboardInterrupt
-            self.seen += 1
-            yield batch
-
-
-def test_a_stopped_run_goes_on_at_the_first_missing_shard(teacher, blocks, tmp_path, two_a_shard):
-    key = key_of(blocks)
-    with pytest.raises(KeyboardInterrupt):
-        write_cache(tmp_path / "a", key, blocks, teacher, batch_size=1, progress=Stopping(5))
-    assert not is_complete(tmp_path / "a", key)
-    with pytest.raises(DataError, match="no complete teacher cache"):
-        TeacherCache.open(tmp_path / "a", key)
-    kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "a").iterdir()}
-    assert len(kept) == 2
-    rest = Stopping(100)
-    write_cache(tmp_path / "a", key, blocks, teacher, batch_size=1, progress=rest)
-    assert rest.seen == 3  # of 7 blocks, four were done; the fifth's shard was not whole
-    assert all((tmp_path / "a" / name).stat().st_mtime_ns == at for name, at in kept.items())
-    write_cache(tmp_path / "b", key, blocks, teacher, batch_size=1)
-    for path in (tmp_path / "b").iterdir():
-        assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes()
-
-
-def stopped_and_finished(teacher, blocks, folder):
-    """A cache of four shards that was stopped after two, and the files of one that was not."""
-    key = key_of(blocks)
-    with pytest.raises(KeyboardInterrupt):
-        write_cache(folder / "a", key, blocks, teacher, batch_size=1, progress=Stopping(5))
-    write_cache(folder / "b", key, blocks, teacher, batch_size=1)
-    return key, {path.name: path.read_bytes() for path in (folder / "b").iterdir()}
-
-
-@pytest.mark.parametrize("at", [-1, -200, -400])
-def test_a_shard_that_was_damaged_meanwhile_is_computed_again(
-    teacher, blocks, tmp_path, two_a_shard, at
-):
-    key, right = stopped_and_finished(teacher, blocks, tmp_path)
-    path = tmp_path / "a" / "shard-00000.safetensors"
-    data = bytearray(path.read_bytes())
-    data[at] ^= 1
-    path.write_bytes(data)
-    again = Stopping(100)
-    write_cache(tmp_path / "a", key, blocks, teacher, batch_size=1, progress=again)
-    assert again.seen == 5, "two blocks of the damaged shard, three that were missing"
-    assert right == {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()}
-
-
-def test_a_shard_in_the_place_of_another_is_computed_again(teacher, blocks, tmp_path, two_a_shard):
-    key, right = stopped_and_finished(teacher, blocks, tmp_path)
-    first, second = (tmp_path / "a" / f"shard-0000{n}.safetensors" for n in range(2))
-    second.write_bytes(first.read_bytes())
-    write_cache(tmp_path / "a", key, blocks, teacher, batch_size=1)
-    assert right == {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()}
-
-
-def test_a_shard_that_proves_nothing_is_computed_again(teacher, blocks, tmp_path, two_a_shard):
-    """One of an earlier lrqat, or whose entries have another shape."""
-    key, right = stopped_and_finished(teacher, blocks, tmp_path)
-    said = {"lrqat": json.dumps(key.to_json())}
-    for number, change in enumerate([lambda t: t, lambda t: t[:1]]):
-        path = tmp_path / "a" / f"shard-0000{number}.safetensors"
-        tensors = {name: change(t).contiguous() for name, t in load_file(path).items()}
-        save_file(tensors, path, metadata=said)
-    write_cache(tmp_path / "a", key, blocks, teacher, batch_size=1)
-    assert right == {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()}
-
-
-def test_a_disk_that_gives_back_other_bytes_is_not_recorded(
-    teacher, blocks, tmp_path, two_a_shard, monkeypatch
-):
-    def harm(path, *rest):
-        write(path, *rest)
-        data = bytearray(path.read_bytes())
-        data[-3] ^= 4
-        path.write_bytes(data)
-
-    write = teacher_cache.write_shard
-    monkeypatch.setattr(teacher_cache, "write_shard", harm)
-    with pytest.raises(OutputError, match="not what was written there a moment ago"):
-        write_cache(tmp_path, key_of(blocks), blocks, teacher, batch_size=1)
-    assert not (tmp_path / FILE_NAME).exists()
 
 
 def test_a_complete_cache_needs_no_teacher(teacher, blocks, tmp_path):
