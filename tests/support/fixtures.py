@@ -1,4 +1,4 @@
-"""Tiny models, tokenizers, fused checkpoints and exports, made once a session where they are wanted.
+"""Tiny models, fused checkpoints and exports, made once a session where they are wanted.
 
 Here and in the other plugins nothing is imported before a fixture is: workers start sooner.
 """
