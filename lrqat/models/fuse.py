@@ -31,31 +31,10 @@ from lrqat.grids.grid import Grid, TwoLevelScale
 from lrqat.grids.packing import bits_in_checkpoint, pack_grid
 from lrqat.grids.scale_codecs import two_levels
 from lrqat.layers.weight import QuantizedWeight
+from lrqat.models.card import model_card
 from lrqat.models.preparation import quantized_layers
 from lrqat.models.surgery import SurgeryPlan, Target
 
-_CARD = """---
-library_name: transformers
-tags: [lr-qat, compressed-tensors]
----
-`{base}` with its weights on the grid `{grid}`, made by lrqat {version}.
-
-An export holds exactly the integers and scales of this folder. `lrqat.json` records the grid of
-every weight, the settings of the run, the reference perplexity and the sha256 of every file.
-
-{loading}
-
-For other runtimes, `pip install 'lrqat[gguf,onnx]'`, and in this folder
-
-    lrqat export . --format gguf                               # llama.cpp
-    lrqat export . --format onnx                               # ONNX Runtime
-"""
-_WITH_TRANSFORMERS = """    from transformers import AutoModelForCausalLM
-    model = AutoModelForCausalLM.from_pretrained(".")          # float32: every weight is exact"""
-_WITH_LRQAT = """compressed-tensors has no form for what is on a grid here, so lrqat loads it:
-
-    from lrqat import Checkpoint, load_reference
-    model = load_reference(Checkpoint.open("."))               # float32: every weight is exact"""
 # The weights of a folder that transformers could not load rightly have a name it does not look for.
 _OWN_FILES = "lrqat{suffix}.safetensors"
 _EXTRA_FILE = "lrqat-scales.safetensors"
@@ -110,34 +89,43 @@ def fuse(
             save_file(activation_tensors, staging / ACTIVATION_FILE, metadata={"format": "pt"})
         _save_config(model, plan, staging)
         tokenizer.save_pretrained(staging)
-        card = _CARD.format(
-            grid=", ".join(sorted({t.grid.name for t in plan.quantized.values()})),
-            base=base_model["name"],
-            version=lrqat.__version__,
-            loading=_WITH_TRANSFORMERS if standard else _WITH_LRQAT,
+        card = model_card(
+            [target.grid.name for target in plan.quantized.values()], base_model["name"], standard
         )
         (staging / "README.md").write_text(card, encoding="utf-8")
-        manifest = {
-            "format": manifests.FORMAT,
-            "version": manifests.VERSION,
-            "tool": {"name": "lrqat", "version": lrqat.__version__, "git_commit": git_commit()},
-            "tensors": {
-                name: {
-                    "grid": layer.grid.name,
-                    "shape": [layer.out_features, layer.in_features],
-                    "kind": _target_of(plan, name).kind,
-                }
-                for name, layer in quantized_layers(model)
-            },
-            "kept": plan.kept,
-            **({"activations": activations} if activations else {}),
-            "base_model": manifests.names_only(base_model),
-            "training": manifests.names_only(training or {}),
-            **({"reference": reference} if reference else {}),
-            "files": manifests.describe_files(staging, manifests.names_in(staging)),
-        }
+        manifest = _manifest(model, plan, base_model, training or {}, activations, reference)
+        manifest["files"] = manifests.describe_files(staging, manifests.names_in(staging))
         write_json(staging / manifests.FILE_NAME, manifest)
     return path
+
+
+def _manifest(
+    model: Any,
+    plan: SurgeryPlan,
+    base_model: dict[str, Any],
+    training: dict[str, Any],
+    activations: dict[str, Any],
+    reference: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """lrqat.json but for its list of files."""
+    return {
+        "format": manifests.FORMAT,
+        "version": manifests.VERSION,
+        "tool": {"name": "lrqat", "version": lrqat.__version__, "git_commit": git_commit()},
+        "tensors": {
+            name: {
+                "grid": layer.grid.name,
+                "shape": [layer.out_features, layer.in_features],
+                "kind": _target_of(plan, name).kind,
+            }
+            for name, layer in quantized_layers(model)
+        },
+        "kept": plan.kept,
+        **({"activations": activations} if activations else {}),
+        "base_model": manifests.names_only(base_model),
+        "training": manifests.names_only(training),
+        **({"reference": reference} if reference else {}),
+    }
 
 
 def loads_with_transformers(plan: SurgeryPlan) -> bool:

@@ -1,4 +1,4 @@
-"""The cache of a teacher's most likely tokens: what it holds, and what it refuses."""
+"""The cache of a teacher's most likely tokens: what it holds, resuming, and what it refuses."""
 
 import dataclasses
 import json
@@ -6,13 +6,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
-from lrqat.errors import DataError, OutputError, UserError
+from lrqat.errors import DataError, OutputError
 from lrqat.training.data.documents import TokenBlocks
+from lrqat.training.objectives import teacher_cache
 from lrqat.training.objectives.losses import CachedTeacher, ModelTeacher, Objective
 from lrqat.training.objectives.teacher_cache import (
     FILE_NAME,
@@ -98,6 +97,98 @@ def test_workers_of_a_data_loader_read_it(teacher, blocks, tmp_path):
     assert torch.equal(found, torch.stack([row["teacher_ids"] for row in rows]))
 
 
+class Stopping:
+    """Progress that is interrupted before a batch."""
+
+    def __init__(self, after):
+        self.after, self.seen = after, 0
+
+    def __call__(self, batches):
+        for batch in batches:
+            if self.seen == self.after:
+                raise KeyboardInterrupt
+            self.seen += 1
+            yield batch
+
+
+def test_a_stopped_run_goes_on_at_the_first_missing_shard(teacher, blocks, tmp_path, two_a_shard):
+    key = key_of(blocks)
+    with pytest.raises(KeyboardInterrupt):
+        write_cache(tmp_path / "a", key, blocks, teacher, batch_size=1, progress=Stopping(5))
+    assert not is_complete(tmp_path / "a", key)
+    with pytest.raises(DataError, match="no complete teacher cache"):
+        TeacherCache.open(tmp_path / "a", key)
+    kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "a").iterdir()}
+    assert len(kept) == 2
+    rest = Stopping(100)
+    write_cache(tmp_path / "a", key, blocks, teacher, batch_size=1, progress=rest)
+    assert rest.seen == 3  # of 7 blocks, four were done; the fifth's shard was not whole
+    assert all((tmp_path / "a" / name).stat().st_mtime_ns == at for name, at in kept.items())
+    write_cache(tmp_path / "b", key, blocks, teacher, batch_size=1)
+    for path in (tmp_path / "b").iterdir():
+        assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes()
+
+
+def stopped_and_finished(teacher, blocks, folder):
+    """A cache of four shards that was stopped after two, and the files of one that was not."""
+    key = key_of(blocks)
+    with pytest.raises(KeyboardInterrupt):
+        write_cache(folder / "a", key, blocks, teacher, batch_size=1, progress=Stopping(5))
+    write_cache(folder / "b", key, blocks, teacher, batch_size=1)
+    return key, {path.name: path.read_bytes() for path in (folder / "b").iterdir()}
+
+
+@pytest.mark.parametrize("at", [-1, -200, -400])
+def test_a_shard_that_was_damaged_meanwhile_is_computed_again(
+    teacher, blocks, tmp_path, two_a_shard, at
+):
+    key, right = stopped_and_finished(teacher, blocks, tmp_path)
+    path = tmp_path / "a" / "shard-00000.safetensors"
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    again = Stopping(100)
+    write_cache(tmp_path / "a", key, blocks, teacher, batch_size=1, progress=again)
+    assert again.seen == 5, "two blocks of the damaged shard, three that were missing"
+    assert right == {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()}
+
+
+def test_a_shard_in_the_place_of_another_is_computed_again(teacher, blocks, tmp_path, two_a_shard):
+    key, right = stopped_and_finished(teacher, blocks, tmp_path)
+    first, second = (tmp_path / "a" / f"shard-0000{n}.safetensors" for n in range(2))
+    second.write_bytes(first.read_bytes())
+    write_cache(tmp_path / "a", key, blocks, teacher, batch_size=1)
+    assert right == {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()}
+
+
+def test_a_shard_that_proves_nothing_is_computed_again(teacher, blocks, tmp_path, two_a_shard):
+    """One of an earlier lrqat, or whose entries have another shape."""
+    key, right = stopped_and_finished(teacher, blocks, tmp_path)
+    said = {"lrqat": json.dumps(key.to_json())}
+    for number, change in enumerate([lambda t: t, lambda t: t[:1]]):
+        path = tmp_path / "a" / f"shard-0000{number}.safetensors"
+        tensors = {name: change(t).contiguous() for name, t in load_file(path).items()}
+        save_file(tensors, path, metadata=said)
+    write_cache(tmp_path / "a", key, blocks, teacher, batch_size=1)
+    assert right == {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()}
+
+
+def test_a_disk_that_gives_back_other_bytes_is_not_recorded(
+    teacher, blocks, tmp_path, two_a_shard, monkeypatch
+):
+    def harm(path, *rest):
+        write(path, *rest)
+        data = bytearray(path.read_bytes())
+        data[-3] ^= 4
+        path.write_bytes(data)
+
+    write = teacher_cache.write_shard
+    monkeypatch.setattr(teacher_cache, "write_shard", harm)
+    with pytest.raises(OutputError, match="not what was written there a moment ago"):
+        write_cache(tmp_path, key_of(blocks), blocks, teacher, batch_size=1)
+    assert not (tmp_path / FILE_NAME).exists()
+
+
 def test_a_complete_cache_needs_no_teacher(teacher, blocks, tmp_path):
     key = key_of(blocks)
     assert not is_complete(tmp_path, key)
@@ -130,81 +221,3 @@ def test_one_changed_token_is_another_text(blocks):
     other = TokenBlocks(tokens.reshape(-1), LENGTH)
     assert key_of(other).tokens_sha256 != key_of(blocks).tokens_sha256
     assert key_of(TokenBlocks(blocks.tokens.reshape(-1), 6)) != key_of(blocks)
-
-
-@settings(max_examples=25, deadline=None)
-@given(at=st.integers(0, 10**6), bit=st.integers(0, 7))
-def test_an_altered_shard_is_found(written, at, bit):
-    folder, key = written
-    path = folder / "shard-00000.safetensors"
-    data = path.read_bytes()
-    altered = bytearray(data)
-    altered[at % len(data)] ^= 1 << bit
-    path.write_bytes(altered)
-    try:
-        with pytest.raises(DataError, match="is not what was written"):
-            TeacherCache.open(folder, key)
-    finally:
-        path.write_bytes(data)
-    TeacherCache.open(folder, key)
-
-
-@pytest.fixture(scope="module")
-def written(teacher, blocks, tmp_path_factory):
-    folder, key = tmp_path_factory.mktemp("cache"), key_of(blocks)
-    write_cache(folder, key, blocks, teacher, batch_size=8)
-    return folder, key
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"shards": 3}', b"\xff"])
-def test_a_damaged_index_is_refused(teacher, blocks, tmp_path, content):
-    key = key_of(blocks)
-    (tmp_path / FILE_NAME).write_bytes(content)
-    with pytest.raises(DataError, match=FILE_NAME):
-        is_complete(tmp_path, key)
-
-
-def test_a_file_in_the_place_of_a_shard_is_refused(teacher, blocks, tmp_path):
-    (tmp_path / "shard-00000.safetensors").write_bytes(b"mine")
-    with pytest.raises(DataError, match="is no shard of a teacher cache"):
-        write_cache(tmp_path, key_of(blocks), blocks, teacher, batch_size=8)
-    assert (tmp_path / "shard-00000.safetensors").read_bytes() == b"mine"
-
-
-def test_a_missing_shard_is_found(teacher, blocks, tmp_path, two_a_shard):
-    key = key_of(blocks)
-    write_cache(tmp_path, key, blocks, teacher, batch_size=8)
-    (tmp_path / "shard-00002.safetensors").unlink()
-    with pytest.raises(DataError, match=r"shard-00002\.safetensors is missing"):
-        TeacherCache.open(tmp_path, key)
-
-
-def test_a_file_as_the_folder_is_an_output_error(teacher, blocks, tmp_path):
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(OutputError, match="is a file"):
-        write_cache(tmp_path / "file", key_of(blocks), blocks, teacher, batch_size=8)
-
-
-@pytest.mark.parametrize("k", [0, -1, VOCABULARY + 1])
-def test_a_k_outside_the_vocabulary_is_refused(blocks, k):
-    with pytest.raises(UserError, match=f"--teacher-top-k {k} must be between 1 and the"):
-        key_of(blocks, k=k)
-
-
-def test_an_unknown_dtype_is_refused(blocks):
-    with pytest.raises(UserError, match="'int8' is not known; choose float16, float32"):
-        key_of(blocks, dtype="int8")
-
-
-def test_a_teacher_of_another_vocabulary_is_refused(teacher, blocks, tmp_path):
-    key = dataclasses.replace(key_of(blocks), vocabulary=VOCABULARY + 1)
-    with pytest.raises(UserError, match=f"vocabulary of {VOCABULARY} and the model one of"):
-        write_cache(tmp_path, key, blocks, teacher, batch_size=8)
-
-
-def test_the_index_names_what_it_is_of(written):
-    folder, key = written
-    index = json.loads((folder / FILE_NAME).read_text())
-    assert index["format"] == "lrqat-teacher-cache"
-    assert {name: index[name] for name in dataclasses.asdict(key)} == dataclasses.asdict(key)
-    assert list(index["shards"]) == ["shard-00000.safetensors"]

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -15,8 +14,8 @@ from lrqat.checkpoint.manifest import FILE_NAME, names_in
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.cli import train
 from lrqat.errors import OutputError
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 posix = pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 
 
