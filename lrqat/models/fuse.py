@@ -276,16 +276,16 @@ def _tied_head(model: Any) -> str | None:
     """Name of the head's weight if it is the embedding's, which is stored once."""
     if not is_tied(model):
         return None
-    head = model.get_output_embeddings()
-    return next(f"{name}.weight" for name, module in model.named_modules() if module is head)
+    modules, head = model.named_modules(), model.get_output_embeddings()
+    return next(f"{name}.weight" for name, module in modules if module is head)
 
 
 def _narrowest(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """`tensor` in a type no wider, that of its base model, if every value survives; or float32."""
     wide = tensor.detach().cpu().float()
     narrow = wide.to(dtype)
-    fits = dtype.itemsize <= wide.itemsize and torch.equal(narrow.float(), wide)
-    return (narrow if fits else wide).contiguous()
+    exact = dtype.itemsize <= 4 and torch.equal(narrow.float(), wide)
+    return (narrow if exact else wide).contiguous()
 
 
 def _save_config(model: Any, plan: SurgeryPlan, folder: Path) -> None:

@@ -150,7 +150,7 @@ def plan_surgery(
     quantized: dict[str, Target] = {}
     kept = dict.fromkeys(TextPart(model).beside(), BESIDE_TEXT)
     for rule in rules:  # a module that stays as it is may be named, a grid for it may not
-        rule.used += [name for name in kept if rule.grid is None and rule.pattern.search(name)]
+        rule.used.extend(n for n in kept if rule.grid is None and rule.pattern.search(n))
     for name, item in found.items():
         wanted, reason = _decide(name, item, rules, default)
         misfit = wanted.refuses(item.shape[1]) if wanted else None

@@ -27,7 +27,6 @@ class TextPart:
             return False
         return not self._inside or any(_lies_in(name, part) for part in self._inside)
 
-
     def beside(self) -> list[str]:
         """The outermost modules, and parameters outside them, that text never reaches."""
         return list(self._beside("", self._model))
