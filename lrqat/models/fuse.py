@@ -274,10 +274,8 @@ def _refuse_non_finite(name: str, layer: QuantizedWeight) -> None:
 
 def _tied_head(model: Any) -> str | None:
     """Name of the head's weight if it is the embedding's, which is stored once."""
-    if not is_tied(model):
-        return None
-    modules, head = model.named_modules(), model.get_output_embeddings()
-    return next(f"{name}.weight" for name, module in modules if module is head)
+    names = {module: f"{name}.weight" for name, module in model.named_modules()}
+    return names[model.get_output_embeddings()] if is_tied(model) else None
 
 
 def _narrowest(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,13 +2,17 @@
 
 What text never reaches cannot be calibrated or trained on text, and an exported text model does
 without it. transformers says which part is the text's (`get_decoder`, where the configuration has a
-text part) and which inner models take something else (`main_input_name`, such as pixel_values).
+text part) and which inner models take something else (`main_input_name`, such as pixel_values);
+layers that stand between a tower and the text are told by their names.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from transformers import PreTrainedModel
+
+_OTHER = re.compile(r"vision|visual|image|audio|video")
 
 
 class TextPart:
@@ -34,11 +38,9 @@ class TextPart:
     def _beside(self, name: str, module: Any) -> Iterator[str]:
         for own, child in (*module.named_children(), *module.named_parameters(recurse=False)):
             path = f"{name}.{own}" if name else own
-            if path in self:
-                continue
-            if any(_lies_in(part, path) for part in self._inside):
+            if any(_lies_in(part, path) and part != path for part in self._inside + self._outside):
                 yield from self._beside(path, child)
-            else:
+            elif path not in self:
                 yield path
 
 
@@ -53,17 +55,21 @@ def _inside(model: Any) -> tuple[str, ...]:
 
 
 def _outside(model: Any) -> tuple[str, ...]:
-    """Towers that take something else than text, with what stands around them alone."""
+    """Towers and projectors of other modalities, with what stands around them alone."""
     embedding = model.get_input_embeddings()
     at = next((name for name, module in model.named_modules() if module is embedding), "")
-    return tuple(
+    towers = (
         _widest_without(at, name)
         for name, module in model.named_modules()
-        if name
-        and isinstance(module, PreTrainedModel)
-        and module.main_input_name != model.main_input_name
-        and not _lies_in(at, name)
+        if name and not _lies_in(at, name) and _is_of_another_modality(name, module)
     )
+    return tuple(dict.fromkeys(towers))
+
+
+def _is_of_another_modality(name: str, module: Any) -> bool:
+    if isinstance(module, PreTrainedModel) and module.main_input_name != "input_ids":
+        return True
+    return bool(_OTHER.search(name.rpartition(".")[2]))
 
 
 def _widest_without(embedding: str, tower: str) -> str:

@@ -86,10 +86,11 @@ class Misfit:
 
 
 def _adapter(misfit: Misfit) -> str | None:
-    if not any(map(_ADAPTER.search, misfit.unexpected)):
+    found = sorted(filter(_ADAPTER.search, misfit.unexpected), key=lambda name: "lora_" not in name)
+    if not found:
         return None
     return (
-        "They belong to a PEFT adapter that was not merged: merge it "
+        f"{found[0]} belongs to a PEFT adapter that was not merged: merge it "
         "(PeftModel.from_pretrained(...).merge_and_unload()) and save the model"
     )
 

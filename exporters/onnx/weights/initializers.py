@@ -40,6 +40,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from exporters.floating import as_float32
 from exporters.onnx.weights.integers import (
     grid_of,
     read_integers,
