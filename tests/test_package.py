@@ -152,7 +152,7 @@ def test_every_extra_that_a_message_names_exists():
     ]
     sources = [*(ROOT / "lrqat").rglob("*.py"), *(ROOT / "exporters").rglob("*")]
     texts = [path.read_text() for path in sources if path.suffix in (".py", ".md")]
-    named = {n for text in texts for found in re.findall(r"lrqat\[([\w,-]+)\]", text)
+    named = {n for text in texts for found in re.findall(r"lrqat\[([a-z0-9,-]+)\]", text)
              for n in found.split(",")}  # fmt: skip
     assert named
     assert named <= extras.keys()

@@ -17,7 +17,7 @@ CSV = 'text\n"one\ntwo"\nNA\n"drei, \u201evier\u201c"\n'.encode()
 
 
 def named(value):
-    """Ids of tests: contents may be long, and a packed one has the time of packing in it."""
+    """Ids of tests: contents may be long."""
     return "bytes" if isinstance(value, bytes) else None
 
 
