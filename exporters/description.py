@@ -115,6 +115,8 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
+    if isinstance(value, np.ndarray):
+        value = value[: _MOST_ITEMS + 1].tolist() if value.ndim else value.item()
     if isinstance(value, list):
         if len(value) > _MOST_ITEMS:
             return f"{len(value)} items"

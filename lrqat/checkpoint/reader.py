@@ -13,7 +13,6 @@ as hostile: hashes are compared before anything is read, and shapes, integers an
 when they are.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +26,9 @@ from lrqat.checkpoint import manifest as manifests
 from lrqat.checkpoint.safetensors_file import StoredTensor, TensorFile
 from lrqat.checkpoint.stored_scales import PARTS, StoredScales, read_scales
 from lrqat.checkpoint.weight_kinds import WeightKind
+from lrqat.config_bounds import refuse_absurd_counts
 from lrqat.errors import CheckpointError
+from lrqat.foreign_files import parse_json, read_bytes
 from lrqat.grids.grid import Grid, find_grid
 from lrqat.grids.packing import unpack_grid
 
@@ -135,11 +136,12 @@ class Checkpoint:
         if verify:
             manifests.verify_files(path, manifest["files"])
         try:
-            config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            config = parse_json(read_bytes(path / "config.json"))
+        except ValueError as error:
             raise CheckpointError(f"{path / 'config.json'} cannot be read: {error}") from None
         if not isinstance(config, dict):
             raise CheckpointError(f"{path / 'config.json'} holds no JSON object")
+        refuse_absurd_counts(path, config)
         return cls(path, manifest, config)
 
     @property

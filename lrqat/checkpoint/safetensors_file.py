@@ -10,7 +10,6 @@ into an array of its own and nothing stays. The header has to be what that packa
 each has as many bytes as its type and shape need.
 """
 
-import json
 import math
 import struct
 from dataclasses import dataclass
@@ -22,8 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrqat.errors import CheckpointError
+from lrqat.foreign_files import open_regular, parse_json
 
-_MAX_HEADER_BYTES = 100_000_000  # the package's own limit
+# The package's limit is 100 MB. This is enough for 100,000 tensors in a file.
+_MAX_HEADER_BYTES = 1 << 24
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -93,12 +94,12 @@ class TensorFile:
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:
     """Raises ValueError, saying what is wrong."""
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         size = path.stat().st_size - 8
         length = struct.unpack("<Q", stream.read(8))[0] if size >= 0 else 0
         if not 2 <= length <= min(size, _MAX_HEADER_BYTES):
             raise ValueError(f"its header has {length} of {max(size, 0)} bytes")
-        header = json.loads(stream.read(length).decode("utf-8"))
+        header = parse_json(stream.read(length))
     if not isinstance(header, dict):
         raise ValueError("its header is no JSON object")
     header.pop("__metadata__", None)

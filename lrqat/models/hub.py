@@ -7,9 +7,12 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import cached_file
 
 from lrqat.checkpoint import manifest
-from lrqat.errors import ModelError
+from lrqat.config_bounds import refuse_absurd_counts
+from lrqat.errors import ModelError, refusing
+from lrqat.foreign_files import read_json, refuse_irregular
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
@@ -32,13 +35,16 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
         raise ModelError(f"{name} is not a Hugging Face model folder: it has no config.json")
     if (folder / manifest.FILE_NAME).is_file():
         raise ModelError(f"{name} is already a fused checkpoint; train from the model it came from")
-    try:
+    if looks_local:
+        refuse_irregular(folder)
+    with refusing(
+        ModelError,
+        f"cannot load the model {name!r}",
+        "check the name and the connection, or give a local folder",
+    ):
+        path = cached_file(name, "config.json")
+        refuse_absurd_counts(name, read_json(Path(str(path))))
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"cannot load the model {name!r}: {_first_line(error)} Check the name and the "
-            "connection, or give a local folder"
-        ) from None
     known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or trust_remote_code
     if not known or getattr(config, "is_encoder_decoder", False):
         raise ModelError(
@@ -47,6 +53,31 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
         )
     if getattr(config, "quantization_config", None):
         raise ModelError(f"{name} is quantised already; start from its floating-point original")
+    return _with_attention(config)
+
+
+def build_config(name: object, values: dict[str, Any]) -> Any:
+    """The configuration that config.json's `values` are, but for its quantization.
+
+    Args:
+        name: where they come from, for messages.
+        values: keys and values of the file.
+
+    Raises:
+        ModelError: they are none that transformers takes.
+    """
+    refuse_absurd_counts(name, values)
+    plain = {key: value for key, value in values.items() if key != "quantization_config"}
+    with refusing(
+        ModelError, f"config.json of {name} is not a model configuration", "use an intact copy"
+    ):
+        return _with_attention(AutoConfig.for_model(**plain))
+
+
+def _with_attention(config: Any) -> Any:
+    """`config` without the FlashAttention of the machine where the model was trained."""
+    if str(config._attn_implementation).startswith("flash"):
+        config._attn_implementation = None  # transformers takes what is here; all compute the same
     return config
 
 
@@ -65,16 +96,31 @@ def load_model(name: str, *, dtype: torch.dtype, trust_remote_code: bool = False
 
 
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a folder or hub id. Raises ModelError."""
-    try:
+    """The tokenizer of a folder or hub id. Raises UserError."""
+    if Path(name).is_dir():
+        refuse_irregular(Path(name))
+    with refusing(
+        ModelError,
+        f"cannot load the tokenizer of {name}",
+        "give a model with the tokenizer files that transformers saves",
+    ):
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"cannot load the tokenizer of {name}: {_first_line(error)}") from None
 
 
 def meta_model(config: Any, *, trust_remote_code: bool = False) -> Any:
-    """A model of `config` on the meta device: names and shapes, no memory."""
-    with torch.device("meta"):
+    """A model of `config` on the meta device: names and shapes, no memory.
+
+    Raises:
+        ModelError: the configuration has a value that its architecture refuses.
+    """
+    with (
+        refusing(
+            ModelError,
+            f"the configuration of this {config.model_type!r} model cannot be built",
+            "correct config.json, or use an intact copy of the model",
+        ),
+        torch.device("meta"),
+    ):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
