@@ -7,6 +7,7 @@
 # Both can be run again: what is done is not done twice. Other targets: check, fast, clean.
 #
 #   PYTHON=python3.12          the interpreter of the virtual environment (3.11 or newer)
+#   PYTEST_ARGS="..."          passed to pytest, e.g. a path, or -k and a name
 #   PIP_ARGS="--index-url ..." passed to pip; on Linux without a GPU, PyTorch's own CPU index saves
 #                              gigabytes (see README.md)
 
@@ -15,6 +16,10 @@ PIP_ARGS ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# A worker for every core, each with one thread (tests/support/fixtures.py); a worker that is done
+# takes over tests of one that is not.
+PYTEST_ARGS ?=
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 export HF_HUB_OFFLINE ?= 1
@@ -27,10 +32,10 @@ demo: $(READY)
 
 test: check
 	@echo "== test: everything, the slow ones too"
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 fast: $(READY)
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 check: $(READY)
 	@echo "== check: style and types"

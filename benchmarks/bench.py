@@ -8,14 +8,14 @@ exported file in llama.cpp, next to llama-quantize's, and `onnx` an exported fol
 """
 
 import argparse
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
-from benchmarks.random_model import SHAPES
+from benchmarks import files
+from benchmarks.timing import mib, spread
 from lrqat.cli import command, train
 
 _DTYPES = ("float32", "bfloat16")
@@ -94,17 +94,12 @@ def _step(args: argparse.Namespace, out: command.Output) -> dict[str, Any]:
         progress=lambda rounds: tqdm(rounds, desc="timing", unit="round"),
     )
     rows = [
-        (name, f"{t.wall:.3f}", f"{t.cpu:.3f}", _spread(t.ratio), _spread(t.cpu_ratio))
+        (name, f"{t.wall:.3f}", f"{t.cpu:.3f}", spread(t.ratio), spread(t.cpu_ratio))
         for name, t in results.items()
     ]
     columns = ("contender", "seconds", "CPU seconds", "ratio to full", "CPU ratio to full")
     out.table(f"{title}; medians (quartiles)", columns, rows)
     return {name: times.to_json() for name, times in results.items()}
-
-
-def _spread(quartiles: tuple[float, float, float]) -> str:
-    lower, median, upper = quartiles
-    return f"{median:.3f} ({lower:.3f} to {upper:.3f})"
 
 
 def _memory(args: argparse.Namespace, out: command.Output) -> dict[str, Any]:
@@ -118,16 +113,12 @@ def _memory(args: argparse.Namespace, out: command.Output) -> dict[str, Any]:
         progress=lambda rows: tqdm(rows, desc="measuring", unit="contender"),
     )
     rows = [
-        (name, _mib(m.total), _mib(m.activations), _mib(m.weights), f"{m.matrices:.2f}")
+        (name, mib(m.total), mib(m.activations), mib(m.weights), f"{m.matrices:.2f}")
         for name, m in results.items()
     ]
     columns = ("contender", "MiB", "activations", "temporaries of weights", "in largest matrices")
     out.table(f"{title}; beyond parameters, gradients and optimiser", columns, rows)
     return {name: memory.to_json() for name, memory in results.items()}
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.1f}"
 
 
 def _model_options(parser: argparse.ArgumentParser) -> None:
@@ -145,148 +136,13 @@ def _model(args: argparse.Namespace, out: command.Output) -> dict[str, Any]:
     return {name: part.to_json() for name, part in parts.items()}
 
 
-def _export_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--like", choices=SHAPES, default="llama-3.2-1b", help="whose shape")
-    parser.add_argument(
-        "--folder", type=Path, help="where files go for a while; default: a temporary folder"
-    )
-    parser.add_argument("--tokenizer", type=Path, help="folder of a tokenizer; default: a tiny one")
-    parser.add_argument("--llama-cpp", type=Path, help="llama.cpp's source tree, to compare with")
-    parser.add_argument("--llama-quantize", type=Path, help="its llama-quantize")
-
-
-def _export(args: argparse.Namespace, out: command.Output) -> dict[str, Any]:
-    from transformers import LlamaConfig
-
-    from benchmarks.export_cost import measure_exports
-    from benchmarks.random_fused import write_random_fused
-
-    with tempfile.TemporaryDirectory(prefix="lrqat-bench-", dir=args.folder) as name:
-        folder = Path(name)
-        config = LlamaConfig(**SHAPES[args.like])
-        weights = write_random_fused(config, folder / "fused", tokenizer=args.tokenizer)
-        costs = measure_exports(folder / "fused", folder, args.llama_cpp, args.llama_quantize)
-    rows = [
-        (
-            name, f"{cost.seconds:.1f}", f"{cost.cpu_seconds:.1f}",
-            _mib(cost.peak_bytes) if cost.peak_bytes else "unknown", f"{cost.bytes:,}",
-        )
-        for name, cost in costs.items()
-    ]  # fmt: skip
-    columns = ("contender", "seconds", "CPU seconds", "peak MiB", "bytes")
-    out.table(f"export to GGUF, {args.like}, {weights:,} weights", columns, rows)
-    upstream = [cost for name, cost in costs.items() if name != "lrqat"]
-    ratios = {
-        what: sum(getattr(cost, what) for cost in upstream) / getattr(costs["lrqat"], what)
-        for what in ("seconds", "cpu_seconds")
-        if upstream
-    }
-    if ratios:
-        out.say(
-            f"convert and quantize take {ratios['seconds']:.1f} times as long as lrqat, and "
-            f"{ratios['cpu_seconds']:.1f} times the CPU"
-        )
-    found = {name: cost.to_json() for name, cost in costs.items()}
-    return {"weights": weights, "costs": found, "ratios": ratios}
-
-
-def _small_model_options(
-    parser: argparse.ArgumentParser, width: int, layers: int, prompt: int, rounds: int, grid: str
-) -> None:
-    """Options of a random Llama, and of what is run with it; the arguments are the defaults."""
-    for name, default, what in (
-        ("--width", width, "width of the model"),
-        ("--layers", layers, "decoder layers"),
-        ("--vocabulary", 4096, "rows of the floating head"),
-        ("--prompt", prompt, "tokens of a prompt, and of a cache"),
-        ("--rounds", rounds, "turns of each that are timed"),
-    ):
-        parser.add_argument(name, type=int, default=default, help=what)
-    parser.add_argument("--grid", default=grid, help="grid of the weights")
-
-
-def _gguf_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--llama-quantize", type=Path, required=True, help="llama.cpp's program")
-    _small_model_options(parser, width=2048, layers=2, prompt=64, rounds=100, grid="q4_0")
-
-
-def _gguf(args: argparse.Namespace, out: command.Output) -> dict[str, Any]:
-    from benchmarks.llama_cpp_speed import measure, write_forms
-    from benchmarks.random_fused import write_random_fused
-
-    with tempfile.TemporaryDirectory(prefix="lrqat-bench-") as name:
-        write_random_fused(_small_llama(args), Path(name, "fused"), grid=args.grid)
-        files = write_forms(Path(name, "fused"), Path(name), args.llama_quantize)
-        sizes = {form: path.stat().st_size for form, path in files.items()}
-        speeds = measure(
-            files, prompt=args.prompt, rounds=args.rounds, progress=_bar("loading and running")
-        )
-    for what, times in speeds.items():
-        rows = [
-            (form, f"{sizes[form]:,}", f"{t.wall * 1000:.2f}", _spread(t.ratio),
-             _spread(t.cpu_ratio), "{:.3f} to {:.3f}".format(*t.cpu_ratio_interval))
-            for form, t in times.items()
-        ]  # fmt: skip
-        columns = ("file", "bytes", "ms", "ratio", "CPU ratio", "95 % of its median")
-        out.table(f"{what} in llama.cpp; medians (quartiles)", columns, rows)
-    found = {what: {n: t.to_json() for n, t in times.items()} for what, times in speeds.items()}
-    return {"bytes": sizes, **found}
-
-
-def _small_llama(args: argparse.Namespace) -> Any:
-    from transformers import LlamaConfig
-
-    return LlamaConfig(
-        vocab_size=args.vocabulary, hidden_size=args.width, intermediate_size=args.width * 11 // 4,
-        num_hidden_layers=args.layers, num_attention_heads=args.width // 64,
-        num_key_value_heads=args.width // 128, max_position_embeddings=4096,
-    )  # fmt: skip
-
-
-def _onnx_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--accuracy-level", type=int, default=1, choices=(1, 4),
-        help="ONNX Runtime's: 1 computes in float32, 4 rounds activations to 8 bits",
-    )  # fmt: skip
-    _small_model_options(parser, width=1024, layers=4, prompt=128, rounds=15, grid="int4-g32")
-
-
-def _bar(what: str) -> Callable[[Any], Any]:
-    return lambda rounds: tqdm(rounds, desc=what, unit="round")
-
-
-def _onnx(args: argparse.Namespace, out: command.Output) -> dict[str, Any]:
-    from benchmarks.onnx_speed import measure, write_forms
-    from benchmarks.random_fused import write_random_fused
-
-    found = {}
-    with tempfile.TemporaryDirectory(prefix="lrqat-bench-") as name:
-        write_random_fused(_small_llama(args), Path(name, "fused"), grid=args.grid)
-        contenders = write_forms(Path(name, "fused"), Path(name), args.accuracy_level)
-        runs = (("decode", 1, args.prompt, 16), ("prefill", args.prompt, 0, 1))
-        for what, tokens, past, repeat in runs:
-            speeds = measure(
-                contenders, tokens=tokens, past=past, rounds=args.rounds, repeat=repeat,
-                progress=_bar(what),
-            )  # fmt: skip
-            rows = [
-                (form, f"{t.wall * 1000:.1f}", f"{t.cpu * 1000:.1f}", _spread(t.ratio),
-                 _spread(t.cpu_ratio))
-                for form, t in speeds.items()
-            ]  # fmt: skip
-            columns = ("form", "ms", "CPU ms", "ratio to qdq", "CPU ratio to qdq")
-            out.table(f"{what}, {tokens} tokens after {past}; medians (quartiles)", columns, rows)
-            found[what] = {form: times.to_json() for form, times in speeds.items()}
-    return found
-
-
 BENCHES = {
     "step": Bench("time of a training step", _step_options, _step),
     "memory": Bench("peak memory of a training step", _stack_options, _memory),
     "model": Bench("memory and time of a whole model", _model_options, _model),
-    "export": Bench("time and memory of an export to GGUF", _export_options, _export),
-    "gguf": Bench("speed of a GGUF file beside llama-quantize's", _gguf_options, _gguf),
-    "onnx": Bench("speed of an exported folder in ONNX Runtime", _onnx_options, _onnx),
+    "export": Bench("time and memory of an export to GGUF", files.export_options, files.export),
+    "gguf": Bench("speed of a GGUF file beside llama-quantize's", files.gguf_options, files.gguf),
+    "onnx": Bench("speed of an exported folder in ONNX Runtime", files.onnx_options, files.onnx),
 }
 
 

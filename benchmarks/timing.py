@@ -103,3 +103,14 @@ def _median_interval(values: list[float]) -> tuple[float, float]:
     ordered, n = sorted(values), len(values)
     lower = max(0, int(n / 2 - 0.98 * n**0.5 - 0.5))  # 1.96 standard deviations of a binomial
     return ordered[lower], ordered[n - 1 - lower]
+
+
+def spread(quartiles: tuple[float, float, float]) -> str:
+    """Median and quartiles, for a table."""
+    lower, median, upper = quartiles
+    return f"{median:.3f} ({lower:.3f} to {upper:.3f})"
+
+
+def mib(size: int) -> str:
+    """Bytes in MiB, for a table."""
+    return f"{size / 2**20:,.1f}"

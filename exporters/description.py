@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 _MOST_CHARACTERS = 200
 _MOST_ITEMS = 8
 _MOST_NAMES = 10

@@ -1,4 +1,8 @@
-"""llama.cpp itself against PyTorch: the graph of the F32 twin, tokens, text and refusals."""
+"""llama.cpp itself: tokens, text, contexts and refusals.
+
+The graph of every architecture is compared in test_gguf_architectures.py, real models in
+test_real_models.py.
+"""
 
 import ctypes
 import importlib.metadata
@@ -8,53 +12,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from exporters import gguf
-from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import DataError, ModelError, RuntimeUnavailableError
-from lrqat.models import fuse, hub, preparation, surgery
-from lrqat.models.reference import load_reference, torch_logits
 from lrqat.models.small_llama import make_tokenizer
 from lrqat.runtimes.llama_cpp import ffi
 from lrqat.runtimes.llama_cpp.runtime import LlamaCpp, dequantize_row
-from lrqat.runtimes.parity import L1_POSITIONS
-from tests.support.paths import SHARED
+from tests.support.checkpoints import fused
+from tests.support.zoo import CONFIGS, VOCABULARY
 
-VOCABULARY = 400
 TEXT = (Path(os.__file__).parent / "argparse.py").read_text(encoding="utf-8")
-SMALL: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 128,
-    "intermediate_size": 192,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 1024,
-    "initializer_range": 0.1,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 256,
-}
-LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "tied": {"tie_word_embeddings": True},
-    "biases": {"attention_bias": True, "mlp_bias": True},
-    "llama3 rope": {"rope_parameters": LLAMA3},
-    "linear rope": {"rope_parameters": LINEAR},
-    "rope theta": {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
-    "head_dim": {"head_dim": 16},
-    "one key-value head": {"num_key_value_heads": 1},
-}
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -72,94 +39,12 @@ def tokenizer() -> Any:
     return make_tokenizer([TEXT], vocabulary=VOCABULARY)
 
 
-def fused(model: Any, tokenizer: Any, folder: Path) -> Checkpoint:
-    """Put `model` on the q4_0 grid with random A and write it as a fused checkpoint."""
-    plan = surgery.plan_surgery(model, "q4_0")
-    preparation.prepare(model, plan, preparation.Settings(rank=4))
-    for _, layer in preparation.quantized_layers(model):
-        torch.nn.init.normal_(layer.lora_a, std=1.0)
-    base = {"name": "tiny", "revision": None, "dtype": "float32"}
-    fuse.fuse(model, tokenizer, folder, plan=plan, base_model=base)
-    return Checkpoint.open(folder)
-
-
-def random_model(kind: Any, config: Any) -> Any:
-    """A model with weights large enough that a wrong row or frequency shows in the logits."""
-    torch.manual_seed(0)
-    model = kind(config).eval()
-    model.config.architectures = [kind.__name__]  # which only saving and loading would set
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias") or "norm" in name:
-            torch.nn.init.normal_(parameter, mean=float("norm" in name), std=0.3)
-    return model
-
-
-def largest_difference(checkpoint: Checkpoint, path: Path, tokens: Any) -> float:
-    """Largest |d logit| between the F32 twin in llama.cpp and the reference in PyTorch."""
-    gguf.write(gguf.plan(checkpoint, gguf.Options(type="f32", float_type="f32")), path)
-    expected = torch_logits(load_reference(checkpoint))(np.asarray(tokens))
-    assert expected.std() > 0.3
-    with LlamaCpp.open(path) as llama:
-        return float(np.abs(llama.logits(tokens) - expected).max())
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_f32_twin_of_every_variant(variant: str, tokenizer: Any, tmp_path: Path) -> None:
-    model = random_model(LlamaForCausalLM, LlamaConfig(**SMALL | VARIANTS[variant]))
-    checkpoint = fused(model, tokenizer, tmp_path / "fused")
-    tokens = np.random.default_rng(0).integers(0, VOCABULARY, 128)
-    assert largest_difference(checkpoint, tmp_path / "twin.gguf", tokens) < 1e-4
-
-
-def test_f32_twin_of_mistral(tokenizer: Any, tmp_path: Path) -> None:
-    model = random_model(MistralForCausalLM, MistralConfig(**SMALL, sliding_window=None))
-    checkpoint = fused(model, tokenizer, tmp_path / "fused")
-    tokens = np.random.default_rng(0).integers(0, VOCABULARY, 128)
-    assert largest_difference(checkpoint, tmp_path / "twin.gguf", tokens) < 1e-4
-
-
-def shared(name: str, folder: Path) -> Checkpoint:
-    source = SHARED / "models" / name
-    if not source.is_dir():
-        pytest.skip(f"no shared {name}")
-    keep = ["down_proj"] if name == "stories260k" else []
-    model = hub.load_model(str(source), dtype=torch.float32)
-    plan = surgery.plan_surgery(model, "q4_0", keep)
-    preparation.prepare(model, plan, preparation.Settings(rank=4))
-    base = {"name": name, "revision": None, "dtype": "float32"}
-    fuse.fuse(model, hub.load_tokenizer(source), folder, plan=plan, base_model=base)
-    return Checkpoint.open(folder)
-
-
-@pytest.mark.parametrize(
-    ("name", "source", "prompt"),
-    [
-        ("stories260k", "tinystories-sample.txt", "Once upon a time"),
-        ("pycode-8m", "pycode/valid.txt", "import os\n\n\ndef main("),
-    ],
-)
-def test_shared_models(name: str, source: str, prompt: str, tmp_path: Path) -> None:
-    checkpoint = shared(name, tmp_path / "fused")
-    text = (SHARED / "data" / source).read_text(encoding="utf-8")[:4000]
-    gguf.write(gguf.plan(checkpoint), tmp_path / "model.gguf")
-    with LlamaCpp.open(tmp_path / "model.gguf") as llama:
-        tokens = llama.tokenize(text, add_special=True)[:L1_POSITIONS]
-        assert text.startswith(llama.detokenize(tokens))
-        continued = llama.generate(prompt, 40)
-        assert len(set(continued.split())) > 1
-        assert llama.generate(prompt, 40) == continued
-        real = llama.logits(tokens)
-    assert largest_difference(checkpoint, tmp_path / "twin.gguf", tokens) < 1e-4
-    expected = torch_logits(load_reference(checkpoint))(np.asarray(tokens))
-    # 8-bit activations move logits a little and the best token rarely.
-    assert (real.argmax(1) == expected.argmax(1)).mean() > 0.9
-
-
 @pytest.fixture(scope="module")
 def model_file(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("llama")
-    model = random_model(LlamaForCausalLM, LlamaConfig(**SMALL))
-    checkpoint = fused(model, tokenizer, folder / "fused")
+    config = CONFIGS["llama"]()
+    config.max_position_embeddings = 1024
+    checkpoint = fused(config, folder / "fused", tokenizer=tokenizer)
     gguf.write(gguf.plan(checkpoint), folder / "model.gguf")
     return folder / "model.gguf"
 

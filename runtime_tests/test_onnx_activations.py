@@ -19,6 +19,8 @@ from exporters.onnx.tracing.stand_ins import RoundedInput
 from lrqat.activations.grids import ACTIVATION_GRIDS, quantize, range_of
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.models.reference import load_reference, torch_logits
+from lrqat.runtimes.layer_sources import Case, source_of
+from lrqat.runtimes.layer_trace import FLOAT32_BOUND, compare_states
 from lrqat.runtimes.onnx_runtime.roundings import (
     differing_roundings,
     unrounded_twin,
@@ -101,6 +103,17 @@ def test_a_graph_that_rounds_otherwise_is_noticed(mixed, tmp_path):
     (tmp_path / "model.onnx").write_bytes(ir.to_proto(model).SerializeToString())
     found = differing_roundings(tmp_path, checkpoint, PROMPTS[0])
     assert [name for name, count in found.items() if count] == ["model.layers.0.mlp.down_proj"]
+
+
+def test_layers_are_traced_without_the_roundings(mixed):
+    checkpoint, folder = mixed
+    model = load_reference(checkpoint)
+    for float32 in (True, False):
+        states = source_of(folder).run(Case(folder, checkpoint, model, PROMPTS[0], float32, None))
+        found = compare_states(states.reference, states.runtime)
+        assert [d.place for d in found] == ["embedding", "layer 0", "final norm"]
+        assert states.computes_in == ("float32" if float32 else None)
+        assert (max(d.relative for d in found) < FLOAT32_BOUND / 4) or not float32
 
 
 def test_without_its_roundings_the_graph_is_pytorchs_without_them(mixed):

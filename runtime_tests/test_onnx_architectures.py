@@ -14,9 +14,13 @@ import pytest
 import torch
 
 from exporters import onnx as exporter
+from exporters.onnx.folder.model_file import read_model
 from lrqat.errors import ExportRefusedError
+from lrqat.models.hidden_states import anatomy, torch_hidden_states
 from lrqat.models.reference import load_reference, torch_logits
 from lrqat.runtimes.genai import continue_tokens
+from lrqat.runtimes.layer_trace import FLOAT32_BOUND, compare_states
+from lrqat.runtimes.onnx_runtime.hidden_states import hidden_states
 from lrqat.runtimes.onnx_runtime.session import OnnxRuntime
 from lrqat.runtimes.openvino import OpenVino
 from tests.support.checkpoints import KEPT, fused
@@ -34,7 +38,13 @@ STEPS = (0, 30, 33, *range(34, 44), 80)  # a prompt, a few tokens, one at a time
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def reports():
+    """What the exporter reported, by folder."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, reports):
     """Function name, options -> the reference in PyTorch and the ONNX folder of that model."""
 
     @functools.cache
@@ -45,7 +55,7 @@ def made(tmp_path_factory):
     @functools.cache
     def make(name, options=None):
         folder = tmp_path_factory.mktemp("onnx") / "onnx"
-        exporter.write(exporter.plan(checkpoint(name), options), folder)
+        reports[folder] = exporter.write(exporter.plan(checkpoint(name), options), folder)
         return load_reference(checkpoint(name)), folder
 
     return make
@@ -104,6 +114,38 @@ def assert_close(logits, expected):
 def test_logits_are_pytorchs_all_at_once_and_step_by_step_in_a_padded_batch(name, runtime, made):
     model, folder = made(name)
     assert_computes(name, model, *runtime(folder))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options", "notes"),
+    [
+        ("llama", None, []),
+        ("gemma2", None, ["0 of 2 attentions became one node with the cache inside: 2 written as "
+            "products and a softmax by transformers; the results are the same, but every token "
+            "copies the cache more often"]),
+        ("gemma2", WEBGPU, []),  # products were asked for
+    ],
+)  # fmt: skip
+def test_a_report_says_when_attention_was_not_fused(name, options, notes, made, reports):
+    folder = made(name, options)[1]
+    report = reports[folder]
+    assert report.notes == notes
+    assert report.passes["compact_attention"] is not (name == "gemma2")
+    fused = [len(node.outputs) for node in ir.load(folder / "model.onnx").graph
+             if node.op_type == "Attention"]  # fmt: skip
+    assert fused == ([3, 3] if report.passes["compact_attention"] else [])
+    assert report.to_json()["notes"] == notes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IN_ONNX)
+def test_every_layers_hidden_state_is_found_in_the_graph(name, made):
+    model, folder = made(name)
+    found = hidden_states(folder, read_model(folder), TOKENS[0], anatomy(model))
+    expected = torch_hidden_states(model, TOKENS[0])
+    assert list(found) == list(expected)
+    assert max(d.relative for d in compare_states(expected, found)) < FLOAT32_BOUND / 4
 
 
 @pytest.mark.slow

@@ -15,6 +15,8 @@ from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import ExportRefusedError, OutputError
 from lrqat.models.reference import load_reference, torch_logits
 from lrqat.runtimes.genai import continue_tokens
+from lrqat.runtimes.layer_sources import SOURCES, Case
+from lrqat.runtimes.layer_trace import FLOAT32_BOUND, compare_states
 from lrqat.runtimes.onnx_runtime.session import OnnxRuntime
 from tests.support.checkpoints import fused
 from tests.support.zoo import SIZES
@@ -62,6 +64,12 @@ def test_the_builders_file_holds_the_checkpoint_and_computes_it(name, tmp_path):
     with OnnxRuntime.open(tmp_path / "compact") as session:
         difference = np.abs(session.logits(TOKENS) - expected).max()
     assert difference < 1e-5 * np.abs(expected).max()
+    states = SOURCES["onnx-genai"].run(
+        Case(tmp_path / "compact", checkpoint, model, TOKENS, True, None)
+    )
+    assert list(states.runtime) == list(states.reference)  # fused sums are shown too
+    found = compare_states(states.reference, states.runtime)
+    assert max(d.relative for d in found) < FLOAT32_BOUND / 4
     prompt = TOKENS[:20].tolist()
     greedy = model.generate(torch.tensor([prompt]), max_new_tokens=16, do_sample=False)
     greedy = [token for token in greedy[0, len(prompt) :].tolist() if token]

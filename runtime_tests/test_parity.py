@@ -11,16 +11,13 @@ from gguf import GGUFReader
 from transformers import AutoModelForCausalLM
 
 from exporters import gguf
-from exporters import onnx as onnx_exporter
 from exporters.gguf.architectures import find_architecture
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import UserError
-from lrqat.models import fuse, hub, preparation, surgery
 from lrqat.runtimes.genai import generate_tokens
-from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
 from lrqat.runtimes.parity import prove
 from tests.support.grids import SYMMETRIC_GRIDS
-from tests.support.paths import SHARED, shared_model
+from tests.support.proofs import assert_proved, export_both
 
 
 @pytest.fixture(scope="session")
@@ -36,30 +33,6 @@ def proven(train_on, text):
         return made[grid]
 
     return make
-
-
-def export_both(folder):
-    checkpoint = Checkpoint.open(folder)
-    paths = folder / gguf.default_name(checkpoint), folder / onnx_exporter.default_name(checkpoint)
-    for exporter, path in zip((gguf, onnx_exporter), paths, strict=True):
-        exporter.write(exporter.plan(checkpoint), path)
-    return [str(path) for path in paths]
-
-
-def assert_proved(proofs):
-    for proof in proofs:
-        assert proof.mismatches == {}
-        assert proof.tensors > 0
-        assert proof.logit_difference < 1e-4
-        assert proof.same_tokens
-        assert proof.verdicts == {"L0": True, "L1": True, "L2": True}, proof.failures
-        assert proof.passed
-    by_runtime = {proof.runtime: proof.comparison for proof in proofs}
-    assert abs(by_runtime["ONNX Runtime"].relative_difference) <= 1e-6
-    llama = by_runtime["llama.cpp"]
-    assert abs(llama.relative_difference) <= 5e-3
-    assert llama.standard_errors <= 3
-    assert llama.kl < 2e-3
 
 
 @pytest.mark.slow
@@ -234,36 +207,3 @@ def test_rows_that_were_not_permuted_fail_l0_and_l2(proven, text, tmp_path):
 def test_only_exported_files_can_be_proved(fused_checkpoint, text):
     with pytest.raises(UserError, match=r"neither a \.gguf file nor an ONNX folder"):
         prove(fused_checkpoint, [str(fused_checkpoint)], text)
-
-
-def fuse_rounded(model_folder, target):
-    """A fused q4_0 checkpoint of a shared model at round-to-nearest."""
-    config = hub.load_config(str(model_folder))
-    model = hub.load_model(str(model_folder), dtype=torch.float32)
-    plan = surgery.plan_surgery(model, "q4_0")
-    preparation.prepare(model, plan)
-    base = {
-        "name": model_folder.name,
-        "revision": None,
-        "dtype": str(config.dtype).removeprefix("torch."),
-    }
-    return fuse.fuse(model, hub.load_tokenizer(model_folder), target, plan=plan, base_model=base)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("path", [shared_model("stories260k"), shared_model("pycode-8m")])
-def test_real_models(path, tmp_path):
-    """Models that others trained: sentencepiece and tied, byte-level BPE and bfloat16."""
-    folder = fuse_rounded(path, tmp_path / "fused")
-    files = export_both(folder)
-    name, context = {
-        "stories260k": ("tinystories-sample.txt", 256),
-        "pycode-8m": ("pycode/valid.txt", 512),
-    }[path.name]
-    text = (SHARED / "data" / name).read_text(encoding="utf-8")[:120_000]
-    assert_proved(prove(folder, files, text, context=context, limit=12))
-    with LlamaCpp.open(files[0]) as llama:
-        assert llama.detokenize(llama.tokenize("Once upon a time", add_special=False)).strip() == (
-            "Once upon a time"
-        )
-    shutil.rmtree(folder)

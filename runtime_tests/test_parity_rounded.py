@@ -13,6 +13,7 @@ from lrqat.runtimes.onnx_runtime.session import OnnxRuntime
 from lrqat.runtimes.openvino import OpenVino
 from lrqat.runtimes.parity import prove
 from lrqat.runtimes.targets import continuation
+from tests.support.onnx_exports import write_onnx
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def exported(train_on, tmp_path_factory):
         if key not in made:
             folder = train_on("int4-g32", **settings)
             made[key] = folder, tmp_path_factory.mktemp("rounded") / "onnx"
-            exporter.write(exporter.plan(Checkpoint.open(folder)), made[key][1])
+            write_onnx(exporter.plan(Checkpoint.open(folder)), made[key][1])
         return made[key]
 
     return make

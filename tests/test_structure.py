@@ -12,21 +12,22 @@ from tests.support.paths import ROOT
 
 # Every sub-package and what it may import; itself it always may. Nothing else is allowed, so an
 # import that runs upwards, or a new sub-package, is a decision that is taken here.
-_CORE = {"lrqat", "lrqat.grids"}
+_CORE = {"lrqat", "lrqat.atomic_files", "lrqat.grids"}
 _MODEL = _CORE | {"lrqat.checkpoint", "lrqat.layers", "lrqat.init", "lrqat.activations"}
 _TRAINING = _MODEL | {"lrqat.models", "lrqat.evaluation"}
-_EXPORTER = {"lrqat", "lrqat.grids", "lrqat.checkpoint", "exporters"}
+_EXPORTER = _CORE | {"lrqat.checkpoint", "exporters"}
 _RUNTIMES = _TRAINING | {"exporters", "exporters.gguf", "exporters.onnx", "exporters.onnx_genai"}
 _ALL = _RUNTIMES | {"lrqat.training", "lrqat.runtimes"}
 ALLOWED = {
     "lrqat": set(),
+    "lrqat.atomic_files": {"lrqat"},
     "lrqat.grids": {"lrqat"},
     "lrqat.checkpoint": _CORE,
     "lrqat.layers": _CORE,
     "lrqat.init": _CORE | {"lrqat.layers"},
     "lrqat.activations": _CORE | {"lrqat.layers"},
     "lrqat.models": _MODEL,
-    "lrqat.evaluation": {"lrqat"},
+    "lrqat.evaluation": {"lrqat", "lrqat.atomic_files"},
     "lrqat.training": _TRAINING,
     "lrqat.runtimes": _RUNTIMES,
     "lrqat.cli": _ALL,
@@ -40,6 +41,13 @@ ALLOWED = {
 TOPS = {name.split(".")[0] for name in ALLOWED}
 # `python -m lrqat` is the program; and what `lrqat` offers is imported when it is asked for.
 ENTRANCE = {Path("lrqat/__main__.py"): {"lrqat.cli"}}
+# Functions that are still longer than 40 lines. The list only gets shorter.
+LONGER = {
+    "lrqat/cli/parity.py: main",
+    "lrqat/models/fuse.py: fuse",
+    "lrqat/training/run.py: _fit",
+    "lrqat/training/run.py: train",
+}
 
 
 def sources(top):
@@ -86,17 +94,27 @@ def test_the_table_has_no_circle_and_no_stranger():
     assert {".".join(parts) for parts in folders} == {n for n in ALLOWED if n.startswith("lrqat")}
 
 
-@pytest.mark.parametrize("top", sorted(TOPS))
+def lines_of(node, text):
+    """Lines of a module, function or class without those of its docstring."""
+    first, last = getattr(node, "lineno", 1), getattr(node, "end_lineno", text.count("\n"))
+    docstring = ast.get_docstring(node, clean=False)
+    return last - first + 1 - (docstring.count("\n") + 1 if docstring else 0)
+
+
+@pytest.mark.parametrize("top", sorted(TOPS | {"tests", "runtime_tests"}))
 def test_files_and_functions_are_small(top):
+    """At most 300 and 40 lines; and what has been mended is taken off the list."""
+    longer = set()
     for path in sources(top):
-        text = path.read_text(encoding="utf-8")
         assert path.name != "utils.py"
-        assert text.count("\n") <= 300, path
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                docstring = ast.get_docstring(node, clean=False) or ""
-                length = node.end_lineno - node.lineno - docstring.count("\n")
-                assert length <= 60, f"{path}: {node.name}"
+        text, own = path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix()
+        tree = ast.parse(text)
+        if lines_of(tree, text) > 300:
+            longer.add(own)
+        functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+        found = [node for node in ast.walk(tree) if isinstance(node, functions)]
+        longer |= {f"{own}: {node.name}" for node in found if lines_of(node, text) > 40}
+    assert longer == {name for name in LONGER if name.startswith(f"{top}/")}
 
 
 def test_importing_lrqat_or_reading_a_checkpoint_loads_no_torch(fused_checkpoint):

@@ -37,7 +37,7 @@ def vocabulary_metadata(
     Raises:
         ExportRefusedError: a vocabulary that llama.cpp cannot reproduce.
     """
-    files = TokenizerFiles.open(Path(checkpoint.path), checkpoint.config)
+    files = TokenizerFiles.open(Path(checkpoint.path), checkpoint.config, checkpoint.files)
     size = positive_int(checkpoint.config, "vocab_size")
     vocabulary = load_vocabulary(files, size, pre)
     return vocabulary.metadata(), vocabulary.notes

@@ -1,9 +1,11 @@
 """Writing a planned ONNX folder: streamed, read back, compared, and only then given its name."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import onnx_ir as ir
 
 from exporters.onnx.activations import cache_bits
 from exporters.onnx.folder.companions import write_companions
@@ -11,16 +13,18 @@ from exporters.onnx.folder.external_data import data_paths, save
 from exporters.onnx.folder.loadable import refuse_invalid, refuse_unloadable
 from exporters.onnx.folder.model_file import MODEL
 from exporters.onnx.passes.attach_weights import attach_weights
-from exporters.onnx.passes.compact_attention import compact_attention
+from exporters.onnx.passes.compact_attention import (
+    ATTENTION_OPSET,
+    compact_attention,
+    with_cache_inside,
+)
 from exporters.onnx.passes.describe import describe
-from exporters.onnx.passes.name_initializers import name_initializers
 from exporters.onnx.passes.plain_mask import plain_mask
-from exporters.onnx.passes.raise_opset import TRACED, raise_opset
 from exporters.onnx.passes.simplify import simplify
 from exporters.onnx.plans import Plan
 from exporters.onnx.tracing.cache import cache_form
 from exporters.onnx.tracing.skeleton import build_skeleton
-from exporters.onnx.tracing.trace import PREFIX, trace
+from exporters.onnx.tracing.trace import cache_shape, trace
 from exporters.onnx.verification import verify
 from exporters.planning import refuse_inexact
 from lrqat.atomic_files import refuse_existing, replaced_folder
@@ -39,6 +43,8 @@ class Report:
         tensors: weights that were compared with the checkpoint.
         quantized: how many of them are trained integers.
         rounded: values of embedding and head that were rounded because the options asked for it.
+        passes: whether each pass over the graph changed anything, by its name.
+        notes: what a user should know.
     """
 
     path: str
@@ -46,6 +52,8 @@ class Report:
     tensors: int
     quantized: int
     rounded: int = 0
+    passes: dict[str, bool] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `--json`."""
@@ -80,16 +88,9 @@ def write(
     target = Path(path)
     refuse_existing(target, overwrite)  # before the long part
     skeleton = build_skeleton(plan)
-    opset = int(plan.options.opset or TRACED)  # a plan's is never None
     form = cache_form(cache_bits(plan.checkpoint), plan.options.kv_cache == "integers")
-    model = trace(skeleton, min(opset, TRACED), form)
-    name_initializers(model, PREFIX)
-    simplify(model, (tensor.name for tensor in plan.tensors))
-    compact_attention(model)
-    plain_mask(model)
-    raise_opset(model, opset)
-    attach_weights(model, plan, progress)
-    describe(model, plan)
+    model = trace(skeleton, _opset(plan), form)
+    passes = _transform(model, plan, progress)
     with replaced_folder(target, overwrite, MODEL) as staging:
         save(model, staging)
         write_companions(plan, staging, skeleton.config)
@@ -99,7 +100,40 @@ def write(
         size = sum(path.stat().st_size for path in (staging / MODEL, *data_paths(staging)))
     quantized = sum(tensor.trained for tensor in plan.tensors)
     rounded = sum(choice.changed for choice in plan.choices)
-    return Report(str(target), size, len(plan.tensors), quantized, rounded)
+    notes = _attention_notes(model, plan, cache_shape(skeleton.config.get_text_config())[0])
+    return Report(str(target), size, len(plan.tensors), quantized, rounded, passes, notes)
+
+
+def _transform(model: ir.Model, plan: Plan, progress: Progress) -> dict[str, bool]:
+    """Make the traced graph what the file holds; whether each pass changed anything."""
+    return {
+        "simplify": simplify(model, (tensor.name for tensor in plan.tensors)),
+        "compact_attention": compact_attention(model),
+        "plain_mask": plain_mask(model),
+        "attach_weights": attach_weights(model, plan, progress),
+        "describe": describe(model, plan),
+    }
+
+
+def _attention_notes(model: ir.Model, plan: Plan, layers: int) -> list[str]:
+    """What `compact_attention` passed over, where the options ask for one node per layer."""
+    fused = with_cache_inside(model)
+    asked = plan.options.attention == "node" and _opset(plan) >= ATTENTION_OPSET
+    if not asked or fused >= layers:
+        return []
+    nodes = sum(node.op_type == "Attention" for node in model.graph)
+    products = layers - nodes
+    others = f"{products} written as products and a softmax by transformers" * (products > 0)
+    joined = f"{nodes - fused} with a cache that is more than a concatenation" * (nodes > fused)
+    return [
+        f"{fused} of {layers} attentions became one node with the cache inside: "
+        f"{', '.join(filter(None, (others, joined)))}; the results are the same, but every token "
+        "copies the cache more often"
+    ]
+
+
+def _opset(plan: Plan) -> int:
+    return int(plan.options.opset or 0)  # a plan's is never None
 
 
 def _refuse_mismatches(mismatches: dict[str, int], target: Path) -> None:

@@ -7,7 +7,6 @@
 Source: onnxruntime-genai, src/python/py/models/loaders/olive.py.
 """
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from exporters.onnx.folder.companions import copy_text_files
 from exporters.onnx_genai.parts import Part
 from exporters.onnx_genai.planning import Plan
 from lrqat.atomic_files import write_json
-
-_NOT_COPIED = ("config.json", "lrqat.json", "README.md")
 
 
 def write_olive(plan: Plan, folder: Path, progress: Callable[[str], None]) -> None:
@@ -39,9 +37,7 @@ def write_olive(plan: Plan, folder: Path, progress: Callable[[str], None]) -> No
     save_file(floating, folder / "floating.safetensors")
     config = {**checkpoint.config, "dtype": "float32", "quantization_config": _config(plan.tensors)}
     write_json(folder / "config.json", config)
-    for path in checkpoint.path.iterdir():
-        if path.suffix in (".json", ".model", ".jinja", ".txt") and path.name not in _NOT_COPIED:
-            shutil.copyfile(path, folder / path.name)
+    copy_text_files(checkpoint, folder)
 
 
 def _config(parts: list[Part]) -> dict[str, Any]:

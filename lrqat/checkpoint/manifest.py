@@ -1,7 +1,8 @@
 """lrqat.json: what a fused checkpoint says of itself beyond what Hugging Face folders can say.
 
 The file is written last, so a folder without it is not a checkpoint, and it holds the sha256 of
-every other file, so an altered or truncated checkpoint cannot be mistaken for a good one.
+every other file, so an altered or truncated checkpoint cannot be mistaken for a good one. It is the
+list of what is read, too: a file that it does not name does not exist.
 
 Schema (version 1), every key required unless marked:
 
@@ -14,15 +15,17 @@ Schema (version 1), every key required unless marked:
     activations  (optional) {"modules": {module name: activation grid}, "kv_bits": 4, 8 or null}:
                  what was rounded in training beside the weights
     base_model   {"name", "revision" or null, "dtype"}
-    training     free-form provenance: data, sha256, seed, steps, tokens, rates, method
+    training     free-form provenance: data, sha256, seed, steps, tokens, rates, method; of what is
+                 on somebody's disk the name, not the path
     reference    (optional) {"perplexity", "standard_error", "tokens", "context", "rule",
                  "data", "data_sha256"}: the fake-quant model measured in PyTorch at the end
-    files        {file name: {"sha256", "bytes"}}
+    files        {file name: {"sha256", "bytes"}}, names relative to the folder with forward slashes
+    accepted     (optional) [file name]: tokenizer files that are not those of the training any more
 """
 
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import suppress
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from lrqat.errors import CheckpointError
@@ -80,6 +83,11 @@ def _is_valid(entry: Any) -> bool:
     return all(type(size) is int and size > 0 for size in shape)
 
 
+def names_in(folder: Path) -> list[str]:
+    """Names of all files in a folder and the folders in it, relative to it, sorted."""
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
 def describe_files(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
     """The `files` entry of a manifest for the files `names` of `folder`."""
     return {
@@ -88,30 +96,31 @@ def describe_files(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
     }
 
 
-def verify_files(folder: Path, files: dict[str, Any]) -> None:
-    """Compare every file of a manifest with what is on disk.
+def names_only(value: Any) -> Any:
+    """`value` with every text that is a path on this machine cut to its last part.
 
-    Raises CheckpointError naming the first file that is missing, of another size, or altered.
+    What is published says which text and which models it comes from, not where they lay.
     """
-    with ThreadPoolExecutor() as pool:  # sha256 lets go of Python's lock
-        for _ in pool.map(lambda item: _verify_file(folder, *item), files.items()):
-            pass
+    if isinstance(value, dict):
+        return {key: names_only(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [names_only(each) for each in value]
+    if isinstance(value, str) and _is_local(value):
+        return PureWindowsPath(value).name or Path(value).resolve().name
+    return value
 
 
-def _verify_file(folder: Path, name: str, expected: Any) -> None:
-    path = folder / name
-    if Path(name).name != name or not isinstance(expected, dict):
-        raise CheckpointError(f"{folder / FILE_NAME} names {name!r}, which is not a file name")
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; restore it, or train again")
-    size = path.stat().st_size
-    if size != expected.get("bytes"):
-        raise CheckpointError(
-            f"{path} has {size} bytes where {expected.get('bytes')} were written: it is "
-            "truncated or altered; restore it, or train again"
-        )
-    if sha256_of(path) != expected.get("sha256"):
-        raise CheckpointError(
-            f"{path} does not match the sha256 in {FILE_NAME}: it was altered after "
-            "training; restore it, or train again"
-        )
+def _is_local(text: str) -> bool:
+    """Whether a text is a path: an absolute one, or what is there; not an id on the hub."""
+    if PureWindowsPath(text).is_absolute() or text.startswith(("/", "~", "./", "../", ".\\")):
+        return True
+    with suppress(OSError, ValueError):
+        return text in (".", "..") or ("/" in text and Path(text).exists())
+    return False
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name stays in the folder that it is relative to."""
+    parts = PurePosixPath(name).parts
+    plain = bool(parts) and PurePosixPath(*parts).as_posix() == name and "\\" not in name
+    return plain and not name.startswith("/") and ".." not in parts and ":" not in parts[0]

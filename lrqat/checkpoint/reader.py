@@ -13,7 +13,7 @@ as hostile: hashes are compared before anything is read, and shapes, integers an
 when they are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrqat.checkpoint import manifest as manifests
+from lrqat.checkpoint.publishing import recover
 from lrqat.checkpoint.safetensors_file import StoredTensor, TensorFile
 from lrqat.checkpoint.stored_scales import PARTS, StoredScales, read_scales
+from lrqat.checkpoint.verification import verify_files
 from lrqat.checkpoint.weight_kinds import WeightKind
 from lrqat.config_bounds import refuse_absurd_counts
 from lrqat.errors import CheckpointError
@@ -114,27 +116,38 @@ class PackedTensor:
 
 
 class Checkpoint:
-    """A fused checkpoint that has been opened and verified. Use `Checkpoint.open`."""
+    """A fused checkpoint that has been opened and verified. Use `Checkpoint.open`.
+
+    Attributes:
+        path: its folder.
+        manifest: what lrqat.json holds.
+        config: what config.json holds.
+        files: names of the files that the manifest lists. Nothing else in the folder is read.
+    """
 
     def __init__(self, path: Path, manifest: dict[str, Any], config: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
         self.config = config
-        self._file_of = _index(path)
+        self.files = frozenset(manifest["files"])
+        self._file_of = _index(path, self.files)
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> "Checkpoint":
         """Open the checkpoint in the folder `path`.
 
         With `verify` (the default) the sha256 of every file is compared with lrqat.json first.
-        Raises CheckpointError if anything is missing, altered or inconsistent.
+        Raises CheckpointError if anything is missing, altered or inconsistent, or if the folder is
+        replaced meanwhile.
         """
         path = Path(path)
+        if not (path / manifests.FILE_NAME).is_file():
+            recover(path)
         if not path.is_dir():
             raise CheckpointError(f"no checkpoint folder at {path}")
         manifest = manifests.read(path)
         if verify:
-            manifests.verify_files(path, manifest["files"])
+            verify_files(path, manifest["files"])
         try:
             config = parse_json(read_bytes(path / "config.json"))
         except ValueError as error:
@@ -142,7 +155,21 @@ class Checkpoint:
         if not isinstance(config, dict):
             raise CheckpointError(f"{path / 'config.json'} holds no JSON object")
         refuse_absurd_counts(path, config)
-        return cls(path, manifest, config)
+        opened = cls(path, manifest, config)
+        if manifests.read(path) != manifest:
+            raise CheckpointError(f"{path} was replaced while it was read; run the command again")
+        return opened
+
+    def file(self, name: str) -> Path | None:
+        """The path of a file that the manifest lists; None of any other, for it does not exist."""
+        path = self.path / name
+        return path if name in self.files and path.is_file() else None
+
+    @property
+    def parts(self) -> list[Path]:
+        """Files and folders that it consists of; an export may lie beside them."""
+        names = {manifests.FILE_NAME, *(name.split("/")[0] for name in self.files)}
+        return [self.path / name for name in sorted(names)]
 
     @property
     def quantized_names(self) -> list[str]:
@@ -251,9 +278,19 @@ def _refuse_foreign_integers(name: str, q: NDArray[np.int8], grid: Grid) -> None
         raise CheckpointError(f"{name}: integers that are no level of {grid.name}; train again")
 
 
-def _index(path: Path) -> dict[str, TensorFile]:
-    """Map each tensor name to the safetensors file of `path` that holds it."""
-    files = sorted(file for file in path.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{path} holds no .safetensors file")
-    return {name: file for file in map(TensorFile, files) for name in file.tensors}
+def _index(path: Path, listed: Collection[str]) -> dict[str, TensorFile]:
+    """Map each tensor name to the one listed safetensors file that holds it."""
+    names = sorted(name for name in listed if name.endswith(".safetensors"))
+    if not names:
+        raise CheckpointError(f"{path / manifests.FILE_NAME} lists no .safetensors file")
+    index: dict[str, TensorFile] = {}
+    for file in (TensorFile(path / name) for name in names):
+        twice = index.keys() & file.tensors.keys()
+        if twice:
+            first = min(twice)
+            raise CheckpointError(
+                f"{first!r} is both in {index[first].path.name} and in {file.path.name} of {path}; "
+                "restore it, or train again"
+            )
+        index |= dict.fromkeys(file.tensors, file)
+    return index

@@ -11,6 +11,7 @@ each has as many bytes as its type and shape need.
 """
 
 import math
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,7 @@ class TensorFile:
         """Read the header. Raises CheckpointError if it is not one."""
         self.path = path
         try:
+            self._identity = _identity(path.stat())
             self.tensors = _read_header(path)
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(
@@ -77,7 +79,7 @@ class TensorFile:
             rows: which entries of the first dimension; the step must be 1.
 
         Raises:
-            CheckpointError: the file has become shorter since its header was read.
+            CheckpointError: the file is not the one whose header was read, or has been written to.
         """
         stored = self.tensors[name]
         shape, start, nbytes = stored.shape, stored.start, stored.nbytes
@@ -86,10 +88,23 @@ class TensorFile:
             row_bytes = nbytes // max(shape[0], 1)
             shape = (max(last - first, 0), *shape[1:])
             start, nbytes = start + first * row_bytes, shape[0] * row_bytes
-        data = np.fromfile(self.path, np.uint8, count=nbytes, offset=start)
+        try:
+            with self.path.open("rb") as stream:
+                if _identity(os.fstat(stream.fileno())) != self._identity:
+                    raise CheckpointError(
+                        f"{self.path} was replaced or changed while it was read; run again"
+                    )
+                data = np.fromfile(stream, np.uint8, count=nbytes, offset=start)
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be read: {error.strerror}") from None
         if len(data) != nbytes:
             raise CheckpointError(f"{self.path} ends inside {name!r}; restore it, or train again")
         return data.view(_DTYPES[stored.dtype]).reshape(shape)
+
+
+def _identity(found: os.stat_result) -> tuple[int, int, int, int]:
+    """What tells a file from the one that takes its name, and from itself once it is changed."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:

@@ -12,12 +12,16 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lrqat.checkpoint import manifest
+from lrqat.checkpoint.roles import Role
+from lrqat.checkpoint.verification import accept_tokenizer, unlisted_files
 from lrqat.errors import UserError
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -86,6 +90,36 @@ def add_json_option(to: argparse.ArgumentParser) -> None:
     to.add_argument(
         "--json", action="store_true", help="print one JSON object, and nothing else, on stdout"
     )
+
+
+def add_accept_option(to: argparse.ArgumentParser) -> None:
+    """`--accept-changed-tokenizer`, of commands that read a checkpoint's tokenizer."""
+    to.add_argument(
+        "--accept-changed-tokenizer",
+        action="store_true",
+        help="take over tokenizer files, chat templates and generation settings of the checkpoint "
+        "that were changed after training, and record them in its lrqat.json",
+    )
+
+
+def accept_changes(args: argparse.Namespace, checkpoint: str, out: Output) -> None:
+    """Do what `--accept-changed-tokenizer` asks for, and say what is left out without it.
+
+    Raises:
+        UserError: `checkpoint` is none, or cannot be written.
+    """
+    folder = Path(checkpoint)
+    if args.accept_changed_tokenizer:
+        taken = accept_tokenizer(folder)
+        out.say(f"recorded in {folder / manifest.FILE_NAME}: {', '.join(taken) or 'no change'}")
+    elif (folder / manifest.FILE_NAME).is_file():
+        files = manifest.read(folder)["files"]
+        ignored = unlisted_files(folder, files, Role.MODEL, Role.TEXT)
+        if ignored:
+            out.warn(
+                f"not read, since {folder / manifest.FILE_NAME} does not list them: "
+                f"{', '.join(ignored)} (--accept-changed-tokenizer takes tokenizer files over)"
+            )
 
 
 def add_text_options(to: argparse.ArgumentParser) -> None:

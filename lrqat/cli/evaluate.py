@@ -17,12 +17,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command.parser(__doc__ or "")
     parser.add_argument("target", metavar="TARGET", help="folder, file or hub id")
     command.add_text_options(parser)
+    command.add_accept_option(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     out = command.Output(args.json)
+    command.accept_changes(args, args.target, out)
     text = EvaluationText.read(args.data)
     from lrqat.models.positions import warning_beyond
     from lrqat.runtimes.targets import evaluate

@@ -14,9 +14,10 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from exporters.format import FORMATS, load_format
+from lrqat.atomic_files import refuse_overlap
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.cli import command
-from lrqat.errors import RuntimeUnavailableError, UserError
+from lrqat.errors import RuntimeUnavailableError
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -31,6 +32,7 @@ def build_parser(name: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--output", help="file or folder; default: inside the checkpoint's folder")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
+    command.add_accept_option(parser)
     if name:
         _add_options(parser, name)
     else:
@@ -85,17 +87,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = {field.name for field in dataclasses.fields(exporter.Options)} & vars(args).keys()
     chosen = {name: getattr(args, name) for name in names}
     options = dataclasses.replace(exporter.Options(), **chosen)  # before anything is read
+    command.accept_changes(args, args.checkpoint, out)
     checkpoint = Checkpoint.open(args.checkpoint)
     plan = exporter.plan(checkpoint, options)
     name = args.output or checkpoint.path / exporter.default_name(checkpoint, options)
     path = Path(name)
+    tree = vars(args).get("converter")
+    read = [("the checkpoint", checkpoint.path), ("--converter", tree)]
+    refuse_overlap(path, read, inside=True)
+    refuse_overlap(path, [("the checkpoint's", part) for part in checkpoint.parts])
     if args.dry_run:
         for line in plan.summary():
             out.say(line)
         out.result(plan.to_json())
         return command.BAD_INPUT if plan.refusals else command.OK
-    if path.resolve() in (checkpoint.path.resolve(), *checkpoint.path.resolve().parents):
-        raise UserError(f"--output {path} is or holds the checkpoint; name another file or folder")
     start = time.monotonic()
     count = len(plan.tensors)
     with (
@@ -114,5 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if report.rounded:
         said += f", {report.rounded:,} unquantized weights rounded as asked"
     out.say(f"{report.path}: {said}")
+    for note in report.to_json().get("notes", ()):
+        out.say(f"note: {note}")
     out.result(report.to_json() | {"seconds": seconds})
     return command.OK

@@ -8,6 +8,9 @@ if anything fails.
 ONNX Runtime's own accuracy level is 4, which rounds activations to 8 bits; files are exported for
 1, which does not, and proved so. --accuracy-levels 1,4 shows what the other would cost.
 
+--layers float32 compares the hidden states after every layer of what L1 runs with PyTorch's, and
+names the first layer that is wrong; --layers file does it with the file as it is.
+
 Last, PyTorch and each runtime continue a prompt: a sample, from which nothing follows.
 """
 
@@ -26,6 +29,7 @@ from lrqat.evaluation.perplexity import Comparison
 from lrqat.evaluation.text import EvaluationText
 
 if TYPE_CHECKING:
+    from lrqat.runtimes.layer_trace import LayerTrace
     from lrqat.runtimes.proof import Proof
 
 _PROMPT_CHARACTERS, _SAMPLE_TOKENS = 40, 32
@@ -36,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", help="folder of the fused checkpoint")
     parser.add_argument("files", nargs="+", metavar="FILE", help=".gguf files and ONNX folders")
     command.add_text_options(parser)
+    command.add_accept_option(parser)
     parser.add_argument(
         "--kl-divergence-base",
         metavar="FILE",
@@ -55,6 +60,12 @@ def build_parser() -> argparse.ArgumentParser:
         default=[],
         help="also measure ONNX folders at these levels of ONNX Runtime, with commas between them: "
         "0 and 1 compute in float32, 4 rounds activations to 8 bits",
+    )
+    parser.add_argument(
+        "--layers",
+        choices=("float32", "file"),
+        help="also say after which layer activations first leave PyTorch's: in float32, as L1 runs "
+        "the file, or as it is, where the runtime may round activations itself",
     )
     parser.add_argument(
         "--prompt", help="what the runtimes continue; default: the beginning of the text"
@@ -114,9 +125,33 @@ def _sample(path: str, prompt: str, context: int, out: command.Output) -> str | 
     return text
 
 
+def _layers(args: argparse.Namespace, text: str, out: command.Output) -> "list[LayerTrace]":
+    """The layers of every file, shown, if they were asked for."""
+    if args.layers is None:
+        return []
+    from lrqat.runtimes.layer_trace import trace_layers
+
+    traces = trace_layers(
+        args.checkpoint,
+        args.files,
+        text,
+        float32=args.layers == "float32",
+        converter=args.converter,
+    )
+    for trace in traces:
+        how = ", in float32" if trace.float32 else ""
+        out.say(f"hidden states of {trace.file} in {trace.runtime}{how}, against PyTorch's")
+        if trace.differences:
+            rows = [[d.place, f"{d.largest:.1e}", f"{d.relative:.1e}"] for d in trace.differences]
+            out.table("", ["after", "max |difference|", "relative"], rows)
+        out.say(trace.verdict)
+    return traces
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     out = command.Output(args.json)
+    command.accept_changes(args, args.checkpoint, out)
     text = EvaluationText.read(args.data)
     from lrqat.runtimes.parity import prove
 
@@ -147,6 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             out.say(f"{proof.file}: L0: {line}")
         for failure in proof.failures:
             out.warn(f"{proof.file}: {failure}")
+    traces = _layers(args, text.text, out)
     prompt = text.text[:_PROMPT_CHARACTERS] if args.prompt is None else args.prompt
     samples = [_sample(path, prompt, args.context, out) for path in (args.checkpoint, *args.files)]
     recorded = manifest.read(Path(args.checkpoint)).get("reference")
@@ -156,6 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 proof.to_json() | {"sample": sample}
                 for proof, sample in zip(proofs, samples[1:], strict=True)
             ],
+            "layers": [trace.to_json() for trace in traces],
             "sample": {"prompt": prompt, "reference": samples[0]},
             "recorded_reference": recorded,
             "passed": all(proof.passed for proof in proofs),

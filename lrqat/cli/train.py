@@ -14,6 +14,7 @@ from lrqat.settings import flag, groups_of
 from lrqat.training.config import TrainConfig
 from lrqat.training.plan import TrainingPlan, plan_training
 from lrqat.training.report import TrainReport
+from lrqat.training.states.resume import refuse_overwritten_inputs
 
 _REMEDY = "Try a lower --learning-rate, more --steps, or --teacher self"
 
@@ -104,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     out = command.Output(args.json)
     config = config_from(args)
+    refuse_overwritten_inputs(config, args.overwrite, args.resume)
     plan = plan_training(config)
     if _is_first():
         show_plan(out, plan, config.rank)

@@ -11,7 +11,8 @@ Both are little-endian; `matrices` is 1 but for experts; tensors of other names 
 
 Nobody vouches for a file. Every count is compared with the bytes that are left before anything is
 made of it, and with what a model can need; tensors may not overlap, and nothing but F32 is read.
-(gguf.GGUFReader 0.19 trusts counts.) Source: tools/imatrix/imatrix.cpp and common/imatrix-loader.cpp of llama.cpp.
+(gguf.GGUFReader 0.19 trusts counts.) Source: tools/imatrix/imatrix.cpp and
+common/imatrix-loader.cpp of llama.cpp.
 """
 
 import math

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 import lrqat
 from lrqat.activations.kv_cache import kv_bits, restore_kv_cache
 from lrqat.activations.quantizer import describe, detach
-from lrqat.atomic_files import staged_folder, write_json
+from lrqat.atomic_files import write_json
 from lrqat.checkpoint import manifest as manifests
+from lrqat.checkpoint.publishing import published
 from lrqat.checkpoint.reader import ACTIVATION_FILE, PACKED, SHAPE
 from lrqat.checkpoint.stored_scales import PARTS
 from lrqat.checkpoint.weight_kinds import WeightKind
@@ -72,16 +73,18 @@ def fuse(
 ) -> Path:
     """Write the fused checkpoint of a prepared (and usually trained) model.
 
-    Files appear in `path` together, `lrqat.json` last; if writing fails nothing is left behind.
+    The checkpoint appears in `path` whole, in the place of an earlier one, whose files it does not
+    leave behind; whatever else lies there stays (see `lrqat.checkpoint.publishing`). If writing
+    fails the earlier one is as it was.
 
     Args:
         model: the model that `prepare` returned.
         tokenizer: its tokenizer, saved beside it.
-        path: folder; files of the same names are replaced.
+        path: folder.
         plan: the plan the model was prepared with (its `kept` is recorded).
         base_model: {"name", "revision", "dtype"}; dtype names the type the base was stored in, and
             floating tensors go back to it where that loses nothing.
-        training: provenance: data, steps, seed, rates ...
+        training: provenance: data, steps, seed, rates ... Local paths in it are cut to names.
         reference: perplexity of the fake-quant model, see `lrqat.checkpoint.manifest`.
 
     Returns:
@@ -89,14 +92,14 @@ def fuse(
 
     Raises:
         ModelError: a trained tensor holds NaN or infinity.
-        OutputError: the disk is full or the folder is not writable.
+        OutputError: the disk is full, the folder is not writable, or another process writes there.
     """
     path = Path(path)
     activations, activation_tensors = _activations(model)
     state, extra = _state(model, plan, getattr(torch, str(base_model["dtype"])))
     standard = loads_with_transformers(plan)
     pattern = "model{suffix}.safetensors" if standard else _OWN_FILES
-    with staged_folder(path, last=manifests.FILE_NAME) as staging:
+    with published(path) as staging:
         # One metadata entry only: safetensors writes several in random order.
         save_torch_state_dict(
             state, str(staging), filename_pattern=pattern, metadata={"format": "pt"}
@@ -114,7 +117,6 @@ def fuse(
             loading=_WITH_TRANSFORMERS if standard else _WITH_LRQAT,
         )
         (staging / "README.md").write_text(card, encoding="utf-8")
-        names = [file.name for file in staging.iterdir() if file.is_file()]
         manifest = {
             "format": manifests.FORMAT,
             "version": manifests.VERSION,
@@ -129,10 +131,10 @@ def fuse(
             },
             "kept": plan.kept,
             **({"activations": activations} if activations else {}),
-            "base_model": base_model,
-            "training": training or {},
+            "base_model": manifests.names_only(base_model),
+            "training": manifests.names_only(training or {}),
             **({"reference": reference} if reference else {}),
-            "files": manifests.describe_files(staging, names),
+            "files": manifests.describe_files(staging, manifests.names_in(staging)),
         }
         write_json(staging / manifests.FILE_NAME, manifest)
     return path

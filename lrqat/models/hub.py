@@ -10,6 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import cached_file
 
 from lrqat.checkpoint import manifest
+from lrqat.checkpoint.listed import listed_folder
 from lrqat.config_bounds import refuse_absurd_counts
 from lrqat.errors import ModelError, refusing
 from lrqat.foreign_files import read_json, refuse_irregular
@@ -96,7 +97,18 @@ def load_model(name: str, *, dtype: torch.dtype, trust_remote_code: bool = False
 
 
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a folder or hub id. Raises UserError."""
+    """The tokenizer of a folder or hub id; of a fused checkpoint, from the files that it lists.
+
+    Raises:
+        ModelError: there is none, or it cannot be loaded.
+    """
+    if (Path(name) / manifest.FILE_NAME).is_file():
+        with listed_folder(Path(name)) as view:
+            return _load_tokenizer(view, trust_remote_code)
+    return _load_tokenizer(name, trust_remote_code)
+
+
+def _load_tokenizer(name: str | Path, trust_remote_code: bool) -> Any:
     if Path(name).is_dir():
         refuse_irregular(Path(name))
     with refusing(

@@ -12,7 +12,6 @@ prefixes that are missing); those, and files that are not safetensors, are left 
 return None, and the caller takes `lrqat.models.hub.load_model` and `prepare`.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -29,6 +28,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
 from lrqat.errors import ModelError
+from lrqat.foreign_files import ForeignFileError, read_json
 from lrqat.models import hub
 from lrqat.models.preparation import Settings, prepare
 from lrqat.models.surgery import SurgeryPlan
@@ -256,9 +256,8 @@ def _download(name: str, revision: str | None) -> Path:
 def _read_index(path: Path) -> dict[str, str]:
     """Tensor -> file, from an index that somebody else wrote."""
     try:
-        file_of = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        entries = dict(file_of.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        entries = dict(read_json(path)["weight_map"].items())
+    except (ForeignFileError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, error) from None
     for name, file in entries.items():
         if not isinstance(file, str) or Path(file).name != file:

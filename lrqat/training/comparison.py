@@ -5,14 +5,14 @@ whose checkpoint is already there is not made again, so a table can be stopped a
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrqat.atomic_files import write_json
+from lrqat.atomic_files import replaced_file, write_json
 from lrqat.errors import UserError
+from lrqat.foreign_files import read_json
 from lrqat.grids.grid import find_grid
 from lrqat.layers.methods import METHODS
 from lrqat.training.config import TrainConfig
@@ -89,14 +89,14 @@ def _runs(
 def _cell(config: TrainConfig, say: Say) -> Cell:
     result = Path(config.output) / RESULT
     if result.is_file():
-        recorded: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+        recorded: dict[str, Any] = read_json(result)
         if recorded["settings"] != config.to_json():
             raise UserError(
                 f"{config.output} holds a run with other settings; give another --output"
             )
         return Cell(**recorded["cell"])
     say(f"{config.grid}, {config.method}:")
-    report = train(config, overwrite=True, resume="auto", say=say)
+    report = train(config, resume="auto", say=say)
     assert report.kl_after is not None
     assert report.same_top_after is not None
     cell = Cell(
@@ -109,7 +109,8 @@ def _cell(config: TrainConfig, say: Say) -> Cell:
         changed=report.changed,
         seconds=report.seconds,
     )
-    write_json(result, {"settings": config.to_json(), "cell": dataclasses.asdict(cell)})
+    with replaced_file(result, overwrite=True) as path:
+        write_json(path, {"settings": config.to_json(), "cell": dataclasses.asdict(cell)})
     return cell
 
 

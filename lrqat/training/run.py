@@ -8,14 +8,15 @@ While it runs, resumable states are kept in `output/checkpoints`; the fused chec
 """
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
 
-from lrqat.atomic_files import explain_os_errors, refuse_existing
-from lrqat.checkpoint.manifest import FILE_NAME, sha256_of
-from lrqat.errors import OutputError
+from lrqat.atomic_files import explain_os_errors, replaced_file
+from lrqat.checkpoint.manifest import sha256_of
+from lrqat.checkpoint.publishing import PICTURE, held
 from lrqat.evaluation.perplexity import RULE, Perplexity
 from lrqat.layers.methods import METHODS
 from lrqat.models import hub
@@ -32,7 +33,13 @@ from lrqat.training.objectives.distillation import prepare_teacher
 from lrqat.training.plan import TrainingPlan, plan_training
 from lrqat.training.plots import plot_training
 from lrqat.training.report import TrainReport
-from lrqat.training.states.resume import STATES, find_state, record_run
+from lrqat.training.states.resume import (
+    STATES,
+    find_state,
+    record_run,
+    refuse_earlier_run,
+    refuse_overwritten_inputs,
+)
 
 
 def train(
@@ -51,17 +58,23 @@ def train(
         say: receives progress messages, one line each.
 
     Raises:
-        UserError: bad input, before anything is written; a diverged run (`NonFiniteLossError`),
-            whose last good state has been saved; a full disk.
+        UserError: bad input, before anything is written; another run that writes there; a diverged
+            run (`NonFiniteLossError`), whose last good state has been saved; a full disk.
     """
     config = config.resolved()
-    output, states = Path(config.output), Path(config.output, STATES)
-    if resume is None:
-        _refuse_unfinished(output, overwrite)
-        refuse_existing(output, overwrite)
+    refuse_overwritten_inputs(config, overwrite, resume)
     plan = plan_training(config)
     processes.join(plan.device)
     say = say if processes.is_main() else _say_nothing
+    with held(Path(config.output)) if processes.is_main() else nullcontext():
+        if resume is None:
+            refuse_earlier_run(config, overwrite)
+        return _train(config, plan, resume, say)
+
+
+def _train(config: TrainConfig, plan: TrainingPlan, resume: str | None, say: Say) -> TrainReport:
+    """The run, once it is known that nothing of the user's is in its way."""
+    output, states = Path(config.output), Path(config.output, STATES)
     state = find_state(states, resume, config, say)
     processes.wait()  # nobody writes before everybody has looked
 
@@ -91,14 +104,6 @@ def train(
         _publish(model, tokenizer, base, config, plan, corpus.evaluation, report, fitted)
     processes.leave()
     return report
-
-
-def _refuse_unfinished(output: Path, overwrite: bool) -> None:
-    if not overwrite and (output / STATES).is_dir() and not (output / FILE_NAME).is_file():
-        raise OutputError(
-            f"{output} holds a run that did not finish; continue it with --resume auto, or start "
-            "anew with --overwrite"
-        )
 
 
 def _say_nothing(message: str) -> None:
@@ -136,7 +141,8 @@ def _publish(
     )
     with explain_os_errors(report.output):
         title = f"{base['name']}, {config.grid}"
-        plot_training(fitted.history, report.output / "training.png", title)
+        with replaced_file(report.output / PICTURE, overwrite=True) as path:
+            plot_training(fitted.history, path, title)
 
 
 def _describe_training(config: TrainConfig) -> dict[str, Any]:

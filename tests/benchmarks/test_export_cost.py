@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import bench
+from benchmarks import bench, random_model
 from benchmarks.export_cost import measure_exports
 from benchmarks.random_fused import write_random_fused
 from lrqat.errors import GridError, UserError
@@ -65,6 +65,6 @@ def test_a_contender_that_fails_says_why(fused_checkpoint, upstream, tmp_path):
 def test_only_plain_grids_are_random(tmp_path):
     from transformers import LlamaConfig
 
-    config = LlamaConfig(**bench.SHAPES["tiny"])
+    config = LlamaConfig(**random_model.SHAPES["tiny"])
     with pytest.raises(GridError, match="q4_k"):
         write_random_fused(config, tmp_path / "x", grid="q4_k")

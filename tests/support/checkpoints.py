@@ -14,13 +14,14 @@ TRAINED = {"embed_tokens|wte|embed_in": "q8_0", "lm_head|embed_out": "q8_0"}
 
 
 def fused(
-    config, folder, *, grid="q4_0", keep=(KEPT,), grid_for=None, tokenizer=None, dtype="float32"
-):
+    config, folder, *, grid="q4_0", keep=(KEPT,), grid_for=None, tokenizer=None, dtype="float32",
+    change=lambda model: model,
+):  # fmt: skip
     """The checkpoint of a random model of a configuration, or its name, in `dtype`.
 
-    Its A are moved at random.
+    `change` is made to the model before; its A are moved at random.
     """
-    model = make_from(CONFIGS[config]() if isinstance(config, str) else config)
+    model = change(make_from(CONFIGS[config]() if isinstance(config, str) else config))
     model = model.to(getattr(torch, dtype)).float()
     plan = surgery.plan_surgery(model, grid, keep, TRAINED if grid_for is None else grid_for)
     preparation.prepare(model, plan, preparation.Settings(rank=4, range_init="minmax"))

@@ -7,6 +7,11 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# One thread a worker, of which pytest-xdist starts one for every core: threads of several that wait
+# for each other on the same cores take longer than one. Before anybody imports torch or numpy; and
+# the runtimes take as many as Python says that there are cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.cpu_count = lambda: 1
 
 
 @pytest.fixture(scope="session")
@@ -19,8 +24,9 @@ def text():
 
 @pytest.fixture(scope="session")
 def text_file(text, tmp_path_factory):
+    """A fifth of it: a short run reads no more, and every run has to make tokens of all."""
     path = tmp_path_factory.mktemp("text") / "source.txt"
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text[:60_000], encoding="utf-8")
     return path
 
 
@@ -110,13 +116,14 @@ def onnx_folder(make_fused, tmp_path_factory):
     """Function grid -> ONNX folder of `make_fused(grid)`; made once, not to be changed."""
     from exporters import onnx
     from lrqat.checkpoint.reader import Checkpoint
+    from tests.support.onnx_exports import write_onnx
 
     made = {}
 
     def make(grid):
         if grid not in made:
             made[grid] = tmp_path_factory.mktemp("onnx") / grid
-            onnx.write(onnx.plan(Checkpoint.open(make_fused(grid))), made[grid])
+            write_onnx(onnx.plan(Checkpoint.open(make_fused(grid))), made[grid])
         return made[grid]
 
     return make

@@ -54,7 +54,6 @@ def reused_traces():
 
 
 def write_onnx(plan, folder, **choices):
-    """`exporters.onnx.write` with reused traces; returns `folder`."""
+    """`exporters.onnx.write` with reused traces."""
     with reused_traces():
-        onnx.write(plan, folder, **choices)
-    return folder
+        return onnx.write(plan, folder, **choices)

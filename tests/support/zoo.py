@@ -195,3 +195,15 @@ def make_from(config, dtype=torch.float32, seed=0):
             else:  # a norm's, around one or, where the model adds one, around zero
                 parameter.data.add_(torch.randn_like(parameter), alpha=0.3)
     return model.eval()
+
+
+def with_outliers(model):
+    """A Llama with what trained ones have: massive activations of token 0, logits around 30."""
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0, 7] = 300.0
+        for layer in model.model.layers:
+            for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+                norm.weight[7] = 0.02
+        model.model.norm.weight[7] = 0.02
+        model.get_output_embeddings().weight *= 10
+    return model

@@ -22,6 +22,7 @@ from exporters.gguf.file.shards import read_model
 from exporters.gguf.options import Options
 from exporters.gguf.provenance import CONVERTER
 from exporters.gguf.tensors.packing import unpack_values
+from lrqat.checkpoint.listed import listed_folder
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import ExportRefusedError, OutputError
 
@@ -82,11 +83,12 @@ def run_converter(checkpoint: Checkpoint, options: Options, path: Path) -> tuple
     tree = Path(options.converter or "").resolve()
     # -P: what lies in the working directory is not imported.
     command = [sys.executable, "-P", "-m", "exporters.gguf.converter.driver"]
-    command += [str(Path(checkpoint.path).resolve()), str(path)]
-    command.append(json.dumps(asdict(replace(options, converter=None))))
+    asked = json.dumps(asdict(replace(options, converter=None)))
     places = [str(tree / "gguf-py"), str(tree), str(_ROOT)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    with listed_folder(checkpoint.path) as folder:  # it reads whatever lies there
+        command += [str(folder), str(path), asked]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ExportRefusedError(
             f"llama.cpp's converter in {tree} cannot convert this model: {_reason(done)}"

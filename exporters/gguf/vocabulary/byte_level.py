@@ -47,7 +47,7 @@ def load(files: TokenizerFiles, size: int, pre: str | None) -> Vocabulary:
         special_ids=ids,
         add_bos=add_bos,
         add_eos=add_eos,
-        templates=read_chat_templates(files.folder, files.settings),
+        templates=read_chat_templates(files.folder, files.settings, files.listed),
         notes=[*notes, *pre_notes, *added_notes, *id_notes],
     )
 

@@ -6,6 +6,7 @@ ones under `tokenizer.chat_template.NAME`. Source: gguf-py's `add_chat_template`
 """
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,21 @@ from gguf import GGUFValueType
 from exporters.gguf.file import key_values as kv
 from exporters.gguf.file.key_values import KeyValue
 from lrqat.errors import ExportRefusedError
+from lrqat.foreign_files import read_bytes
 
 _KEY = "tokenizer.chat_template"
 _NAME = re.compile(r"[a-z0-9_]+", re.IGNORECASE)
 
 
-def read_chat_templates(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
+def read_chat_templates(
+    folder: Path, settings: dict[str, Any], listed: Collection[str] | None = None
+) -> dict[str, str]:
     """Jinja sources by name; the one to use by itself is "default".
 
     Args:
         folder: the checkpoint's.
         settings: tokenizer_config.json.
+        listed: names of the files that belong there; None takes all.
 
     Raises:
         ExportRefusedError: a template that is not valid Unicode.
@@ -36,10 +41,12 @@ def read_chat_templates(folder: Path, settings: dict[str, Any]) -> dict[str, str
         for each in named
         if isinstance(each, dict) and isinstance(each.get("template"), str)
     }
-    for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-        templates[path.stem] = _read(path)
-    if (folder / "chat_template.jinja").is_file():
-        templates["default"] = _read(folder / "chat_template.jinja")
+    named_files = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    for path in (*named_files, folder / "chat_template.jinja"):
+        is_default = path.parent == folder
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and (listed is None or name in listed):
+            templates["default" if is_default else path.stem] = _read(path)
     if any("\ud800" <= character <= "\udfff" for text in templates.values() for character in text):
         raise ExportRefusedError("tokenizer_config.json has a chat_template of no valid Unicode")
     return {name: text for name, text in templates.items() if _NAME.fullmatch(name) and text}
@@ -56,6 +63,6 @@ def chat_template_metadata(templates: dict[str, str]) -> list[KeyValue]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as error:
         raise ExportRefusedError(f"{path} cannot be read: {error}") from None

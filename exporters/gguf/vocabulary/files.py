@@ -4,13 +4,14 @@ tokenizer.json is what Hugging Face runs, so it decides; the configuration only 
 tokens. All of it is checked for its shape before use: the files come from others.
 """
 
-import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from exporters.gguf.vocabulary.table import ROLES
 from lrqat.errors import ExportRefusedError
+from lrqat.foreign_files import ForeignFileError, read_json
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class TokenizerFiles:
 
     Attributes:
         folder: where they are.
+        listed: names of the files that belong there; None takes all.
         tokenizer: tokenizer.json.
         settings: tokenizer_config.json, or empty.
         config: config.json, whose bos_token_id and eos_token_id fill gaps.
@@ -43,20 +45,26 @@ class TokenizerFiles:
     settings: dict[str, Any]
     config: dict[str, Any]
     generation: dict[str, Any] = field(default_factory=dict)
+    listed: Collection[str] | None = None
 
     @classmethod
-    def open(cls, folder: Path, config: dict[str, Any]) -> "TokenizerFiles":
+    def open(
+        cls, folder: Path, config: dict[str, Any], listed: Collection[str] | None = None
+    ) -> "TokenizerFiles":
         """Read the files of `folder`. Raises ExportRefusedError if tokenizer.json is not usable."""
-        if not (folder / "tokenizer.json").is_file():
+        names = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+        found = {
+            name: _read_object(folder / name)
+            for name in names
+            if (listed is None or name in listed) and (folder / name).is_file()
+        }
+        if "tokenizer.json" not in found:
             raise ExportRefusedError(
                 f"{folder} has no tokenizer.json; save the tokenizer with transformers "
                 "(AutoTokenizer.from_pretrained(...).save_pretrained(...)) and fuse again"
             )
-        tokenizer, settings, generation = (
-            _read_object(folder / name) if (folder / name).is_file() else {}
-            for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
-        )
-        files = cls(folder, tokenizer, settings, config, generation)
+        tokenizer, settings, generation = (found.get(name, {}) for name in names)
+        files = cls(folder, tokenizer, settings, config, generation, listed)
         files._check()
         return files
 
@@ -217,9 +225,6 @@ def _special_name(part: dict[str, Any]) -> str | None:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ExportRefusedError(f"{path} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise ExportRefusedError(f"{path} holds no JSON object")
-    return value
+        return read_json(path)
+    except ForeignFileError as error:
+        raise ExportRefusedError(str(error)) from None

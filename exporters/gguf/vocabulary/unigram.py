@@ -62,6 +62,6 @@ def load(files: TokenizerFiles, size: int, pre: str | None) -> Vocabulary:
         add_bos=add_bos,
         add_eos=add_eos,
         add_space_prefix=add_space_prefix,
-        templates=read_chat_templates(files.folder, files.settings),
+        templates=read_chat_templates(files.folder, files.settings, files.listed),
         notes=[*notes, *id_notes],
     )

@@ -1,6 +1,5 @@
 """The files beside the graph: tokenizer, configuration, and what ONNX Runtime GenAI reads."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,9 @@ from exporters.onnx.plans import Plan
 from exporters.onnx.tracing.trace import cache_name, cache_shape
 from lrqat.architectures import find_architecture
 from lrqat.atomic_files import write_json
-
-_COPIED = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-)
+from lrqat.checkpoint.reader import Checkpoint
+from lrqat.checkpoint.roles import Role, role_of
+from lrqat.foreign_files import read_json
 
 
 def write_companions(plan: Plan, folder: Path, model_config: Any) -> None:
@@ -34,15 +24,21 @@ def write_companions(plan: Plan, folder: Path, model_config: Any) -> None:
         folder: where model.onnx lies.
         model_config: the transformers configuration of the traced model.
     """
-    source = plan.checkpoint.path
-    for name in _COPIED:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+    copy_text_files(plan.checkpoint, folder)
     config = {k: v for k, v in plan.checkpoint.config.items() if k != "quantization_config"}
     write_json(folder / "config.json", config | {"transformers.js_config": js_config(folder)})
     if plan.genai:
         write_json(folder / "genai_config.json", genai_config(plan, model_config))
     (folder / "README.md").write_text(readme(plan, folder), encoding="utf-8")
+
+
+def copy_text_files(checkpoint: Checkpoint, folder: Path) -> None:
+    """Copy tokenizer, chat templates and generation settings: those that the manifest lists."""
+    for name in sorted(checkpoint.files):
+        source = checkpoint.file(name)
+        if role_of(name) is Role.TEXT and source is not None:
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, folder / name)
 
 
 def js_config(folder: Path) -> dict[str, Any]:
@@ -63,7 +59,7 @@ def genai_config(plan: Plan, model_config: Any) -> dict[str, Any]:
     Source: onnxruntime-genai, src/config.cpp and its model builder.
     """
     text = model_config.get_text_config()
-    generation = _read_json(plan.checkpoint.path / "generation_config.json")
+    generation = _read_json(plan.checkpoint.file("generation_config.json"))
     special = {
         key: generation.get(key, getattr(text, key, None))
         for key in ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -119,9 +115,5 @@ def _decoder(plan: Plan, text: Any) -> dict[str, Any]:
     }
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def _read_json(path: Path | None) -> dict[str, Any]:
+    return {} if path is None else read_json(path)

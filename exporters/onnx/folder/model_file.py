@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from exporters.protobuf import fields
-from lrqat.errors import UserError, first_line, refusing
+from lrqat.errors import UserError, refusing
 from lrqat.foreign_files import open_regular
 
 MODEL, DATA = "model.onnx", "model.onnx_data"

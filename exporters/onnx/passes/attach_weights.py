@@ -12,8 +12,8 @@ from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import ExportRefusedError
 
 
-def attach_weights(model: ir.Model, plan: Plan, progress: Callable[[str], None]) -> None:
-    """Attach the planned tensors to the graph's initializers.
+def attach_weights(model: ir.Model, plan: Plan, progress: Callable[[str], None]) -> bool:
+    """Attach the planned tensors to the graph's initializers; a change if there are any.
 
     Args:
         model: the traced graph, its initializers named as planned.
@@ -38,6 +38,7 @@ def attach_weights(model: ir.Model, plan: Plan, progress: Callable[[str], None])
             )
         value.dtype = tensor.dtype
         value.const_value = WeightOnDisk(tensor, plan.checkpoint, progress)
+    return bool(plan.tensors)
 
 
 class WeightOnDisk(ir.LazyTensor):

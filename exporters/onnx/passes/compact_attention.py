@@ -23,6 +23,7 @@ from onnx_ir.tape import Tape
 
 from exporters.onnx.passes.matching import input_of, made_by, only_use, rank, replace, size
 
+ATTENTION_OPSET = 23  # the first with the operator
 _SWAP = (0, 2, 1, 3)  # heads and tokens
 
 
@@ -41,16 +42,24 @@ class _Cached:
     present: ir.Value
 
 
-def compact_attention(model: ir.Model) -> None:
+def compact_attention(model: ir.Model) -> bool:
     """Rewrite every Attention whose keys and values are concatenated to a cache, in place."""
+    changed = False
     for node in list(model.graph):
         if node.op_type != "Attention" or len(node.inputs) > 4:
             continue
         key, value = _cached(node.inputs[1]), _cached(node.inputs[2])
         if key and value and _has_heads(node.inputs[0]) and _has_heads(node.outputs[0]):
             _rewrite(model.graph, node, key, value)
-    RemoveUnusedNodesPass()(model)
+            changed = True
+    changed |= bool(RemoveUnusedNodesPass()(model).modified)
     model.graph.sort()
+    return changed
+
+
+def with_cache_inside(model: ir.Model) -> int:
+    """How many Attention nodes of `model` append to the cache themselves."""
+    return sum(node.op_type == "Attention" and len(node.outputs) > 1 for node in model.graph)
 
 
 def _rewrite(graph: ir.Graph, node: ir.Node, key: _Cached, value: _Cached) -> None:

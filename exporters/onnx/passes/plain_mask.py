@@ -12,8 +12,9 @@ from onnx_ir.tape import Tape
 from exporters.onnx.passes.matching import constant, input_of, made_by, rank, replace
 
 
-def plain_mask(model: ir.Model) -> None:
+def plain_mask(model: ir.Model) -> bool:
     """Replace look-ups of every position, conjunctions with true and idle expansions, in place."""
+    changed = False
     for node in list(model.graph):
         if node.op_type == "GatherND" and _is_every_position(node):
             tape = Tape()
@@ -21,10 +22,12 @@ def plain_mask(model: ir.Model) -> None:
             found = tape.op("Unsqueeze", [node.inputs[0], axes])
             model.graph.insert_before(node, tape.nodes)
             replace(node.outputs[0], found)
+            changed = True
         same = _same(node)
         if same is not None and node.outputs[0] not in model.graph.outputs:
             node.outputs[0].replace_all_uses_with(same)
-    RemoveUnusedNodesPass()(model)
+            changed = True
+    return bool(RemoveUnusedNodesPass()(model).modified) or changed
 
 
 def _is_every_position(node: ir.Node) -> bool:

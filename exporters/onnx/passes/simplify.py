@@ -9,13 +9,14 @@ Source: onnxscript/_framework_apis/torch_2_9.py, `optimize`.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import onnx_ir as ir
 from onnxscript.optimizer import optimize_ir
 from onnxscript.rewriter import onnx_fusions
 
 
-def simplify(model: ir.Model, weights: Iterable[str]) -> None:
+def simplify(model: ir.Model, weights: Iterable[str]) -> bool:
     """Fold constants and fuse attention, rotary embedding and normalisation, in place.
 
     Args:
@@ -28,5 +29,14 @@ def simplify(model: ir.Model, weights: Iterable[str]) -> None:
         reads_weight = any(value is not None and value.name in names for value in node.inputs)
         return False if reads_weight else None  # None: by onnxscript's own rules
 
-    optimize_ir(model, should_fold=may_fold)
+    before = _wiring(model)
+    optimize_ir(model, should_fold=may_fold)  # does not tell whether it found anything
     onnx_fusions.fuse(model)
+    return _wiring(model) != before
+
+
+def _wiring(model: ir.Model) -> list[Any]:
+    """Every node with what it reads."""
+    return [
+        (node.op_type, *(value and value.name for value in node.inputs)) for node in model.graph
+    ]

@@ -25,7 +25,8 @@ from exporters.onnx.tracing.cache import CacheForm
 from exporters.onnx.tracing.operators import TRANSLATION
 from lrqat.errors import ExportRefusedError
 
-PREFIX = "lm."
+MOST_OPSET = 23  # what torch traces for
+_PREFIX = "lm."  # WithFlatCache's, before the names of the model's own tensors
 # Distinct and above one: torch.export would take sizes 0 and 1, and equal ones, for constants.
 _BATCH, _SEQUENCE, _PAST = 2, 3, 5
 _INPUTS = ("input_ids", "attention_mask", "position_ids")
@@ -87,12 +88,12 @@ def trace(model: Any, opset: int, form: CacheForm) -> ir.Model:
 
     Args:
         model: from `exporters.onnx.tracing.skeleton.build_skeleton`.
-        opset: ONNX operator set.
+        opset: ONNX operator set; `MOST_OPSET` is traced for in place of a newer one.
         form: of the cache.
 
     Returns:
-        The graph, not yet simplified; initializers have the names of the plan, with `PREFIX` before
-        them, and placeholders for values.
+        The graph, not yet simplified; initializers have the names of the plan, and placeholders for
+        values.
 
     Raises:
         ExportRefusedError: torch cannot export this architecture.
@@ -106,7 +107,7 @@ def trace(model: Any, opset: int, form: CacheForm) -> ir.Model:
                 dynamo=True,
                 verbose=False,
                 optimize=False,  # done by passes.simplify, which leaves weights alone
-                opset_version=opset,
+                opset_version=min(opset, MOST_OPSET),
                 custom_translation_table=TRANSLATION,
                 input_names=[*_INPUTS, *cache_names(layers, "past_key_values", form)],
                 output_names=["logits", *cache_names(layers, "present", form)],
@@ -118,7 +119,15 @@ def trace(model: Any, opset: int, form: CacheForm) -> ir.Model:
                 f"torch.onnx.export cannot trace {type(model).__name__}: {lines[0]}"
             ) from None
     assert program is not None
+    _name_as_planned(program.model)
     return program.model
+
+
+def _name_as_planned(model: ir.Model) -> None:
+    for name, value in list(model.graph.initializers.items()):
+        if name.startswith(_PREFIX):
+            # Renaming an initializer's value re-keys it in the graph.
+            value.name = name.removeprefix(_PREFIX)
 
 
 def _example(

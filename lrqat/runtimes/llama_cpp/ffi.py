@@ -27,6 +27,8 @@ TYPE_F32, TYPE_F16 = 0, 1
 VOCAB_TYPE_SENTENCEPIECE = 1
 
 LogCallback = ctypes.CFUNCTYPE(None, c_int32, c_char_p, pointer)
+# (tensor, whether it is asked for before it is computed, user data): see ggml-backend.h
+EvalCallback = ctypes.CFUNCTYPE(c_bool, pointer, c_bool, pointer)
 
 
 class ModelParams(ctypes.Structure):
@@ -160,6 +162,10 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_sampler_init_greedy": (pointer, ()),
     "llama_sampler_sample": (c_int32, (pointer, pointer, c_int32)),
     "llama_sampler_free": (None, (pointer,)),
+    "ggml_get_name": (c_char_p, (pointer,)),
+    "ggml_nelements": (c_int64, (pointer,)),
+    "ggml_nbytes": (c_size_t, (pointer,)),
+    "ggml_backend_tensor_get": (None, (pointer, pointer, c_size_t, c_size_t)),
 }
 
 # What b11549 answers, at fields from both ends of the structures.

@@ -45,7 +45,9 @@ class LlamaCpp:
         self.add_eos: bool = library.llama_vocab_get_add_eos(self._vocab)
 
     @classmethod
-    def open(cls, path: str | Path, n_ctx: int = 512, n_threads: int = 1) -> "LlamaCpp":
+    def open(
+        cls, path: str | Path, n_ctx: int = 512, n_threads: int = 1, evaluated: Any = None
+    ) -> "LlamaCpp":
         """Load the GGUF file `path` on the CPU.
 
         Args:
@@ -53,6 +55,8 @@ class LlamaCpp:
             n_ctx: positions of the context; a text may have as many tokens. A model of learned
                 positions gets no more than it has: llama.cpp aborts the process past them.
             n_threads: threads of a matmul.
+            evaluated: an `ffi.EvalCallback`, which sees every tensor of the graph; the caller keeps
+                it as long as the model is open.
 
         Raises:
             RuntimeUnavailableError: the pinned llama.cpp is not installed.
@@ -63,7 +67,9 @@ class LlamaCpp:
         trained = library.llama_model_n_ctx_train(model)
         if n_ctx > trained and _LEARNED_POSITIONS in read_model(Path(path), True).tensors:
             n_ctx = trained
-        context = library.llama_init_from_model(model, _context_params(library, n_ctx, n_threads))
+        params = _context_params(library, n_ctx, n_threads)
+        params.cb_eval = ctypes.cast(evaluated, ctypes.c_void_p) if evaluated else None
+        context = library.llama_init_from_model(model, params)
         if not context:
             library.llama_model_free(model)
             raise ModelError(

@@ -73,8 +73,8 @@ def documents(source: str, tokenizer: Any) -> Iterator[Document]:
             form = form or found
             if found != form:
                 raise DataError(
-                    f"{where} has {_columns(found)} where the rows before it have {_columns(form)}; "
-                    "give files of one form"
+                    f"{where} has {_columns(found)} where the rows before it have "
+                    f"{_columns(form)}; give files of one form"
                 )
             document = _document(row, form, tokens, where)
             if document:

@@ -69,7 +69,7 @@ class TemplateProcess:
             self._here.send_bytes(given)
             if not self._here.poll(SECONDS):
                 raise TemplateError(f"it takes longer than {SECONDS} seconds")
-            said = json.loads(self._here.recv_bytes(12 * most))  # \\ud83d\\ude00 for one character
+            said = json.loads(self._here.recv_bytes(12 * most))  # of an emoji: two escapes
         except RecursionError:
             raise TemplateError("the chat is nested too deeply") from None
         except (OSError, EOFError):

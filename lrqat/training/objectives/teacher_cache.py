@@ -8,12 +8,13 @@
 The file of the text's blocks is not in it, only their sha256: a cache belongs to one tokenised
 text, one block length and one teacher, and is refused for any other. Every shard is put in place
 whole and the index comes last, so a run that was stopped is continued at its first missing shard.
+A shard's header says which blocks it holds and the sha256 of their entries, so one that was
+damaged meanwhile, or put in another's place, is computed again and not recorded as it is.
 Log-probabilities are nats of the full softmax, before anything was left out. What is computed from
 them is in `lrqat.training.objectives.losses.TopKTargets`.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,22 +23,26 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
 from lrqat.atomic_files import replaced_file, write_json
 from lrqat.checkpoint.manifest import sha256_of
 from lrqat.errors import DataError, UserError
 from lrqat.evaluation.perplexity import Progress
+from lrqat.foreign_files import read_json
 from lrqat.models.split import Split, split_or_whole
 from lrqat.training.data.documents import TokenBlocks
+from lrqat.training.objectives.teacher_shards import (
+    DTYPES,
+    is_written,
+    proved_sha256,
+    refuse_other,
+    write_shard,
+)
 
 FILE_NAME = "teacher_cache.json"
 _FORMAT = {"format": "lrqat-teacher-cache", "version": 1}
-_KEY = "lrqat"  # of a shard's metadata
-# float16 holds 11 bits of a log-probability: one of -8 is off by 0.004 at most.
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
 _SHARD_BYTES = 1 << 28
 _CHUNK_LOGITS = 1 << 24  # 64 MB in float32
 
@@ -176,7 +181,7 @@ def is_complete(folder: Path, key: CacheKey) -> bool:
     path = folder / FILE_NAME
     if not path.is_file():
         return False
-    _refuse_other(path, _read_index(path), key)
+    refuse_other(path, _read_index(path), key)
     return True
 
 
@@ -204,11 +209,11 @@ def write_cache(
     Raises:
         DataError: the folder holds a cache, or a part of one, of something else.
         UserError: the teacher's vocabulary is not the key's.
-        OutputError: the disk is full or not writable.
+        OutputError: the disk is full or not writable, or gives back other bytes than were written.
     """
     if is_complete(folder, key):
         return
-    missing = [(name, part) for name, part in key.shards() if not _is_written(folder / name, key)]
+    missing = [(n, part) for n, part in key.shards() if not is_written(folder / n, part, key)]
     batches = [
         (name, part, range(start, min(start + batch_size, part.stop)))
         for name, part in missing
@@ -223,9 +228,9 @@ def write_cache(
         done.append(_most_likely(halves, input_ids, key))
         if rows.stop == part.stop:
             logprobs, ids = (torch.cat(parts) for parts in zip(*done, strict=True))
-            _write_shard(folder / name, logprobs, ids, key)
+            write_shard(folder / name, part, logprobs, ids, key)
             done = []
-    shards = {name: sha256_of(folder / name) for name, _ in key.shards()}
+    shards = {name: proved_sha256(folder / name, part, key) for name, part in key.shards()}
     with replaced_file(folder / FILE_NAME, overwrite=False) as path:
         write_json(path, key.to_json() | {"shards": shards})
 
@@ -254,44 +259,13 @@ def _most_likely(halves: Split, input_ids: Tensor, key: CacheKey) -> tuple[Tenso
     return logprobs, ids
 
 
-def _write_shard(path: Path, logprobs: Tensor, ids: Tensor, key: CacheKey) -> None:
-    with replaced_file(path, overwrite=True) as staged:
-        tensors = {"logprobs": logprobs, "ids": ids}
-        save_file(tensors, staged, metadata={_KEY: json.dumps(key.to_json())})
-
-
-def _is_written(path: Path, key: CacheKey) -> bool:
-    """Whether a stopped run of the same key left this shard. Raises DataError if of another."""
-    if not path.is_file():
-        return False
-    try:
-        with safe_open(path, "pt") as file:
-            recorded = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-    except (SafetensorError, ValueError) as error:
-        raise DataError(
-            f"{path} is no shard of a teacher cache ({error}); delete it, or give another folder"
-        ) from None
-    _refuse_other(path, recorded, key)
-    return True
-
-
 def _read_index(path: Path) -> dict[str, Any]:
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        index = read_json(path)
+    except UserError as error:
         raise DataError(
             f"{path} cannot be read ({error}); delete it, and run again to write it anew"
         ) from None
     if not isinstance(index, dict) or not isinstance(index.get("shards"), dict):
         raise DataError(f"{path} is not the index of a teacher cache; give another folder")
     return index
-
-
-def _refuse_other(path: Path, recorded: Any, key: CacheKey) -> None:
-    for name, wanted in key.to_json().items():
-        found = recorded.get(name) if isinstance(recorded, dict) else None
-        if found != wanted:
-            raise DataError(
-                f"{path} belongs to a teacher cache with {name} {found!r}, and this run needs "
-                f"{wanted!r}; give another --teacher-cache, or delete that folder"
-            )

@@ -10,18 +10,18 @@ A state is a folder `checkpoint-<step>`:
     state.json               {"format", "version", "step", "files": {name: {"sha256", "bytes"}}}
 
 It is made beside its place, fsynced and renamed, so a killed process leaves a temporary folder,
-which is never taken for a state. The two newest are kept.
+which is never taken for a state and goes when the run is continued. The two newest are kept.
 """
 
-import json
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lrqat.atomic_files import replaced_folder, write_json
+from lrqat.atomic_files import replaced_folder, sweep_leftovers, write_json
 from lrqat.checkpoint.manifest import describe_files, sha256_of
+from lrqat.foreign_files import ForeignFileError, read_json
 
 ADAPTERS = "adapters.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -32,7 +32,6 @@ STATE = "state.json"
 FILES = {ADAPTERS, OPTIMIZER, RANDOM, TRAINING, TRAINER_STATE}
 _FORMAT, _VERSION = "lrqat-state", 1
 _NAME = re.compile(r"checkpoint-(\d+)")
-_LEFTOVER = re.compile(r"\.checkpoint-\d+\..+\.(partial|old)")
 
 
 def write_state(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
@@ -83,27 +82,24 @@ def step_of(state: Path) -> int:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed process left unfinished. Only one process may write there."""
-    if folder.is_dir():
-        for path in folder.iterdir():
-            if _LEFTOVER.fullmatch(path.name):
-                shutil.rmtree(path, ignore_errors=True)
+    """Remove what a killed process left unfinished; what a living one is writing stays."""
+    sweep_leftovers(folder, STATE)
 
 
 def read_training(state: Path) -> dict[str, Any]:
     """What `training.json` of a state holds."""
-    return json.loads((state / TRAINING).read_text(encoding="utf-8"))
+    return read_json(state / TRAINING)
 
 
 def damage(state: Path) -> str | None:
     """What is wrong with a state, in words, or None if it is as it was written."""
-    try:
-        record = json.loads((state / STATE).read_text(encoding="utf-8"))
-    except OSError:
+    if not (state / STATE).is_file():
         return f"it has no {STATE}"
-    except (ValueError, RecursionError):
+    try:
+        record = read_json(state / STATE)
+    except ForeignFileError:
         return f"{STATE} is not valid JSON"
-    if not isinstance(record, dict) or record.get("format") != _FORMAT:
+    if record.get("format") != _FORMAT:
         return f"{STATE} does not describe a saved state"
     if record.get("version") != _VERSION:
         return f"it has version {record.get('version')!r} and this lrqat reads {_VERSION}"

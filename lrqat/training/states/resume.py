@@ -1,12 +1,12 @@
 """Saved states of a run: finding the last one, and refusing one of another run."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from lrqat.atomic_files import write_json
-from lrqat.errors import UserError
+from lrqat.atomic_files import refuse_existing, refuse_overlap, replaced_file, write_json
+from lrqat.checkpoint.manifest import FILE_NAME
+from lrqat.errors import OutputError, UserError
+from lrqat.foreign_files import read_json
 from lrqat.training.config import TrainConfig
 from lrqat.training.states.folder import damage, list_states
 
@@ -18,8 +18,47 @@ _FREE = {"output", "save_every", "eval_data", "eval_windows", "context", "device
 
 def record_run(state_folder: Path, config: TrainConfig) -> None:
     """Write the settings of a run beside its states."""
-    state_folder.mkdir(parents=True, exist_ok=True)
-    write_json(state_folder / _RUN, config.to_json())
+    with replaced_file(state_folder / _RUN, overwrite=True) as path:
+        write_json(path, config.to_json())
+
+
+def refuse_overwritten_inputs(config: TrainConfig, overwrite: bool, resume: str | None) -> None:
+    """Refuse an output that would be written over what the run reads.
+
+    A first run may write into a folder of its model's; one that replaces something may not.
+
+    Raises:
+        OutputError: both places are named.
+    """
+    given = {
+        "--model": config.model,
+        "--data": config.data,
+        "--eval-data": config.eval_data,
+        "--teacher": config.teacher,
+        "--imatrix": config.imatrix,
+        "--resume": resume,
+    }
+    # Else it is an id on the hub, or a word such as self.
+    inputs = [(name, path) for name, path in given.items() if path and Path(path).exists()]
+    states = Path(config.output).resolve() / STATES
+    outside = [(name, path) for name, path in inputs if Path(path).resolve().parent != states]
+    cache = ("--teacher-cache", config.teacher_cache)
+    refuse_overlap(config.output, [*outside, cache], inside=not overwrite)
+
+
+def refuse_earlier_run(config: TrainConfig, overwrite: bool) -> None:
+    """Refuse an output with a checkpoint in it, or with the states of a run that did not finish.
+
+    Raises:
+        OutputError: there is one, and `overwrite` is false.
+    """
+    output = Path(config.output)
+    if not overwrite and (output / STATES).is_dir() and not (output / FILE_NAME).is_file():
+        raise OutputError(
+            f"{output} holds a run that did not finish; continue it with --resume auto, or start "
+            "anew with --overwrite"
+        )
+    refuse_existing(output, overwrite)
 
 
 def find_state(
@@ -70,11 +109,9 @@ def _named(state: Path) -> Path:
 
 def _refuse_other_settings(path: Path, config: TrainConfig) -> None:
     try:
-        recorded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}, the settings of the run to resume, cannot be read: {error}"
-        ) from None
+        recorded = read_json(path)
+    except UserError as error:
+        raise UserError(f"the settings of the run to resume cannot be read: {error}") from None
     current = config.to_json()
     for name in current.keys() - _FREE:
         if recorded.get(name) != current[name]:

@@ -97,6 +97,7 @@ def test_a_killed_export_leaves_the_old_file_and_its_litter_is_removed(checkpoin
 def test_a_running_export_keeps_its_temporary_file(checkpoint, tmp_path):
     path = tmp_path / "model.gguf"
     with contextlib.suppress(ZeroDivisionError), replaced_file(path, False) as staged:
+        staged.touch()
         gguf.write(gguf.plan(checkpoint), path)
         assert staged.exists()
         raise ZeroDivisionError

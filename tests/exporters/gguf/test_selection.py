@@ -11,6 +11,7 @@ from exporters import gguf
 from exporters.gguf.file.header import read_header
 from lrqat.checkpoint.manifest import FILE_NAME
 from lrqat.checkpoint.reader import ACTIVATION_FILE, Checkpoint
+from lrqat.errors import RuntimeUnavailableError
 
 
 def types_of(plan):
@@ -201,3 +202,19 @@ def test_scales_are_read_for_the_types_that_need_them_alone(make_small, monkeypa
         assert not read
     assert types_of(gguf.plan(checkpoint, gguf.Options(type="q4_1")))
     assert read == sorted(checkpoint.quantized_names, key=read.index)
+
+
+def test_a_name_that_llama_cpp_would_not_load_is_left_out(fused_checkpoint, tmp_path):
+    llama_cpp = pytest.importorskip("lrqat.runtimes.llama_cpp.runtime")
+    checkpoint = Checkpoint.open(fused_checkpoint)
+    checkpoint.manifest["base_model"]["name"] = "me/my-Phi3-from-scratch"
+    plan = gguf.plan(checkpoint)
+    assert any("for a Phi 3" in note for note in plan.notes)
+    assert "general.name" not in {entry.key for entry in plan.metadata}
+    gguf.write(plan, tmp_path / "model.gguf")
+    try:
+        llama_cpp.LlamaCpp.open(tmp_path / "model.gguf").close()
+    except RuntimeUnavailableError as error:
+        pytest.skip(str(error))
+    checkpoint.manifest["base_model"]["name"] = "me/another"
+    assert "general.name" in {entry.key for entry in gguf.plan(checkpoint).metadata}

@@ -289,15 +289,3 @@ def test_bytes_without_a_token(text, tmp_path):
     tokenizer.model = models.BPE(vocab, [tuple(m) for m in merges], unk_token="<|endoftext|>")
     with pytest.raises(ExportRefusedError, match="have no token"):
         vocabulary_of(tokenizer, tmp_path, SIZE)
-
-
-def test_a_name_that_llama_cpp_would_not_load_is_left_out(fused_checkpoint, text, tmp_path):
-    tokenizer = byte_level(text, (("bytes", True),), False)
-    checkpoint = checkpoint_with(fused_checkpoint, tmp_path / "fused", tokenizer)
-    checkpoint.manifest["base_model"]["name"] = "me/my-Phi3-from-scratch"
-    plan = gguf.plan(checkpoint)
-    assert any("for a Phi 3" in note for note in plan.notes)
-    assert "general.name" not in {entry.key for entry in plan.metadata}
-    opened(checkpoint, tmp_path).close()
-    checkpoint.manifest["base_model"]["name"] = "me/another"
-    assert "general.name" in {entry.key for entry in gguf.plan(checkpoint).metadata}

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from onnx_ir.tape import Tape
 
-from exporters.onnx.passes.compact_attention import compact_attention
+from exporters.onnx.passes.compact_attention import compact_attention, with_cache_inside
 
 onnxruntime = pytest.importorskip("onnxruntime")
 BATCH, HEADS, KV_HEADS, SIZE, NEW, PAST = 2, 6, 2, 8, 3, 5
@@ -127,8 +127,10 @@ def operators(model):
 def test_a_layer_computes_the_same_with_the_cache_inside(options, nodes):
     expected = computed(plain(**options))
     model = plain(**options)
-    compact_attention(model)
+    assert compact_attention(model) is True
+    assert with_cache_inside(model) == 1
     assert operators(model) == nodes
+    assert compact_attention(model) is False
     found = computed(model)
     assert list(found) == list(expected) == ["y", "key", "value"]
     for name, values in expected.items():
@@ -179,7 +181,9 @@ def test_what_is_no_plain_cache_stays_as_it_is(what):
         y.shape = None
     model = layer.model(y=layer.merged(y), key=key, value=value)
     before = operators(model)
+    assert with_cache_inside(model) == 0
     compact_attention(model)
+    assert with_cache_inside(model) == 0
     found = operators(model)
     assert found["Attention"] == 1
     assert {name: found[name] for name in ("Concat", "Reshape", "Transpose")} == {

@@ -237,6 +237,7 @@ def test_a_graph_that_runs_in_circles_does_not_verify(tied, tmp_path):
     assert counts[f"{EMBEDDING}.weight"] > 0
 
 
+@pytest.mark.filterwarnings("ignore:Ignoring unknown external data key")
 def test_random_damage_to_a_tied_table_is_an_error_or_a_mismatch_never_a_crash(tied, tmp_path):
     checkpoint, folder = tied
     good, generator = (folder / "model.onnx").read_bytes(), np.random.default_rng(0)

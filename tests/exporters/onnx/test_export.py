@@ -14,19 +14,12 @@ import onnx_ir as ir
 import pytest
 
 from exporters import onnx as exporter
-from exporters.inspection import inspect
 from exporters.onnx.folder.companions import genai_config
-from exporters.onnx.folder.model_file import OnnxFileError
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import ExportRefusedError, OutputError
 from lrqat.models import hub
 from tests.support.grids import SYMMETRIC_GRIDS
-
-
-def export(folder, target, **options):
-    plan = exporter.plan(Checkpoint.open(folder), exporter.Options(**options))
-    exporter.write(plan, target)
-    return target
+from tests.support.onnx_exports import write_onnx
 
 
 @pytest.fixture
@@ -84,8 +77,9 @@ def test_the_layout_is_the_one_that_onnx_runtime_fuses(onnx_folder):
 
 
 def test_two_exports_are_the_same_bytes(onnx_folder, make_fused, tmp_path):
-    again = export(make_fused("q4_0"), tmp_path / "again")
-    first = onnx_folder("q4_0")
+    """Traced anew, and so are those whose trace the tests use again."""
+    first, again = onnx_folder("q4_0"), tmp_path / "again"
+    exporter.write(exporter.plan(Checkpoint.open(make_fused("q4_0"))), again)
     assert sorted(p.name for p in first.iterdir()) == sorted(p.name for p in again.iterdir())
     for path in first.iterdir():
         assert path.read_bytes() == (again / path.name).read_bytes(), path.name
@@ -122,9 +116,9 @@ def test_an_existing_folder_is_untouched_without_overwrite(copy, make_fused):
     plan = exporter.plan(Checkpoint.open(make_fused("q8_0")))
     before = {p.name: p.read_bytes() for p in copy.iterdir()}
     with pytest.raises(OutputError, match="--overwrite"):
-        exporter.write(plan, copy)
+        write_onnx(plan, copy)
     assert before == {p.name: p.read_bytes() for p in copy.iterdir()}
-    exporter.write(plan, copy, overwrite=True)
+    write_onnx(plan, copy, overwrite=True)
     assert not any(exporter.verify(copy, plan.checkpoint).values())
     assert [p.name for p in copy.parent.iterdir()] == ["copy"]
 
@@ -137,7 +131,7 @@ def test_a_failure_while_writing_leaves_the_old_folder_and_no_litter(copy, make_
 
     monkeypatch.setattr("exporters.onnx.writer.write_companions", failing)
     with pytest.raises(OutputError, match="disk is full"):
-        exporter.write(exporter.plan(Checkpoint.open(make_fused("q8_0"))), copy, overwrite=True)
+        write_onnx(exporter.plan(Checkpoint.open(make_fused("q8_0"))), copy, overwrite=True)
     assert before == {p.name: p.read_bytes() for p in copy.iterdir()}
     assert [p.name for p in copy.parent.iterdir()] == ["copy"]
 
@@ -152,7 +146,7 @@ def test_bytes_that_read_back_differently_are_not_published(make_fused, tmp_path
     monkeypatch.setattr("exporters.onnx.writer.write_companions", flip)
     plan = exporter.plan(Checkpoint.open(make_fused("q4_0")))
     with pytest.raises(OutputError, match="read back differently"):
-        exporter.write(plan, tmp_path / "out")
+        write_onnx(plan, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -179,7 +173,7 @@ def test_a_graph_that_nothing_runs_is_not_published(
 
     monkeypatch.setattr("exporters.onnx.writer.write_companions", rename_an_operator)
     with pytest.raises(OutputError, match=match):
-        exporter.write(exporter.plan(Checkpoint.open(make_fused("q4_0"))), tmp_path / "out")
+        write_onnx(exporter.plan(Checkpoint.open(make_fused("q4_0"))), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -230,100 +224,5 @@ onnx.write(onnx.plan(Checkpoint.open(sys.argv[1])), sys.argv[2], overwrite=True)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert before == {p.name: p.read_bytes() for p in copy.iterdir()}
-    exporter.write(exporter.plan(Checkpoint.open(make_fused("q8_0"))), copy, overwrite=True)
+    write_onnx(exporter.plan(Checkpoint.open(make_fused("q8_0"))), copy, overwrite=True)
     assert [p.name for p in copy.parent.iterdir()] == ["copy"]
-
-
-@pytest.mark.parametrize("cut", [0, 10, 5000])
-@pytest.mark.parametrize("name", ["model.onnx", "model.onnx_data"])
-def test_truncated_files_are_named(copy, fused_checkpoint, name, cut):
-    path = copy / name
-    path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(OnnxFileError):
-        exporter.verify(copy, Checkpoint.open(fused_checkpoint))
-
-
-def test_data_outside_the_folder_is_not_read(copy, fused_checkpoint, tmp_path):
-    model = onnx.load(copy / "model.onnx", load_external_data=False)
-    shutil.move(copy / "model.onnx_data", tmp_path / "secret")
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = "../secret"
-    (copy / "model.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(OnnxFileError):
-        exporter.verify(copy, Checkpoint.open(fused_checkpoint))
-
-
-def test_random_damage_to_the_graph_is_an_error_or_a_mismatch_never_a_crash(copy, fused_checkpoint):
-    checkpoint = Checkpoint.open(fused_checkpoint)
-    path = copy / "model.onnx"
-    good, generator = path.read_bytes(), np.random.default_rng(0)
-    for _ in range(40):
-        bad = bytearray(good)
-        for place in generator.integers(0, len(bad), 3):
-            bad[place] = generator.integers(0, 256)
-        path.write_bytes(bad)
-        try:
-            counts = exporter.verify(copy, checkpoint)
-        except OnnxFileError:
-            continue
-        assert counts.keys() == {t.name for t in exporter.plan(checkpoint).tensors}
-
-
-@pytest.mark.parametrize("change", [("axis", 1), ("block_size", 64)])
-def test_integers_under_another_axis_or_block_do_not_verify(copy, fused_checkpoint, change):
-    model = onnx.load(copy / "model.onnx", load_external_data=False)
-    node = next(n for n in model.graph.node if n.op_type == "DequantizeLinear")
-    next(a for a in node.attribute if a.name == change[0]).i = change[1]
-    (copy / "model.onnx").write_bytes(model.SerializeToString())
-    counts = exporter.verify(copy, Checkpoint.open(fused_checkpoint))
-    assert sum(map(bool, counts.values())) == 1
-    assert counts[node.input[0]] > 0
-
-
-def test_a_large_initializer_that_nobody_planned_does_not_verify(copy, fused_checkpoint):
-    """The tracer's copy of a weight, say, which the file would hold twice."""
-    model = onnx.load(copy / "model.onnx", load_external_data=False)
-    model.graph.initializer.append(
-        onnx.numpy_helper.from_array(np.zeros((512, 512), np.float32), "spare")
-    )
-    (copy / "model.onnx").write_bytes(model.SerializeToString())
-    counts = exporter.verify(copy, Checkpoint.open(fused_checkpoint))
-    assert {name: count for name, count in counts.items() if count} == {"spare": 512 * 512}
-
-
-@pytest.mark.parametrize("said", ["", "[]", '{"opset": "x"}', '{"preset": []}', '{"nobody": 1}'])
-def test_options_in_the_file_that_are_no_options_are_an_error(said, copy, fused_checkpoint):
-    model = onnx.load(copy / "model.onnx", load_external_data=False)
-    next(p for p in model.metadata_props if p.key == "lrqat.options").value = said
-    (copy / "model.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(OnnxFileError, match=r"lrqat\.options .* damaged"):
-        exporter.verify(copy, Checkpoint.open(fused_checkpoint))
-
-
-@pytest.fixture
-def cached(copy, tmp_path):
-    """The folder as the Hugging Face cache keeps it: a snapshot of links to blobs."""
-    blobs, snapshot = tmp_path / "x" / "blobs", tmp_path / "x" / "snapshots" / "main"
-    blobs.mkdir(parents=True)
-    snapshot.mkdir(parents=True)
-    for i, file in enumerate(sorted(copy.iterdir())):
-        shutil.move(file, blobs / f"{i:040x}")
-        (snapshot / file.name).symlink_to(f"../../blobs/{i:040x}")
-    return snapshot
-
-
-def test_links_within_a_hugging_face_cache_are_followed(cached, fused_checkpoint):
-    checkpoint = Checkpoint.open(fused_checkpoint)
-    assert not any(exporter.verify(cached, checkpoint).values())
-    assert inspect(cached).files == ["model.onnx", "model.onnx_data"]
-
-
-def test_links_that_leave_a_hugging_face_cache_are_refused(cached, fused_checkpoint, tmp_path):
-    secret = tmp_path / "secret"
-    shutil.copyfile(cached / "model.onnx_data", secret)
-    (cached / "model.onnx_data").unlink()
-    (cached / "model.onnx_data").symlink_to(secret)
-    with pytest.raises(OnnxFileError, match="is not usable"):
-        exporter.verify(cached, Checkpoint.open(fused_checkpoint))

@@ -89,7 +89,8 @@ def operators(model):
 def test_a_mask_is_the_same_in_three_nodes():
     expected = computed(Mask().model())
     model = Mask().model()
-    plain_mask(model)
+    assert plain_mask(model) is True
+    assert plain_mask(model) is False
     assert operators(model) == {"Unsqueeze": 1, "And": 1, "Cast": 1}
     assert 0 < expected.mean() < 1
     assert np.array_equal(computed(model), expected)

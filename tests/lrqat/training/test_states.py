@@ -1,7 +1,9 @@
 """Saved states: written whole, checked before they are believed, and exact."""
 
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from made_faults import FAULTS, every_fault
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -103,6 +106,37 @@ def test_a_killed_save_leaves_nothing_that_could_be_resumed(three_saves):
     assert names(three_saves) == ["checkpoint-4", "checkpoint-6"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs fork and SIGKILL")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_whatever_fails_a_save_costs_no_state(fault, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    record_run(tmp_path, CONFIG)
+    for step in (2, 4):
+        states.write_state(tmp_path, step, write_files)
+    for _ in every_fault(lambda: states.write_state(tmp_path, 6, write_files), fault):
+        state = find_state(tmp_path, "auto", CONFIG)
+        assert state in (tmp_path / "checkpoint-4", tmp_path / "checkpoint-6")
+        states.sweep(tmp_path)
+        shutil.rmtree(tmp_path / "checkpoint-6", ignore_errors=True)
+        for step in (2, 4):
+            states.write_state(tmp_path, step, write_files)
+        left = sorted(path.name for path in tmp_path.iterdir())
+        assert left == ["checkpoint-2", "checkpoint-4", "run.json"]
+    assert names(tmp_path) == ["checkpoint-4", "checkpoint-6"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs fork and SIGKILL")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_whatever_fails_the_settings_of_a_run_can_be_read(fault, tmp_path):
+    record_run(tmp_path, CONFIG)
+    changed = TrainConfig("model", "data", "output", seed=1)
+    for _ in every_fault(lambda: record_run(tmp_path, changed), fault):
+        recorded = json.loads((tmp_path / "run.json").read_text())
+        assert recorded in (CONFIG.to_json(), changed.to_json())
+        record_run(tmp_path, CONFIG)
+        assert os.listdir(tmp_path) == ["run.json"]
+
+
 @given(data=st.data())
 def test_any_changed_byte_is_noticed(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("states")
@@ -160,8 +194,6 @@ def test_without_any_intact_state_auto_starts_over_and_says_so(three_saves):
     ],
 )
 def test_a_record_of_something_else_is_refused(three_saves, change, match):
-    import json
-
     path = three_saves / "checkpoint-6" / states.STATE
     write_json(path, json.loads(path.read_text()) | change)
     assert match in (states.damage(path.parent) or "")
@@ -211,8 +243,6 @@ def steps(named, optimizer, count):
 
 @pytest.mark.parametrize("amsgrad", [False, True])
 def test_an_optimizer_goes_on_bit_for_bit_after_a_trip_through_files(tmp_path, amsgrad):
-    import json
-
     whole = make_adamw(amsgrad=amsgrad)
     steps(*whole, 5)
     first = make_adamw(amsgrad=amsgrad)

@@ -195,7 +195,7 @@ except Exception as error:
         ({"data": "/no/such.jsonl"}, DataError, r"no file at /no/such\.jsonl"),
         ({"grid": "q40"}, UserError, "did you mean q4_0"),
         ({"teacher": "/no/teacher"}, UserError, "no model folder at /no/teacher"),
-        ({"sequence_length": 10_000_000}, DataError, "less than one sequence"),
+        ({"sequence_length": 200_000}, DataError, "less than one sequence"),
         ({"context": 1_000_000}, DataError, "smaller --context"),
         ({"device": "nonsense"}, UserError, "--device 'nonsense'"),
     ],

@@ -1,0 +1,360 @@
+"""What is published appears whole or not at all, whatever happens; and nothing else is touched."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from made_faults import FAULTS, every_fault, run
+
+from lrqat import atomic_files
+from lrqat.atomic_files import exchange as exchanging
+from lrqat.atomic_files import folders as publishing
+from lrqat.atomic_files import (
+    locked,
+    recover,
+    refuse_overlap,
+    replaced_file,
+    replaced_files,
+    replaced_folder,
+    staged_folder,
+    write_json,
+)
+from lrqat.errors import OutputError
+
+posix = pytest.mark.skipif(os.name != "posix", reason="needs fork and SIGKILL")
+MARKER = "marker.json"
+
+
+def kept(folder):
+    return [name for name in os.listdir(folder) if name.startswith("mine")]
+
+
+def write(folder, text):
+    """An artefact: a marker, a file, a folder of files, and one that only this generation has."""
+    (folder / "inner").mkdir()
+    for name in (MARKER, "weights", "inner/template", f"only-{text}"):
+        (folder / name).write_text(text)
+
+
+def tree(folder):
+    """Content by name; None where there is no folder."""
+    if not folder.is_dir():
+        return None
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in files}
+
+
+def artefact(text):
+    return dict.fromkeys([MARKER, "inner/template", f"only-{text}", "weights"], text)
+
+
+def put_replaced(target, text):
+    with replaced_folder(target, True, MARKER) as staging:
+        write(staging, text)
+
+
+def put_staged(target, text):
+    with staged_folder(target, MARKER, kept) as staging:
+        write(staging, text)
+
+
+MINE = {"mine": "user's", "mine-states/1": "state"}
+
+
+def with_mine(target):
+    (target / "mine-states").mkdir()
+    for name, text in MINE.items():
+        (target / name).write_text(text)
+
+
+NO_EXCHANGE = [(publishing, "exchange", lambda first, second: False)]
+PINNED = [(os.path, "ismount", lambda path: True)]
+NO_WAITING = (os, "fsync", lambda handle: None)  # for the disk; that it is asked to is counted
+WAYS = {
+    "a folder that is ours": (put_replaced, {}, []),
+    "with what stays": (put_staged, MINE, []),
+    "names cannot be exchanged": (put_staged, MINE, NO_EXCHANGE),
+    "a mounted volume": (put_staged, MINE, PINNED),
+    "ours, names cannot be exchanged": (put_replaced, {}, NO_EXCHANGE),
+}
+
+
+@posix
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("way", WAYS)
+def test_whatever_fails_a_reader_finds_the_old_folder_or_the_new(way, fault, tmp_path, monkeypatch):
+    put, stays, patches = WAYS[way]
+    for patch in (*patches, NO_WAITING):
+        monkeypatch.setattr(*patch)
+    target = tmp_path / "made"
+    put(target, "0")
+    if stays:
+        with_mine(target)
+    states = [artefact(str(n)) | stays for n in range(2)]
+    found = []
+    for at in every_fault(lambda: put(target, "1"), fault):
+        now = tree(target)
+        if not patches:  # one step: no reader needs to know of anything
+            own = {name: text for name, text in now.items() if name not in MINE}
+            assert own in (artefact("0"), artefact("1")), f"before operation {at}"
+        recover(target, MARKER, kept if stays else publishing.keep_nothing)
+        now = tree(target)
+        assert now in states, f"before operation {at}"
+        found.append(states.index(now))
+        put(target, "0")
+        assert tree(target) == states[0], f"after operation {at}"
+        assert os.listdir(tmp_path) == ["made"], f"litter of operation {at}"
+    assert tree(target) == states[1]
+    if fault == "kill":  # other faults may pass without a consequence
+        assert found == sorted(found), "once it is published it stays so"
+    assert 0 in found
+    assert 1 in found
+
+
+@posix
+@pytest.mark.parametrize("fault", FAULTS)
+def test_whatever_fails_a_first_folder_is_there_whole_or_not_at_all(fault, tmp_path, monkeypatch):
+    monkeypatch.setattr(*NO_WAITING)
+    target = tmp_path / "made"
+    for at in every_fault(lambda: put_replaced(target, "1"), fault):
+        assert tree(target) in (None, artefact("1")), f"before operation {at}"
+        put_replaced(target, "0")
+        assert os.listdir(tmp_path) == ["made"]
+        publishing._remove(target)
+    assert tree(target) == artefact("1")
+
+
+@posix
+@pytest.mark.parametrize("fault", FAULTS)
+def test_whatever_fails_a_file_is_the_old_one_or_the_new(fault, tmp_path):
+    target = tmp_path / "file"
+
+    def put(text):
+        with replaced_file(target, True) as path:
+            path.write_text(text)
+
+    put("0")
+    for _ in every_fault(lambda: put("1"), fault):
+        assert target.read_text() in "01"
+        put("0")
+        assert os.listdir(tmp_path) == ["file"]
+    assert target.read_text() == "1"
+
+
+@posix
+@pytest.mark.parametrize("fault", FAULTS)
+def test_whatever_fails_the_first_of_several_files_is_never_beside_others_of_its_time(
+    fault, tmp_path
+):
+    targets = [tmp_path / "1-of-2", tmp_path / "2-of-2"]
+
+    def put(text):
+        with replaced_files(targets, True) as paths:
+            for path in paths:
+                path.write_text(text)
+
+    put("0")
+    for _ in every_fault(lambda: put("1"), fault):
+        if targets[0].exists():
+            assert targets[0].read_text() == targets[1].read_text()
+        put("0")
+        assert sorted(tmp_path.iterdir()) == targets
+    assert [path.read_text() for path in targets] == ["1", "1"]
+
+
+@posix
+def test_an_error_leaves_no_litter_at_once(tmp_path):
+    target = tmp_path / "made"
+    put_replaced(target, "0")
+
+    def fail():
+        with staged_folder(target, MARKER) as staging:
+            write(staging, "1")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OutputError, match="disk is full"):
+        fail()
+    assert tree(target) == artefact("0")
+    assert os.listdir(tmp_path) == ["made"]
+
+
+def test_folders_and_files_get_the_modes_of_new_ones(tmp_path):
+    before = os.umask(0o027)
+    try:
+        put_replaced(tmp_path / "made", "0")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes["made"] == modes["inner"] == 0o750
+    assert modes["weights"] == modes["template"] == 0o640
+
+
+def test_a_working_directory_stays_the_working_directory(tmp_path, monkeypatch):
+    target = tmp_path / "made"
+    put_staged(target, "0")
+    with_mine(target)
+    monkeypatch.chdir(target)
+    put_staged(Path(), "1")
+    assert tree(Path()) == tree(target) == artefact("1") | MINE
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path):
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "disk" / "made")
+    put_staged(link, "0")
+    put_staged(link, "1")
+    assert link.is_symlink()
+    assert tree(tmp_path / "disk") == {f"made/{name}": "1" for name in artefact("1")}
+
+
+def test_names_are_exchanged_where_this_system_can(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    if not exchanging.exchange(tmp_path / "a", tmp_path / "b"):
+        pytest.skip("neither Linux nor macOS, or a file system without it")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
+    with pytest.raises(OSError, match="No such file"):
+        exchanging.exchange(tmp_path / "a", tmp_path / "nothing")
+
+
+def test_a_list_of_names_to_remove_does_not_lead_out_of_the_folder(tmp_path):
+    target, secret = tmp_path / "made", tmp_path / "secret"
+    secret.write_text("mine")
+    (target / ".publishing").mkdir(parents=True)
+    write_json(target / ".publishing" / ".remove.json", ["../secret", "..", str(secret), 3])
+    (target / ".publishing" / MARKER).write_text("new")
+    recover(target, MARKER)
+    assert tree(tmp_path) == {"made/marker.json": "new", "secret": "mine"}
+
+
+def test_a_folder_without_the_marker_is_somebody_elses(tmp_path):
+    target = tmp_path / "photos"
+    target.mkdir()
+    (target / "me.jpg").write_text("x")
+    with pytest.raises(OutputError, match=r"holds no marker\.json"):
+        put_replaced(target, "1")
+    assert tree(target) == {"me.jpg": "x"}
+
+
+# Locks
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from lrqat.atomic_files import staged_folder
+with staged_folder(Path(sys.argv[1]), "marker.json") as staging:
+    (staging / "half").write_text("x")
+    print(staging, flush=True)
+    time.sleep(120)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that is writing tmp_path/made, and what it writes."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "made")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        yield process, Path(process.stdout.readline().strip())
+        process.kill()
+
+
+@posix
+def test_a_second_writer_is_refused_and_told_who_the_first_is(holder, tmp_path):
+    process, staging = holder
+    with pytest.raises(OutputError, match=rf"is being written by process {process.pid} .* since"):
+        put_staged(tmp_path / "made", "1")
+    recover(tmp_path / "made", MARKER)
+    assert tree(staging) == {"half": "x"}, "what is being written stays"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert staging.exists()
+    put_staged(tmp_path / "made", "1")
+    assert os.listdir(tmp_path) == ["made"]
+
+
+@posix
+def test_leftovers_are_swept_by_folder_but_not_those_of_the_living(holder, tmp_path):
+    _, staging = holder
+    run(lambda: put_staged(tmp_path / "other", "1"), "kill", 12)
+    assert len(os.listdir(tmp_path)) == 4
+    atomic_files.sweep_leftovers(tmp_path, MARKER)
+    assert sorted(os.listdir(tmp_path)) == sorted([".made.lock", staging.name])
+
+
+def test_a_lock_that_nobody_holds_holds_nothing_back(tmp_path):
+    (tmp_path / ".made.lock").write_text('{"pid": 1, "host": "here"}')
+    with locked(tmp_path / "made") as alone:
+        assert alone
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_may_write_within_what_it_has_locked(tmp_path):
+    with locked(tmp_path / "made") as alone, locked(tmp_path / "made") as again:
+        assert (alone, again) == (True, False)
+        put_staged(tmp_path / "made", "1")
+        with locked(tmp_path / "other") as other:
+            assert other
+    assert os.listdir(tmp_path) == ["made"]
+
+
+def test_two_names_of_a_folder_have_one_lock(tmp_path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "link").symlink_to("made")
+    with locked(tmp_path / "made"), locked(tmp_path / "link") as alone:
+        assert not alone
+
+
+@posix
+def test_of_many_that_want_a_lock_one_has_it_at_a_time(tmp_path):
+    """Removing a lock file and taking it race with each other."""
+    count = tmp_path / "count"
+    count.write_text("0")
+
+    def add():
+        done = 0
+        while done < 20:
+            try:
+                with locked(tmp_path / "made") as alone:
+                    assert alone
+                    count.write_text(str(int(count.read_text()) + 1))
+                    done += 1
+            except OutputError:
+                pass
+
+    started = [threading.Thread(target=run, args=(add,)) for _ in range(4)]
+    for thread in started:
+        thread.start()
+    for thread in started:
+        thread.join()
+    assert count.read_text() == "80"
+    assert os.listdir(tmp_path) == ["count"]
+
+
+# Overlap
+
+
+@pytest.mark.parametrize(
+    ("output", "relation"),
+    [
+        ("base", "is"), ("./x/../base", "is"), ("link", "is"), (".", "holds"),
+        ("base/sub/new", "lies in"), ("link/new", "lies in"),
+    ],
+)  # fmt: skip
+def test_an_output_over_its_input_is_refused_by_whatever_name(output, relation, tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "x").mkdir()
+    (tmp_path / "link").symlink_to("base")
+    read = [("--data", None), ("--model", tmp_path / "base")]
+    place = os.path.join(tmp_path, output)
+    with pytest.raises(OutputError, match=f" {relation} --model .*name another place"):
+        refuse_overlap(place, read)
+    if relation == "lies in":
+        refuse_overlap(place, read, inside=True)
+    refuse_overlap(tmp_path / "base2", read)
