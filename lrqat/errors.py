@@ -56,11 +56,6 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def shown(text: str) -> str:
-    """A text of unknown origin, without what a terminal would obey (escapes, controls)."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
-
-
 @contextmanager
 def refusing(kind: type[UserError], what: str, remedy: str) -> Iterator[None]:
     """Where a library is given what others wrote: whatever it raises becomes `kind`.

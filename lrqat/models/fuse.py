@@ -27,6 +27,7 @@ from lrqat.checkpoint.reader import ACTIVATION_FILE, PACKED, SHAPE
 from lrqat.checkpoint.stored_scales import PARTS
 from lrqat.checkpoint.weight_kinds import WeightKind
 from lrqat.errors import ModelError
+from lrqat.foreign_text import in_code_span
 from lrqat.grids.grid import Grid, TwoLevelScale
 from lrqat.grids.packing import bits_in_checkpoint, pack_grid
 from lrqat.grids.scale_codecs import two_levels
@@ -112,7 +113,7 @@ def fuse(
         tokenizer.save_pretrained(staging)
         card = _CARD.format(
             grid=", ".join(sorted({t.grid.name for t in plan.quantized.values()})),
-            base=base_model["name"],
+            base=in_code_span(str(base_model["name"])),
             version=lrqat.__version__,
             loading=_WITH_TRANSFORMERS if standard else _WITH_LRQAT,
         )

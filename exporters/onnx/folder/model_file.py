@@ -18,8 +18,8 @@ from lrqat.foreign_files import open_regular
 MODEL, DATA = "model.onnx", "model.onnx_data"
 # A protobuf cannot be larger; refusing first keeps a hostile one from being read into memory.
 _MOST_PROTO_BYTES = 1 << 31
-# A graph of 130 layers of 60 nodes each has some 300,000 fields. Messages count for several, as what
-# protobuf and onnx_ir make of them takes more memory.
+# A graph of 130 layers of 60 nodes each has some 300,000 fields. Messages count for several, since
+# what protobuf and onnx_ir make of them takes more memory.
 _MOST_FIELDS, _NODE, _MESSAGE = 1 << 20, 16, 4
 _VARINTS = {onnx.ModelProto.DESCRIPTOR.fields_by_name["ir_version"].type, 5, 4}  # int64, 32, uint64
 
