@@ -14,6 +14,8 @@ from lrqat.errors import ModelError
 # The largest known models have some 130 layers, and 61 of 384 experts.
 _LAYERS, _MOST_LAYERS = re.compile("(layers?|blocks|depth)$"), 1024
 _EXPERTS, _MOST_EXPERTS = re.compile("experts$"), 1 << 16
+# Classes of a classifier, for each of which every configuration holds a name.
+_LABELS, _MOST_LABELS = re.compile("^num_labels$"), 1 << 20
 
 
 def refuse_absurd_counts(name: object, config: dict[str, Any]) -> None:
@@ -26,6 +28,8 @@ def refuse_absurd_counts(name: object, config: dict[str, Any]) -> None:
     Raises:
         ModelError: it has.
     """
+    if max(_counts(config, _LABELS), default=0) > _MOST_LABELS:
+        raise ModelError(f"config.json of {name} has more labels than any classifier; remove them")
     layers = max(_counts(config, _LAYERS), default=0)
     experts = max(_counts(config, _EXPERTS), default=0)
     if layers > _MOST_LAYERS or layers * experts > _MOST_EXPERTS:

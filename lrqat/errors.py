@@ -51,8 +51,10 @@ def did_you_mean(asked: object, known: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its class if it has none."""
-    lines = str(error).strip().splitlines()
+    """The first line of an error's message, with what it announces; its class if there is none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].endswith(":"):  # "Validation error for field 'x':", and then which
+        return " ".join(lines[:2])
     return lines[0] if lines else type(error).__name__
 
 

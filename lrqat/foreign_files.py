@@ -6,6 +6,7 @@ takes up to some hundred bytes in memory, so values are counted, which costs not
 that is refused is refused within a second and a gigabyte.
 """
 
+import gc
 import json
 import os
 import stat
@@ -15,8 +16,9 @@ from typing import Any, BinaryIO
 
 from lrqat.errors import UserError
 
-# The largest tokenizer.json known has 33 MB and two million values.
-_MOST_BYTES, _MOST_VALUES = 1 << 26, 3_000_000
+_MOST_BYTES = 1 << 26
+_MOST_VALUES = 1 << 20  # a file of 100,000 tensors is described in 900,000
+MOST_TOKENIZER_VALUES = 3_000_000  # the largest tokenizer.json known has two million, and 33 MB
 # A tokenizer's "no limit" is int(1e30). Python takes the square of the digits to read an integer.
 _MOST_DIGITS = 100
 
@@ -63,15 +65,15 @@ def read_bytes(path: Path, most: int = _MOST_BYTES) -> bytes:
     return data
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object that a file of JSON holds.
+def read_json(path: Path, most_values: int = _MOST_VALUES) -> dict[str, Any]:
+    """The object that a file of JSON holds, of at most `most_values` values.
 
     Raises:
         ForeignFileError: it cannot be read, or is not a JSON object; see `parse_json`.
     """
     data = read_bytes(path)
     try:
-        value = parse_json(data)
+        value = parse_json(data, most_values)
     except ValueError as error:
         raise ForeignFileError(f"{path} is not usable JSON: {error}; use an intact copy") from None
     if not isinstance(value, dict):
@@ -79,17 +81,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def parse_json(data: bytes) -> Any:
+def parse_json(data: bytes, most_values: int = _MOST_VALUES) -> Any:
     """What JSON says, with no key twice in an object and no text that UTF-8 cannot hold.
 
     Raises:
-        ValueError: it is not JSON, has millions of values, is nested a thousand deep, or has a
+        ValueError: it is not JSON, has more than `most_values` values, is nested a thousand deep, or has a
             number of more than a hundred digits.
     """
     # Every value but the first of an object or list follows a comma.
     values = data.count(b",") + data.count(b"[") + data.count(b"{")
-    if values > _MOST_VALUES:
-        raise ValueError(f"it has more than {_MOST_VALUES:,} values")
+    if values > most_values:
+        raise ValueError(f"it has more than {most_values:,} values")
+    collecting = gc.isenabled()
+    gc.disable()  # there are no circles in JSON, and looking for them takes most of the time
     try:
         value = json.loads(data.decode("utf-8"), parse_int=_integer, object_pairs_hook=_object)
         if b"\\u" in data:  # half of a surrogate pair, which only an escape can write
@@ -100,6 +104,9 @@ def parse_json(data: bytes) -> Any:
         raise ValueError(f"it is not UTF-8 ({error})") from None
     except UnicodeEncodeError:
         raise ValueError("it holds half a surrogate pair") from None
+    finally:
+        if collecting:
+            gc.enable()
     return value
 
 
@@ -134,7 +141,5 @@ def refuse_irregular(folder: Path) -> None:
             )
         if path.suffix == ".json":
             data = read_bytes(path)
-            if data.count(b",") > _MOST_VALUES:
-                raise ForeignFileError(
-                    f"{path} has more than {_MOST_VALUES:,} values; use an intact copy"
-                )
+            if data.count(b",") > MOST_TOKENIZER_VALUES:
+                raise ForeignFileError(f"{path} has millions of values; use an intact copy")

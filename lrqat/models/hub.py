@@ -11,9 +11,9 @@ from transformers.utils.hub import cached_file
 
 from lrqat.checkpoint import manifest
 from lrqat.checkpoint.listed import listed_folder
-from lrqat.config_bounds import refuse_absurd_counts
 from lrqat.errors import ModelError, refusing
 from lrqat.foreign_files import read_json, refuse_irregular
+from lrqat.models.configuration import refuse_unbuildable, with_own_attention
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
@@ -41,45 +41,23 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     with refusing(
         ModelError,
         f"cannot load the model {name!r}",
-        "check the name and the connection, or give a local folder",
+        "correct its config.json, or use an intact copy"
+        if looks_local
+        else "check the name and the connection, or give a local folder",
     ):
-        path = cached_file(name, "config.json")
-        refuse_absurd_counts(name, read_json(Path(str(path))))
+        values = read_json(Path(str(cached_file(name, "config.json"))))
+        if not trust_remote_code:  # whose code may do as it likes anyway
+            refuse_unbuildable(name, values)
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or trust_remote_code
     if not known or getattr(config, "is_encoder_decoder", False):
         raise ModelError(
-            f"{name} is a {config.model_type!r} model ({', '.join(config.architectures or [])}), "
+            f"{name} is a {config.model_type!r} model ({config.architectures}), "
             "not a causal language model; give one that AutoModelForCausalLM can load"
         )
     if getattr(config, "quantization_config", None):
         raise ModelError(f"{name} is quantised already; start from its floating-point original")
-    return _with_attention(config)
-
-
-def build_config(name: object, values: dict[str, Any]) -> Any:
-    """The configuration that config.json's `values` are, but for its quantization.
-
-    Args:
-        name: where they come from, for messages.
-        values: keys and values of the file.
-
-    Raises:
-        ModelError: they are none that transformers takes.
-    """
-    refuse_absurd_counts(name, values)
-    plain = {key: value for key, value in values.items() if key != "quantization_config"}
-    with refusing(
-        ModelError, f"config.json of {name} is not a model configuration", "use an intact copy"
-    ):
-        return _with_attention(AutoConfig.for_model(**plain))
-
-
-def _with_attention(config: Any) -> Any:
-    """`config` without the FlashAttention of the machine where the model was trained."""
-    if str(config._attn_implementation).startswith("flash"):
-        config._attn_implementation = None  # transformers takes what is here; all compute the same
-    return config
+    return with_own_attention(config)
 
 
 def load_model(name: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:

@@ -16,6 +16,7 @@ from torch import nn
 from lrqat.errors import UserError
 from lrqat.foreign_files import read_json
 from lrqat.models import hub
+from lrqat.models.configuration import build_config
 
 _WITHOUT_POS = "wpe"  # GPT-2's, GPT-Neo's and StarCoder's name; all others have "pos" in theirs
 
@@ -34,7 +35,7 @@ def trained_positions(config: Any) -> int | None:
 def positions_of_folder(folder: Path) -> tuple[int | None, int | None]:
     """`learned_positions` and `trained_positions` by a config.json; None without a usable one."""
     try:
-        config = hub.build_config(folder, read_json(folder / "config.json"))
+        config = build_config(folder, read_json(folder / "config.json"))
         return learned_positions(hub.meta_model(config)), trained_positions(config)
     except UserError:
         return None, None

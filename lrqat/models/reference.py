@@ -15,7 +15,8 @@ from lrqat.activations.kv_cache import quantize_kv_cache
 from lrqat.activations.quantizer import attach_described
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import CheckpointError, ModelError, refusing
-from lrqat.models.hub import build_config, meta_model
+from lrqat.models.configuration import build_config
+from lrqat.models.hub import meta_model
 
 
 def load_reference(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 from exporters.gguf.vocabulary.table import ROLES
 from lrqat.errors import ExportRefusedError
-from lrqat.foreign_files import ForeignFileError, read_json
+from lrqat.foreign_files import MOST_TOKENIZER_VALUES, ForeignFileError, read_json
 
 
 @dataclass(frozen=True)
@@ -225,6 +225,6 @@ def _special_name(part: dict[str, Any]) -> str | None:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        return read_json(path)
+        return read_json(path, MOST_TOKENIZER_VALUES)
     except ForeignFileError as error:
         raise ExportRefusedError(str(error)) from None

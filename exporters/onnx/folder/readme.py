@@ -76,8 +76,8 @@ def rounded_tables(plan: Plan) -> str:
     """A line for each weight that was rounded by the export and not by the training."""
     return "".join(
         f"The export rounded `{in_code_span(choice.module)}`, which was not trained on a grid, to "
-        f"{choice.type} ({choice.bytes[choice.type]:,} bytes): {choice.changed:,} of its values changed, with a "
-        f"relative error of {choice.error:.2g}.\n"
+        f"{choice.type} ({choice.bytes[choice.type]:,} bytes): {choice.changed:,} of its "
+        f"values changed, with a relative error of {choice.error:.2g}.\n"
         for choice in plan.choices
         if choice.changed
     )

@@ -11,17 +11,15 @@ import json
 import multiprocessing
 import os
 import pickle
-import signal
-import sys
 import weakref
 from multiprocessing.connection import Connection
 from typing import Any
 
 from lrqat.errors import first_line
+from lrqat.limited_process import CAN_COPY, end_after, limit_memory
 
 SECONDS = 5  # for one chat; templates take milliseconds
 _STARTING_SECONDS = 120.0  # where the child has to import transformers
-_MEMORY = 1 << 29  # bytes that the child may add to what it began with
 # What a template writes beside a chat: a system prompt, a description of tools. A rendered chat is
 # tokenised in this process, so its size is bounded by the chat's.
 _MOST_CHARACTERS, _MOST_TIMES = 1 << 18, 16
@@ -43,11 +41,10 @@ class TemplateProcess:
     def __init__(self, tokenizer: Any) -> None:
         # A copy of this process has the tokenizer at once. Elsewhere copying is not safe, or not
         # possible, and the child imports it.
-        copied = sys.platform == "linux"
-        context: Any = multiprocessing.get_context("fork" if copied else "spawn")
+        context: Any = multiprocessing.get_context("fork" if CAN_COPY else "spawn")
         self._here, there = context.Pipe()
         # The copy must not hold the end that tells it, by closing, that its parent is gone.
-        arguments = (there, self._here if copied else None, tokenizer)
+        arguments = (there, self._here if CAN_COPY else None, tokenizer)
         process = context.Process(target=_serve, args=arguments, daemon=True)
         process.start()
         there.close()
@@ -93,13 +90,13 @@ def _serve(connection: Connection, other_end: Connection | None, tokenizer: Any)
     if other_end is not None:
         other_end.close()
     connection.send_bytes(b"ready")
-    _limit_memory()
+    limit_memory()
     while True:
         try:
             messages, tools = pickle.loads(connection.recv_bytes())
         except (EOFError, OSError, KeyboardInterrupt):
             os._exit(0)
-        _end_after(SECONDS + 1)  # in case the parent cannot, since it was killed
+        end_after(SECONDS + 1)  # in case the parent cannot, since it was killed
         try:
             text = tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False)
             said = {"text": text} if isinstance(text, str) else {"error": "it writes no text"}
@@ -108,24 +105,5 @@ def _serve(connection: Connection, other_end: Connection | None, tokenizer: Any)
             answer = json.dumps({"error": _TOO_MUCH}).encode()
         except BaseException as error:  # a template is a program, and raises what it likes
             answer = json.dumps({"error": first_line(error)[:500]}).encode()
-        _end_after(0)
+        end_after(0)
         connection.send_bytes(answer)
-
-
-def _end_after(seconds: int) -> None:
-    """Let the system end this process, whatever it is doing then; 0: no more."""
-    if hasattr(signal, "alarm"):
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(seconds)
-
-
-def _limit_memory() -> None:
-    if sys.platform == "linux":
-        import resource
-
-        with open("/proc/self/statm", encoding="ascii") as stream:
-            now = int(stream.read().split()[0]) * resource.getpagesize()
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        soft = now + _MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (soft if hard < 0 else min(soft, hard), hard))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
