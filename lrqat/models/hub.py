@@ -94,7 +94,9 @@ def _load_tokenizer(name: str | Path, trust_remote_code: bool) -> Any:
         f"cannot load the tokenizer of {name}",
         "give a model with the tokenizer files that transformers saves",
     ):
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        tokenizer.decode(tokenizer.encode("a"))  # some settings are looked at only now
+        return tokenizer
 
 
 def meta_model(config: Any, *, trust_remote_code: bool = False) -> Any:

@@ -37,8 +37,11 @@ def fuzz(examples):
 
 
 @contextmanager
-def limited():
-    """A gigabyte more than now, where the system can say so, and five seconds of processor time."""
+def limited(mapped=0):
+    """A gigabyte more than now, where the system can say so, and five seconds of processor time.
+
+    `mapped`: bytes of files that are mapped, which are addresses and not memory.
+    """
     start, before = time.process_time(), None
     if sys.platform == "linux":
         import resource
@@ -46,7 +49,7 @@ def limited():
         with open("/proc/self/statm", encoding="ascii") as stream:
             now = int(stream.read().split()[0]) * resource.getpagesize()
         before = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, before[1]))
+        resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY + mapped, before[1]))
     try:
         yield
     finally:
@@ -59,11 +62,12 @@ def outcome(read):
     """What `read()` returns, or the UserError that it raises, whose message can be printed."""
     with limited():
         try:
-            return read()
+            found = read()
         except UserError as error:
-            assert str(error).encode("utf-8")
-            assert len(str(error)) < 5000
-            return error
+            found = error
+    if isinstance(found, UserError):
+        assert len(str(found).encode("utf-8")) < 5000
+    return found
 
 
 _NUMBERS = [0, 1, 0xFF, 2**16, 2**26, 2**30, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1]
@@ -107,8 +111,8 @@ def altered_bytes(draw, corpus, beginning=None):
 
 
 _ODD = st.one_of(
-    st.sampled_from([None, True, False, -1, 0, 1, 2, 7, 0.5, -0.0, 1e30, 10**9, 2**31, 2**63, 10**40]),
-    st.sampled_from(["", "x", "\0", "\x1b[2J", "ä", "../../etc/passwd", "model", "9" * 5000, "a" * 10**5]),
+    st.sampled_from([None, True, False, -1, 0, 2, 7, 0.5, -0.0, 1e30, 10**9, 2**31, 2**63, 10**40]),
+    st.sampled_from(["", "x", "\0", "\x1b[2J", "ä", "../../x", "model", "9" * 5000, "a" * 10**5]),
     st.sampled_from([[], {}, [[]], [{}], {"": None}, [0] * 1000, {"a": [1, "b"]}, float("nan")]),
     st.integers(-3, 1000),
     st.text(max_size=8),
@@ -138,7 +142,7 @@ def altered_json(draw, corpus):
         if edit == "remove" and isinstance(inner, dict):
             inner.pop(key, None)
         elif edit == "add" and isinstance(inner, dict):
-            inner[draw(st.text(max_size=5))] = draw(_ODD)
+            inner[draw(st.text(max_size=5))] = copy.deepcopy(draw(_ODD))
         else:
-            inner[key] = draw(_ODD)
+            inner[key] = copy.deepcopy(draw(_ODD))  # else a later edit changes the odd ones
     return value
