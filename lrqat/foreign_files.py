@@ -85,8 +85,8 @@ def parse_json(data: bytes, most_values: int = _MOST_VALUES) -> Any:
     """What JSON says, with no key twice in an object and no text that UTF-8 cannot hold.
 
     Raises:
-        ValueError: it is not JSON, has more than `most_values` values, is nested a thousand deep, or has a
-            number of more than a hundred digits.
+        ValueError: it is not JSON, has more than `most_values` values, is nested a thousand deep,
+            or has a number of more than a hundred digits.
     """
     # Every value but the first of an object or list follows a comma.
     values = data.count(b",") + data.count(b"[") + data.count(b"{")

@@ -73,7 +73,7 @@ LOOPS = {
     "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "repeats a text": "{{ 'a' * 10**10 }}",
     "builds a list": "{% set x = [0] * 10**10 %}",
-    "raises to powers": "{{ 9 ** 9 ** 9 }}",
+    "raises to powers": "{{ 9 ** (9 ** 9) }}",
     "writes too much": "{{ 'a' * 10**7 }}",
     "calls itself": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "has no syntax": "{% for %}",

@@ -9,7 +9,7 @@ from lrqat.foreign_text import in_code_span, in_markdown, shown
 @given(st.text())
 def test_nothing_that_a_terminal_obeys_is_left(text):
     assert all(c.isprintable() or c in "\n\t" for c in shown(text))
-    assert shown(text).encode("utf-8")
+    shown(text).encode("utf-8")  # half a surrogate pair could not be
 
 
 @given(st.text(alphabet="ab<>&`[]()*\n#!\\ "))

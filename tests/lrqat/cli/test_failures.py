@@ -15,7 +15,7 @@ from tests.support.paths import ROOT
 
 SAID = {
     MemoryError(): "memory ran out",
-    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you"): "memory ran out",
+    RuntimeError("[enforce fail] Allocator: can't allocate memory: you"): "memory ran out",
     OSError(errno.EIO, "Input/output error"): "Input/output error",
     OSError(errno.ENOSPC, "No space left on device"): "writing failed: No space left on device",
     PermissionError(errno.EACCES, "Permission denied", "a.txt"): "a.txt: Permission denied",
