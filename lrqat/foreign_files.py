@@ -18,6 +18,7 @@ from lrqat.errors import UserError
 
 _MOST_BYTES = 1 << 26
 _MOST_VALUES = 1 << 20  # a file of 100,000 tensors is described in 900,000
+MOST_HEADER_BYTES = 1 << 24  # of safetensors, whose own limit is 100 MB
 MOST_TOKENIZER_VALUES = 3_000_000  # the largest tokenizer.json known has two million, and 33 MB
 # A tokenizer's "no limit" is int(1e30). Python takes the square of the digits to read an integer.
 _MOST_DIGITS = 100
@@ -129,8 +130,8 @@ def refuse_irregular(folder: Path) -> None:
     """Refuse a folder in which a library might wait for a pipe, or read a JSON file without end.
 
     Raises:
-        ForeignFileError: something directly in it is neither a file nor a folder, or is a file of
-            JSON that `parse_json` would not even begin with.
+        ForeignFileError: something directly in it is neither a file nor a folder, is a file of JSON
+            that `parse_json` would not even begin with, or has a safetensors header as long.
     """
     for path in sorted(folder.iterdir()):
         if path.is_dir():
@@ -139,6 +140,14 @@ def refuse_irregular(folder: Path) -> None:
             raise ForeignFileError(
                 f"{path} is neither a file nor a folder (a pipe, a device); remove it"
             )
+        if path.suffix == ".safetensors":
+            with open_regular(path) as stream:
+                length = int.from_bytes(stream.read(8), "little")
+            if length > MOST_HEADER_BYTES:
+                raise ForeignFileError(
+                    f"{path} is damaged: it says that its header has {length:,} bytes; use an "
+                    "intact copy"
+                )
         if path.suffix == ".json":
             data = read_bytes(path)
             if data.count(b",") > MOST_TOKENIZER_VALUES:

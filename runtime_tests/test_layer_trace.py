@@ -17,6 +17,7 @@ from lrqat.models.hidden_states import anatomy, torch_hidden_states
 from lrqat.models.reference import load_reference
 from lrqat.runtimes.layer_trace import FLOAT32_BOUND, HALF_BOUND, trace_layers
 from tests.support.checkpoints import TEXT, fused
+from tests.support.onnx_exports import write_onnx
 from tests.support.zoo import IN_LLAMA_CPP, SIZES, VOCABULARY
 
 F32 = gguf.Options(type="f32")
@@ -30,7 +31,7 @@ def four_layers(tmp_path_factory):
     config = hf.LlamaConfig(**SIZES | {"num_hidden_layers": 4})
     checkpoint = fused(config, folder / "fused", keep=(), grid_for={})
     gguf.write(gguf.plan(checkpoint, F32), folder / "twin.gguf")
-    onnx.write(onnx.plan(checkpoint), folder / "onnx")
+    write_onnx(onnx.plan(checkpoint), folder / "onnx")
     return checkpoint, folder / "twin.gguf", folder / "onnx"
 
 
@@ -140,7 +141,7 @@ def test_every_architecture_is_seen_in_llama_cpp(name, tmp_path):
 @pytest.mark.slow
 def test_half_precision_has_a_bound_of_its_own(four_layers, tmp_path):
     checkpoint, _, _ = four_layers
-    onnx.write(onnx.plan(checkpoint, onnx.Options(preset="webgpu")), tmp_path / "onnx")
+    write_onnx(onnx.plan(checkpoint, onnx.Options(preset="webgpu")), tmp_path / "onnx")
     found = traced(checkpoint, tmp_path / "onnx")
     assert (found.first, found.bound) == (None, HALF_BOUND)
     assert max(d.relative for d in found.differences) > FLOAT32_BOUND

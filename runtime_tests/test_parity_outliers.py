@@ -12,6 +12,7 @@ from exporters.gguf.file.header import read_header
 from lrqat.runtimes.parity import prove
 from tests.support import zoo
 from tests.support.checkpoints import fused
+from tests.support.onnx_exports import write_onnx
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_gguf(options, checkpoint, text, folder):
 
 @pytest.mark.slow
 def test_onnx(checkpoint, text, folder):
-    onnx.write(onnx.plan(checkpoint), folder / "onnx")
+    write_onnx(onnx.plan(checkpoint), folder / "onnx")
     proof = proved(checkpoint, folder / "onnx", text)
     assert proof.passed, proof.failures
     assert not proof.execution.rounds

@@ -13,6 +13,7 @@ from lrqat.runtimes.onnx_runtime.perplexity import onnx_perplexity
 from lrqat.runtimes.parity import prove
 from lrqat.runtimes.targets import continuation, evaluate
 from tests.support.checkpoints import fused
+from tests.support.onnx_exports import write_onnx
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("positions")
     checkpoint = fused("gpt2", folder / "fused")
     gguf.write(gguf.plan(checkpoint), folder / "model.gguf")
-    onnx.write(onnx.plan(checkpoint), folder / "onnx")
+    write_onnx(onnx.plan(checkpoint), folder / "onnx")
     return checkpoint.path, folder / "model.gguf", folder / "onnx"
 
 

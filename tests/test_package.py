@@ -5,13 +5,12 @@ import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 
 from lrqat.cli import program
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 # Runs command lines, one after the other, with the wheel's folder in the place of the checkout,
 # which an editable installation puts on the path. Prints exit status and output of each.
 IN_WHEEL = """

@@ -22,10 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrqat.errors import CheckpointError
-from lrqat.foreign_files import open_regular, parse_json
+from lrqat.foreign_files import MOST_HEADER_BYTES, open_regular, parse_json
 
-# The package's limit is 100 MB. This is enough for 100,000 tensors in a file.
-_MAX_HEADER_BYTES = 1 << 24
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -112,7 +110,7 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
     with open_regular(path) as stream:
         size = path.stat().st_size - 8
         length = struct.unpack("<Q", stream.read(8))[0] if size >= 0 else 0
-        if not 2 <= length <= min(size, _MAX_HEADER_BYTES):
+        if not 2 <= length <= min(size, MOST_HEADER_BYTES):
             raise ValueError(f"its header has {length} of {max(size, 0)} bytes")
         header = parse_json(stream.read(length))
     if not isinstance(header, dict):

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from exporters.format import FORMATS, load_format
+from exporters.format import FORMATS, AnyFormat, Plan, Report, load_format
 from lrqat.atomic_files import refuse_overlap
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.cli import command
@@ -80,6 +80,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return build_parser(chosen).parse_args(argv)
 
 
+def _write(exporter: AnyFormat, plan: Plan, path: Path, overwrite: bool) -> Report:
+    """Write and verify, with a bar for each."""
+    count = len(plan.tensors)
+    with (
+        tqdm(desc=f"writing {path.name}", unit="tensor", total=count) as written,
+        tqdm(desc="verifying", unit="tensor", total=count) as verified,
+    ):
+        return exporter.write(
+            plan,
+            path,
+            overwrite=overwrite,
+            progress=lambda name: written.update(1),
+            verified=lambda name: verified.update(1),
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     out = command.Output(args.json)
@@ -102,18 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         out.result(plan.to_json())
         return command.BAD_INPUT if plan.refusals else command.OK
     start = time.monotonic()
-    count = len(plan.tensors)
-    with (
-        tqdm(desc=f"writing {path.name}", unit="tensor", total=count) as written,
-        tqdm(desc="verifying", unit="tensor", total=count) as verified,
-    ):
-        report = exporter.write(
-            plan,
-            path,
-            overwrite=args.overwrite,
-            progress=lambda name: written.update(1),
-            verified=lambda name: verified.update(1),
-        )
+    report = _write(exporter, plan, path, args.overwrite)
     seconds = time.monotonic() - start
     said = f"{report.bytes:,} bytes in {seconds:.1f} s, {plan.compared} verified bit for bit"
     if report.rounded:

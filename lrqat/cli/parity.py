@@ -148,6 +148,18 @@ def _layers(args: argparse.Namespace, text: str, out: command.Output) -> "list[L
     return traces
 
 
+def _show(out: command.Output, proofs: "list[Proof]", text: str) -> None:
+    """The table, and what every failure has found."""
+    columns = ["file", "runtime", "L0 mismatches", "L1 max |d logit| (noise)", "perplexity"]
+    columns += ["reference", "difference", "KL (explained)", "same top", "verdict"]
+    out.table(f"parity on {text}", columns, [row for proof in proofs for row in _rows(proof)])
+    for proof in proofs:
+        for line in worst(proof.compared):
+            out.say(f"{proof.file}: L0: {line}")
+        for failure in proof.failures:
+            out.warn(f"{proof.file}: {failure}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     out = command.Output(args.json)
@@ -166,22 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         accuracy_levels=args.accuracy_levels,
         progress=lambda what: lambda windows: tqdm(windows, desc=what, unit="window"),
     )
-    rows = [row for proof in proofs for row in _rows(proof)]
-    columns = [
-        "file",
-        "runtime",
-        "L0 mismatches",
-        "L1 max |d logit| (noise)",
-        "perplexity",
-        "reference",
-    ]
-    columns += ["difference", "KL (explained)", "same top", "verdict"]
-    out.table(f"parity on {text.name}", columns, rows)
-    for proof in proofs:
-        for line in worst(proof.compared):
-            out.say(f"{proof.file}: L0: {line}")
-        for failure in proof.failures:
-            out.warn(f"{proof.file}: {failure}")
+    _show(out, proofs, text.name)
     traces = _layers(args, text.text, out)
     prompt = text.text[:_PROMPT_CHARACTERS] if args.prompt is None else args.prompt
     samples = [_sample(path, prompt, args.context, out) for path in (args.checkpoint, *args.files)]

@@ -27,36 +27,16 @@ from lrqat.checkpoint.reader import ACTIVATION_FILE, PACKED, SHAPE
 from lrqat.checkpoint.stored_scales import PARTS
 from lrqat.checkpoint.weight_kinds import WeightKind
 from lrqat.errors import ModelError
-from lrqat.foreign_text import in_code_span
 from lrqat.grids.grid import Grid, TwoLevelScale
 from lrqat.grids.packing import bits_in_checkpoint, pack_grid
 from lrqat.grids.scale_codecs import two_levels
 from lrqat.layers.weight import QuantizedWeight
+from lrqat.models.card import model_card
 from lrqat.models.preparation import quantized_layers
 from lrqat.models.surgery import SurgeryPlan, Target
+from lrqat.models.tying import is_tied, settle_tying
+from lrqat.models.weight_misfits import refuse_not_finite
 
-_CARD = """---
-library_name: transformers
-tags: [lr-qat, compressed-tensors]
----
-`{base}` with its weights on the grid `{grid}`, made by lrqat {version}.
-
-An export holds exactly the integers and scales of this folder. `lrqat.json` records the grid of
-every weight, the settings of the run, the reference perplexity and the sha256 of every file.
-
-{loading}
-
-For other runtimes, `pip install 'lrqat[gguf,onnx]'`, and in this folder
-
-    lrqat export . --format gguf                               # llama.cpp
-    lrqat export . --format onnx                               # ONNX Runtime
-"""
-_WITH_TRANSFORMERS = """    from transformers import AutoModelForCausalLM
-    model = AutoModelForCausalLM.from_pretrained(".")          # float32: every weight is exact"""
-_WITH_LRQAT = """compressed-tensors has no form for what is on a grid here, so lrqat loads it:
-
-    from lrqat import Checkpoint, load_reference
-    model = load_reference(Checkpoint.open("."))               # float32: every weight is exact"""
 # The weights of a folder that transformers could not load rightly have a name it does not look for.
 _OWN_FILES = "lrqat{suffix}.safetensors"
 _EXTRA_FILE = "lrqat-scales.safetensors"
@@ -92,12 +72,13 @@ def fuse(
         `path`.
 
     Raises:
-        ModelError: a trained tensor holds NaN or infinity.
+        ModelError: a tensor holds NaN or infinity.
         OutputError: the disk is full, the folder is not writable, or another process writes there.
     """
     path = Path(path)
     activations, activation_tensors = _activations(model)
     state, extra = _state(model, plan, getattr(torch, str(base_model["dtype"])))
+    refuse_not_finite(str(base_model["name"]), state.items())
     standard = loads_with_transformers(plan)
     pattern = "model{suffix}.safetensors" if standard else _OWN_FILES
     with published(path) as staging:
@@ -111,34 +92,43 @@ def fuse(
             save_file(activation_tensors, staging / ACTIVATION_FILE, metadata={"format": "pt"})
         _save_config(model, plan, staging)
         tokenizer.save_pretrained(staging)
-        card = _CARD.format(
-            grid=", ".join(sorted({t.grid.name for t in plan.quantized.values()})),
-            base=in_code_span(str(base_model["name"])),
-            version=lrqat.__version__,
-            loading=_WITH_TRANSFORMERS if standard else _WITH_LRQAT,
+        card = model_card(
+            [target.grid.name for target in plan.quantized.values()], base_model["name"], standard
         )
         (staging / "README.md").write_text(card, encoding="utf-8")
-        manifest = {
-            "format": manifests.FORMAT,
-            "version": manifests.VERSION,
-            "tool": {"name": "lrqat", "version": lrqat.__version__, "git_commit": git_commit()},
-            "tensors": {
-                name: {
-                    "grid": layer.grid.name,
-                    "shape": [layer.out_features, layer.in_features],
-                    "kind": _target_of(plan, name).kind,
-                }
-                for name, layer in quantized_layers(model)
-            },
-            "kept": plan.kept,
-            **({"activations": activations} if activations else {}),
-            "base_model": manifests.names_only(base_model),
-            "training": manifests.names_only(training or {}),
-            **({"reference": reference} if reference else {}),
-            "files": manifests.describe_files(staging, manifests.names_in(staging)),
-        }
+        manifest = _manifest(model, plan, base_model, training or {}, activations, reference)
+        manifest["files"] = manifests.describe_files(staging, manifests.names_in(staging))
         write_json(staging / manifests.FILE_NAME, manifest)
     return path
+
+
+def _manifest(
+    model: Any,
+    plan: SurgeryPlan,
+    base_model: dict[str, Any],
+    training: dict[str, Any],
+    activations: dict[str, Any],
+    reference: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """lrqat.json but for its list of files."""
+    return {
+        "format": manifests.FORMAT,
+        "version": manifests.VERSION,
+        "tool": {"name": "lrqat", "version": lrqat.__version__, "git_commit": git_commit()},
+        "tensors": {
+            name: {
+                "grid": layer.grid.name,
+                "shape": [layer.out_features, layer.in_features],
+                "kind": _target_of(plan, name).kind,
+            }
+            for name, layer in quantized_layers(model)
+        },
+        "kept": plan.kept,
+        **({"activations": activations} if activations else {}),
+        "base_model": manifests.names_only(base_model),
+        "training": manifests.names_only(training),
+        **({"reference": reference} if reference else {}),
+    }
 
 
 def loads_with_transformers(plan: SurgeryPlan) -> bool:
@@ -168,7 +158,7 @@ def quantization_config(plan: SurgeryPlan) -> dict[str, Any]:
             }
             for i, (grid, names) in enumerate(by_grid.items())
         },
-        "ignore": sorted(plan.kept),
+        "ignore": plan.ignored,
         "kv_cache_scheme": None,
     }
 
@@ -274,22 +264,21 @@ def _refuse_non_finite(name: str, layer: QuantizedWeight) -> None:
 
 def _tied_head(model: Any) -> str | None:
     """Name of the head's weight if it is the embedding's, which is stored once."""
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    own, tied = getattr(head, "weight", None), getattr(embedding, "weight", None)
-    if own is None or own is not tied:
-        return None
-    return next(f"{name}.weight" for name, module in model.named_modules() if module is head)
+    names = {module: f"{name}.weight" for name, module in model.named_modules()}
+    return names[model.get_output_embeddings()] if is_tied(model) else None
 
 
 def _narrowest(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor` in the type its base model stored it in, if every value survives; else float32."""
+    """`tensor` in a type no wider, that of its base model, if every value survives; or float32."""
     wide = tensor.detach().cpu().float()
     narrow = wide.to(dtype)
-    return (narrow if torch.equal(narrow.float(), wide) else wide).contiguous()
+    exact = dtype.itemsize <= 4 and torch.equal(narrow.float(), wide)
+    return (narrow if exact else wide).contiguous()
 
 
 def _save_config(model: Any, plan: SurgeryPlan, folder: Path) -> None:
     config = copy.deepcopy(model.config)
+    settle_tying(model, config)
     # float32, so that from_pretrained without arguments loses no bit of a weight or a scale.
     config.dtype = torch.float32
     config.architectures = [type(model).__name__]  # unset on a model made from a configuration

@@ -14,6 +14,8 @@ from lrqat.checkpoint.listed import listed_folder
 from lrqat.errors import ModelError, refusing
 from lrqat.foreign_files import read_json, refuse_irregular
 from lrqat.models.configuration import refuse_unbuildable, with_own_attention
+from lrqat.models.tying import settle_tying
+from lrqat.models.weight_misfits import quiet_loading, refuse_misfit, refuse_not_finite
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
@@ -36,8 +38,6 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
         raise ModelError(f"{name} is not a Hugging Face model folder: it has no config.json")
     if (folder / manifest.FILE_NAME).is_file():
         raise ModelError(f"{name} is already a fused checkpoint; train from the model it came from")
-    if looks_local:
-        refuse_irregular(folder)
     with refusing(
         ModelError,
         f"cannot load the model {name!r}",
@@ -45,7 +45,9 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
         if looks_local
         else "check the name and the connection, or give a local folder",
     ):
-        values = read_json(Path(str(cached_file(name, "config.json"))))
+        file = Path(str(cached_file(name, "config.json")))
+        refuse_irregular(file.parent)
+        values = read_json(file)
         if not trust_remote_code:  # whose code may do as it likes anyway
             refuse_unbuildable(name, values)
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
@@ -61,16 +63,32 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
 
 
 def load_model(name: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
-    """A causal language model in `dtype`, in evaluation mode. Raises ModelError."""
+    """A causal language model in `dtype`, in evaluation mode.
+
+    `tie_word_embeddings` of its configuration is what the weights are.
+
+    Raises:
+        ModelError: no such model, or damaged files; tensors that are missing, or that are not the
+            model's, with the cure; a tensor that is not finite.
+    """
     config = load_config(name, trust_remote_code=trust_remote_code)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=dtype, trust_remote_code=trust_remote_code
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
-        raise ModelError(f"cannot load the weights of {name!r}: {_first_line(error)}") from None
-    except SafetensorError as error:
-        raise ModelError(f"a weight file of {name!r} is damaged: {_first_line(error)}") from None
+    remedy = "use an intact copy of the model"
+    with refusing(ModelError, f"cannot load the weights of {name!r}", remedy), quiet_loading():
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name,
+                config=config,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        except SafetensorError as error:
+            raise ModelError(f"a weight file of {name!r} is damaged: {error}; {remedy}") from None
+    model, info = loaded
+    refuse_misfit(name, model, info)
+    refuse_not_finite(name, model.state_dict().items())
+    settle_tying(model, model.config)
     return model.eval()
 
 
@@ -114,8 +132,3 @@ def meta_model(config: Any, *, trust_remote_code: bool = False) -> Any:
         torch.device("meta"),
     ):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

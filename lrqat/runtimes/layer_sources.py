@@ -15,8 +15,8 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from exporters.format import format_of
 from lrqat.checkpoint.reader import Checkpoint
-from lrqat.errors import UserError
 from lrqat.models.hidden_states import HiddenStates, anatomy, torch_hidden_states
 
 Precision: TypeAlias = Literal["float32", "float16"]
@@ -152,8 +152,6 @@ def _in_onnx_runtime(case: Case, graph: ir.Model, computes_in: Precision | None)
     return States(reference, found, computes_in)
 
 
-_COMPACT_OPERATOR = "GroupQueryAttention"
-
 SOURCES = {
     "gguf": Source("llama.cpp", _llama_cpp),
     "onnx": Source("ONNX Runtime", _onnx_runtime),
@@ -163,13 +161,4 @@ SOURCES = {
 
 def source_of(path: Path) -> Source:
     """The source for the file `path`; UserError where there is none."""
-    if path.suffix == ".gguf" and path.is_file():
-        return SOURCES["gguf"]
-    if not (path / "model.onnx").is_file():
-        raise UserError(
-            f"{path} is neither a .gguf file nor an ONNX folder; export it with lrqat export"
-        )
-    from exporters.onnx.folder.model_file import read_model
-
-    compact = any(node.op_type == _COMPACT_OPERATOR for node in read_model(path).graph)
-    return SOURCES["onnx-genai" if compact else "onnx"]
+    return SOURCES[format_of(path)]

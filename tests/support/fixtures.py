@@ -1,4 +1,7 @@
-"""Tiny models, tokenizers and fused checkpoints that stand alone; the shared ones if present."""
+"""Tiny models, fused checkpoints and exports, made once a session where they are wanted.
+
+Here and in the other plugins nothing is imported before a fixture is: workers start sooner.
+"""
 
 import os
 from pathlib import Path

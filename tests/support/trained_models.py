@@ -2,15 +2,13 @@
 
 import pytest
 
-from lrqat.models.small_llama import make_tokenizer, make_untrained_model, train_base_model
-from lrqat.training.config import TrainConfig
-from lrqat.training.data.documents import pack
-from lrqat.training.run import train
-
 
 @pytest.fixture(scope="session")
 def base_model(text, tmp_path_factory):
     """Folder of a small Llama: 80 steps on Python source."""
+    from lrqat.models.small_llama import make_tokenizer, make_untrained_model, train_base_model
+    from lrqat.training.data.documents import pack
+
     folder = tmp_path_factory.mktemp("base") / "small-llama"
     tokenizer = make_tokenizer([text], vocabulary=512)
     model = make_untrained_model(
@@ -28,6 +26,9 @@ def base_model(text, tmp_path_factory):
 @pytest.fixture(scope="session")
 def train_on(base_model, text_file, tmp_path_factory):
     """Function of a grid and other settings -> folder of a checkpoint trained for 20 steps."""
+    from lrqat.training.config import TrainConfig
+    from lrqat.training.run import train
+
     made = {}
 
     def make(grid, **settings):

@@ -14,7 +14,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from made_faults import FAULTS, every_fault
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -29,6 +28,7 @@ from lrqat.training.states.snapshot import (
     restore_optimizer,
     restore_random,
 )
+from tests.support.faults import FAULTS, every_fault
 
 CONFIG = TrainConfig(model="model", data="data", output="output")
 

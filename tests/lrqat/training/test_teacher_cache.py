@@ -6,58 +6,22 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from lrqat.errors import DataError, OutputError, UserError
+from lrqat.errors import DataError, OutputError
 from lrqat.training.data.documents import TokenBlocks
 from lrqat.training.objectives import teacher_cache
 from lrqat.training.objectives.losses import CachedTeacher, ModelTeacher, Objective
 from lrqat.training.objectives.teacher_cache import (
     FILE_NAME,
     CachedBlocks,
-    CacheKey,
     TeacherCache,
     is_complete,
     write_cache,
 )
-
-VOCABULARY, LENGTH, BLOCKS = 61, 12, 7
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-}
-
-
-@pytest.fixture(scope="module")
-def teacher():
-    torch.manual_seed(0)
-    config = Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=3.0, initializer_range=0.5)
-    return Gemma2ForCausalLM(config).eval()
-
-
-@pytest.fixture(scope="module")
-def blocks():
-    tokens = np.random.default_rng(0).integers(0, VOCABULARY, BLOCKS * LENGTH)
-    return TokenBlocks(tokens.astype(np.int32), LENGTH)
-
-
-@pytest.fixture
-def two_a_shard(monkeypatch):
-    """Shards of two blocks, the last of one, for k = 5 in float32."""
-    monkeypatch.setattr(teacher_cache, "_SHARD_BYTES", 2 * LENGTH * 5 * 8 + 1)
-
-
-def key_of(blocks, k=5, dtype="float32"):
-    return CacheKey.of(blocks, teacher="tiny", k=k, vocabulary=VOCABULARY, dtype=dtype)
+from tests.support.teacher_caches import BLOCKS, LENGTH, key_of
+from tests.support.zoo import VOCABULARY, make
 
 
 def logprobs_of(teacher, blocks):
@@ -102,8 +66,7 @@ def test_with_the_whole_vocabulary_training_is_that_with_the_teacher(teacher, bl
         "teacher_logprobs": (4, LENGTH, VOCABULARY),
         "teacher_ids": (4, LENGTH, VOCABULARY),
     }
-    torch.manual_seed(1)
-    student = LlamaForCausalLM(LlamaConfig(**SIZES))
+    student = make("llama", seed=1)
     cached = Objective(CachedTeacher(), 0.2)(student, **batch)
     direct = Objective(ModelTeacher(teacher), 0.2)(student, batch["input_ids"])
     torch.testing.assert_close(cached, direct)
@@ -111,8 +74,7 @@ def test_with_the_whole_vocabulary_training_is_that_with_the_teacher(teacher, bl
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_fewer_tokens_are_a_lower_bound_that_rises_with_k(teacher, blocks, tmp_path, dtype):
-    torch.manual_seed(1)
-    student = LlamaForCausalLM(LlamaConfig(**SIZES, initializer_range=0.5))
+    student = make("llama", seed=1)
     found = []
     for k in (1, 4, 16, VOCABULARY):
         key = key_of(blocks, k=k, dtype=dtype)
@@ -259,81 +221,3 @@ def test_one_changed_token_is_another_text(blocks):
     other = TokenBlocks(tokens.reshape(-1), LENGTH)
     assert key_of(other).tokens_sha256 != key_of(blocks).tokens_sha256
     assert key_of(TokenBlocks(blocks.tokens.reshape(-1), 6)) != key_of(blocks)
-
-
-@settings(max_examples=25, deadline=None)
-@given(at=st.integers(0, 10**6), bit=st.integers(0, 7))
-def test_an_altered_shard_is_found(written, at, bit):
-    folder, key = written
-    path = folder / "shard-00000.safetensors"
-    data = path.read_bytes()
-    altered = bytearray(data)
-    altered[at % len(data)] ^= 1 << bit
-    path.write_bytes(altered)
-    try:
-        with pytest.raises(DataError, match="is not what was written"):
-            TeacherCache.open(folder, key)
-    finally:
-        path.write_bytes(data)
-    TeacherCache.open(folder, key)
-
-
-@pytest.fixture(scope="module")
-def written(teacher, blocks, tmp_path_factory):
-    folder, key = tmp_path_factory.mktemp("cache"), key_of(blocks)
-    write_cache(folder, key, blocks, teacher, batch_size=8)
-    return folder, key
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"shards": 3}', b"\xff"])
-def test_a_damaged_index_is_refused(teacher, blocks, tmp_path, content):
-    key = key_of(blocks)
-    (tmp_path / FILE_NAME).write_bytes(content)
-    with pytest.raises(DataError, match=FILE_NAME):
-        is_complete(tmp_path, key)
-
-
-def test_a_file_in_the_place_of_a_shard_is_refused(teacher, blocks, tmp_path):
-    (tmp_path / "shard-00000.safetensors").write_bytes(b"mine")
-    with pytest.raises(DataError, match="is no shard of a teacher cache"):
-        write_cache(tmp_path, key_of(blocks), blocks, teacher, batch_size=8)
-    assert (tmp_path / "shard-00000.safetensors").read_bytes() == b"mine"
-
-
-def test_a_missing_shard_is_found(teacher, blocks, tmp_path, two_a_shard):
-    key = key_of(blocks)
-    write_cache(tmp_path, key, blocks, teacher, batch_size=8)
-    (tmp_path / "shard-00002.safetensors").unlink()
-    with pytest.raises(DataError, match=r"shard-00002\.safetensors is missing"):
-        TeacherCache.open(tmp_path, key)
-
-
-def test_a_file_as_the_folder_is_an_output_error(teacher, blocks, tmp_path):
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(OutputError, match="is a file"):
-        write_cache(tmp_path / "file", key_of(blocks), blocks, teacher, batch_size=8)
-
-
-@pytest.mark.parametrize("k", [0, -1, VOCABULARY + 1])
-def test_a_k_outside_the_vocabulary_is_refused(blocks, k):
-    with pytest.raises(UserError, match=f"--teacher-top-k {k} must be between 1 and the"):
-        key_of(blocks, k=k)
-
-
-def test_an_unknown_dtype_is_refused(blocks):
-    with pytest.raises(UserError, match="'int8' is not known; choose float16, float32"):
-        key_of(blocks, dtype="int8")
-
-
-def test_a_teacher_of_another_vocabulary_is_refused(teacher, blocks, tmp_path):
-    key = dataclasses.replace(key_of(blocks), vocabulary=VOCABULARY + 1)
-    with pytest.raises(UserError, match=f"vocabulary of {VOCABULARY} and the model one of"):
-        write_cache(tmp_path, key, blocks, teacher, batch_size=8)
-
-
-def test_the_index_names_what_it_is_of(written):
-    folder, key = written
-    index = json.loads((folder / FILE_NAME).read_text())
-    assert index["format"] == "lrqat-teacher-cache"
-    assert {name: index[name] for name in dataclasses.asdict(key)} == dataclasses.asdict(key)
-    assert list(index["shards"]) == ["shard-00000.safetensors"]
