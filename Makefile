@@ -4,16 +4,18 @@
 #                both in llama.cpp and ONNX Runtime, and print the proof
 #   make test    set everything up, check style and types, run all tests
 #
-# Both can be run again: what is done is not done twice. Other targets: check, fast, clean.
+# Both can be run again: what is done is not done twice. Other targets: check, fast, fuzz, clean.
 #
 #   PYTHON=python3.12          the interpreter of the virtual environment (3.11 or newer)
 #   PYTEST_ARGS="..."          passed to pytest, e.g. a path, or -k and a name
+#   FUZZ_EXAMPLES=10000       altered inputs for each target of make fuzz: about an hour
 #   PIP_ARGS="--index-url ..." passed to pip; on Linux without a GPU, PyTorch's own CPU index saves
 #                              gigabytes (see README.md)
 
 PYTHON ?= python3
 PIP_ARGS ?=
 VENV ?= .venv
+FUZZ_EXAMPLES ?= 10000
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # A worker for every core, each with one thread (tests/support/fixtures.py); a worker that is done
@@ -24,7 +26,7 @@ PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal $
 export HF_HUB_DISABLE_TELEMETRY = 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test fast check setup clean
+.PHONY: demo test fast fuzz check setup clean
 
 demo: $(READY)
 	@echo "== demo: base model, LR-QAT, export, both runtimes"
@@ -36,6 +38,10 @@ test: check
 
 fast: $(READY)
 	@$(PYTEST) -m "not slow"
+
+# The readers on inputs that are new every time (tests/fuzz); make test has some of each.
+fuzz: $(READY)
+	@FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/fuzz
 
 check: $(READY)
 	@echo "== check: style and types"

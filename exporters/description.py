@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 _MOST_CHARACTERS = 200
 _MOST_ITEMS = 8
 _MOST_NAMES = 10
@@ -115,6 +117,8 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
+    if isinstance(value, np.ndarray):
+        value = value[: _MOST_ITEMS + 1].tolist() if value.ndim else value.item()
     if isinstance(value, list):
         if len(value) > _MOST_ITEMS:
             return f"{len(value)} items"

@@ -4,9 +4,10 @@ A chat fine-tune often says the end of a turn in only one of them. A runtime tha
 other writes on and on.
 """
 
-import json
 from pathlib import Path
 from typing import Any
+
+from lrqat.foreign_files import MOST_TOKENIZER_VALUES, ForeignFileError, read_json
 
 
 def end_tokens(folder: Path, config: dict[str, Any]) -> list[int]:
@@ -48,7 +49,6 @@ def _of_tokenizer(folder: Path) -> int | None:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(path, MOST_TOKENIZER_VALUES)
+    except ForeignFileError:
         return {}
-    return value if isinstance(value, dict) else {}

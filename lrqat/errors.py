@@ -1,7 +1,8 @@
 """Errors that a user can cause. Every message names the thing, its value, and what to do next."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -50,6 +51,36 @@ def did_you_mean(asked: object, known: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its class if it has none."""
-    lines = str(error).strip().splitlines()
+    """The first line of an error's message, with what it announces; its class if there is none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].endswith(":"):  # "Validation error for field 'x':", and then which
+        return " ".join(lines[:2])
     return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def refusing(kind: type[UserError], what: str, remedy: str) -> Iterator[None]:
+    """Where a library is given what others wrote: whatever it raises becomes `kind`.
+
+    Libraries raise what they like on inputs that they do not expect, a panic of their Rust code
+    included, and each version raises something else. So nothing is listed here, and nothing but
+    the library's own call belongs inside.
+
+    Args:
+        kind: what to raise. A UserError that is raised inside passes.
+        what: what cannot be done, as in "cannot load the tokenizer of x".
+        remedy: what to do next.
+
+    Raises:
+        UserError: of class `kind`, with the first line of the library's message.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except BaseException as error:
+        # PyO3's panics are no Exception, so that nobody catches them by chance.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = first_line(error).rstrip(".:; ")
+        raise kind(f"{what}: {reason:.500}; {remedy}") from error

@@ -104,7 +104,7 @@ def _are_objects(text: str) -> bool:
         try:
             if line.strip() and not isinstance(json.loads(line), dict):
                 return False
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
     return True
 

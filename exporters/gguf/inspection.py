@@ -4,6 +4,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from exporters.description import Description, plain_items, totals
 from exporters.gguf.file.shards import model_files, read_model
 
@@ -40,4 +42,4 @@ def inspect(path: Path) -> Description:
 
 def _counted(value: Any) -> Any:
     """The length of a list, which is a vocabulary's or its merges'."""
-    return len(value) if isinstance(value, list) else value
+    return len(value) if isinstance(value, list | np.ndarray) else value

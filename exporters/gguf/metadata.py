@@ -69,7 +69,7 @@ def differing(header: Header, checkpoint: Checkpoint, architecture: Architecture
     """
     expected = hyperparameters(architecture, checkpoint.config) + _vocabulary(header, checkpoint)
     wrong = [entry.key for entry in expected if not holds(entry, header.metadata.get(entry.key))]
-    if header.metadata.get("general.architecture") != architecture.name:
+    if header.said("general.architecture") != architecture.name:
         wrong.append("general.architecture")
     ours = (f"{architecture.name}.", "tokenizer.")
     keys = {entry.key for entry in expected}
@@ -78,15 +78,15 @@ def differing(header: Header, checkpoint: Checkpoint, architecture: Architecture
 
 def _vocabulary(header: Header, checkpoint: Checkpoint) -> list[KeyValue]:
     try:  # the file's own name of the pre-tokenizer, which may be one of several that do the same
-        return vocabulary_metadata(checkpoint, str(header.metadata.get(_PRE)))[0]
+        return vocabulary_metadata(checkpoint, str(header.said(_PRE)))[0]
     except ExportRefusedError:
         return vocabulary_metadata(checkpoint, None)[0]
 
 
 def holds(entry: KeyValue, found: Any) -> bool:
     """Whether `found`, read back from a file, is what `entry` stores."""
-    if found is None or isinstance(entry.value, list) != isinstance(found, list):
+    if found is None or isinstance(entry.value, list) != isinstance(found, list | np.ndarray):
         return False
     if Type.FLOAT32 in (entry.type, entry.item):  # the file holds the nearest float32
         return np.array_equal(np.asarray(entry.value, np.float32), np.asarray(found, np.float32))
-    return bool(entry.value == found)
+    return bool(entry.value == (found.tolist() if isinstance(found, np.ndarray) else found))

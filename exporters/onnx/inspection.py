@@ -1,6 +1,5 @@
 """What an ONNX folder holds, ours or anybody's; no weights are read."""
 
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +9,7 @@ import onnx_ir as ir
 
 from exporters.description import Description, plain_items, totals
 from exporters.onnx.folder.model_file import MODEL, OnnxFileError, data_files, read_model
+from lrqat.foreign_files import ForeignFileError, read_json
 
 _VOCABULARY = ("bos_token_id", "eos_token_id", "pad_token_id", "vocab_size")
 
@@ -59,8 +59,7 @@ def describe(
 def _settings(path: Path) -> dict[str, Any]:
     """The `model` entry of genai_config.json, if there is one."""
     try:
-        config = json.loads((path / "genai_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        model = read_json(path / "genai_config.json").get("model")
+    except ForeignFileError:
         return {}
-    model = config.get("model") if isinstance(config, dict) else None
     return model if isinstance(model, dict) else {}

@@ -5,7 +5,6 @@ planned initializer element by element; and checks that the integers are what a 
 the right axis and block multiplies by the right scales.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -27,6 +26,7 @@ from exporters.onnx.weights.storage import INTEGER_FORMS
 from exporters.planning import refuse_inexact
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import UserError, first_line
+from lrqat.foreign_files import parse_json
 
 # As many elements as no buffer of a model has (rotary frequencies, say), only a weight.
 _LARGE = 1 << 18
@@ -184,7 +184,7 @@ def exported_options(model: ir.Model) -> Options:
     if text is None:
         return Options()
     try:
-        said = json.loads(text)
+        said = parse_json(text.encode())
         # What there was before there was a choice.
         before = dict.fromkeys(("embedding_type", "head_type"), said.get("float_type"))
         before |= {"integer_type": "signed", "attention": "node"}

@@ -16,7 +16,6 @@ that step on it will be published: names are removed, files moved, the marker fi
 this process or by whoever comes next. In between, a reader finds no marker, and asks `recover`.
 """
 
-import json
 import os
 import re
 import shutil
@@ -37,6 +36,7 @@ from lrqat.atomic_files.files import (
 from lrqat.atomic_files.locks import is_pinned, locked
 from lrqat.atomic_files.refusals import LOCK, explain_os_errors, is_occupied, refuse_existing
 from lrqat.errors import OutputError
+from lrqat.foreign_files import ForeignFileError, parse_json, read_bytes
 
 _REPLACED = "replaced"
 _INSIDE, _PUBLISHING, _LIST = ".staging-", ".publishing", ".remove.json"
@@ -214,8 +214,8 @@ def _finish_in_place(place: Path, marker: str) -> None:
 def _names_in(path: Path) -> list[str]:
     """The list of names to remove; nothing that would lead out of the folder."""
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
+        names = parse_json(read_bytes(path))
+    except (ValueError, ForeignFileError):
         return []
     listed = names if isinstance(names, list) else []
     return [n for n in listed if isinstance(n, str) and n not in ("", "..") and Path(n).name == n]

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from lrqat.atomic_files.refusals import LOCK, explain_os_errors
 from lrqat.errors import OutputError
+from lrqat.foreign_files import parse_json
 
 if sys.platform != "win32":
     import fcntl
@@ -125,7 +126,7 @@ def _sign(handle: int) -> None:
 
 def _read(handle: int) -> dict[str, object]:
     try:
-        said = json.loads(os.pread(handle, 4096, 0))
+        said = parse_json(os.pread(handle, 4096, 0))
     except ValueError:  # it is being signed
         return {}
     return said if isinstance(said, dict) else {}

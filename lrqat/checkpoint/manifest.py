@@ -24,12 +24,12 @@ Schema (version 1), every key required unless marked:
 """
 
 import hashlib
-import json
 from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from lrqat.errors import CheckpointError
+from lrqat.foreign_files import parse_json, read_bytes
 
 FILE_NAME = "lrqat.json"
 FORMAT = "lrqat-checkpoint"
@@ -52,8 +52,8 @@ def read(folder: Path) -> dict[str, Any]:
             "Train one with `lrqat train`, or check the path"
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        manifest = parse_json(read_bytes(path))
+    except ValueError as error:
         raise CheckpointError(
             f"{path} is not valid JSON ({error}); restore it, or train again"
         ) from None

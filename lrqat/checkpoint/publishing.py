@@ -1,6 +1,5 @@
 """Where a checkpoint is written: its folder, which also holds states, exports, and a picture."""
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -9,6 +8,7 @@ from pathlib import Path
 from lrqat import atomic_files
 from lrqat.checkpoint.manifest import FILE_NAME
 from lrqat.checkpoint.roles import Role, role_of
+from lrqat.foreign_files import ForeignFileError, read_json
 
 PICTURE = "training.png"
 
@@ -57,7 +57,7 @@ def not_the_checkpoints(folder: Path) -> list[str]:
 def _listed(folder: Path) -> list[str]:
     """What the manifest lists, whatever its version; nothing if there is none that can be read."""
     try:
-        manifest = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+        manifest = read_json(folder / FILE_NAME)
         return [str(name) for name in manifest["files"]]
-    except (OSError, ValueError, RecursionError, TypeError, KeyError):
+    except (ForeignFileError, TypeError, KeyError):
         return []

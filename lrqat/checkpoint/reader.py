@@ -13,7 +13,6 @@ as hostile: hashes are compared before anything is read, and shapes, integers an
 when they are.
 """
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +28,9 @@ from lrqat.checkpoint.safetensors_file import StoredTensor, TensorFile
 from lrqat.checkpoint.stored_scales import PARTS, StoredScales, read_scales
 from lrqat.checkpoint.verification import verify_files
 from lrqat.checkpoint.weight_kinds import WeightKind
+from lrqat.config_bounds import refuse_absurd_counts
 from lrqat.errors import CheckpointError
+from lrqat.foreign_files import parse_json, read_bytes
 from lrqat.grids.grid import Grid, find_grid
 from lrqat.grids.packing import unpack_grid
 
@@ -148,11 +149,12 @@ class Checkpoint:
         if verify:
             verify_files(path, manifest["files"])
         try:
-            config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            config = parse_json(read_bytes(path / "config.json"))
+        except ValueError as error:
             raise CheckpointError(f"{path / 'config.json'} cannot be read: {error}") from None
         if not isinstance(config, dict):
             raise CheckpointError(f"{path / 'config.json'} holds no JSON object")
+        refuse_absurd_counts(path, config)
         opened = cls(path, manifest, config)
         if manifests.read(path) != manifest:
             raise CheckpointError(f"{path} was replaced while it was read; run the command again")

@@ -10,7 +10,6 @@ into an array of its own and nothing stays. The header has to be what that packa
 each has as many bytes as its type and shape need.
 """
 
-import json
 import math
 import os
 import struct
@@ -23,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrqat.errors import CheckpointError
+from lrqat.foreign_files import MOST_HEADER_BYTES, open_regular, parse_json
 
-_MAX_HEADER_BYTES = 100_000_000  # the package's own limit
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -108,12 +107,12 @@ def _identity(found: os.stat_result) -> tuple[int, int, int, int]:
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:
     """Raises ValueError, saying what is wrong."""
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         size = path.stat().st_size - 8
         length = struct.unpack("<Q", stream.read(8))[0] if size >= 0 else 0
-        if not 2 <= length <= min(size, _MAX_HEADER_BYTES):
+        if not 2 <= length <= min(size, MOST_HEADER_BYTES):
             raise ValueError(f"its header has {length} of {max(size, 0)} bytes")
-        header = json.loads(stream.read(length).decode("utf-8"))
+        header = parse_json(stream.read(length))
     if not isinstance(header, dict):
         raise ValueError("its header is no JSON object")
     header.pop("__metadata__", None)

@@ -1,17 +1,17 @@
 """What every command does alike: output, JSON, errors, exit status.
 
 Exit status: 0 done; 1 a check failed; 2 bad input; 130 interrupted. With `--json`, standard output
-holds one JSON object and nothing else; everything for people goes to standard error.
+holds one JSON object and nothing else; everything for people goes to standard error, without what a
+terminal would obey in names that others chose.
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,7 +22,8 @@ from rich.table import Table
 from lrqat.checkpoint import manifest
 from lrqat.checkpoint.roles import Role
 from lrqat.checkpoint.verification import accept_tokenizer, unlisted_files
-from lrqat.errors import UserError
+from lrqat.cli.failures import explanation
+from lrqat.foreign_text import shown
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -55,21 +56,21 @@ class Output:
 
     def say(self, message: str) -> None:
         """Print one line for people."""
-        self.console.print(escape(message), soft_wrap=True)
+        self.console.print(escape(shown(message)), soft_wrap=True)
 
     def warn(self, message: str) -> None:
         """Print a warning on standard error."""
         Console(stderr=True, highlight=False).print(
-            f"[yellow]warning:[/] {escape(message)}", soft_wrap=True
+            f"[yellow]warning:[/] {escape(shown(message))}", soft_wrap=True
         )
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Print a table; every column but the first is right-aligned."""
-        table = Table(title=escape(title), title_justify="left", title_style="bold")
+        table = Table(title=escape(shown(title)), title_justify="left", title_style="bold")
         for i, column in enumerate(columns):
             table.add_column(column, justify="right" if i else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(escape(str(cell)) for cell in row))
+            table.add_row(*(escape(shown(str(cell))) for cell in row))
         self.console.print(table)
 
     def result(self, value: dict[str, Any]) -> None:
@@ -132,40 +133,45 @@ def add_text_options(to: argparse.ArgumentParser) -> None:
 def run(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
     """Run a command's `main` and exit; a user's mistake becomes one message, not a traceback."""
     _quiet_libraries()
+    if sys.stderr is None:  # closed by whoever started us
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:
-        status = main(None)
-    except UserError as error:
-        Console(stderr=True, highlight=False).print(
-            f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True
-        )
-        status = BAD_INPUT
-    except OSError as error:
-        if error.filename is None:
-            raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        status = BAD_INPUT
-    except ModuleNotFoundError as error:
-        extra = _extra_with(error.name or "")
-        if extra is None:
-            raise
-        hint = f"pip install 'lrqat[{extra}]'"
-        print(f"error: this needs {error.name}, which is not installed: {hint}", file=sys.stderr)
-        status = BAD_INPUT
+        if sys.stdout is None:
+            raise BrokenPipeError  # else the first file that is opened would be standard output
+        status = _status_of(main)
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _complain("interrupted")
         status = INTERRUPTED
+    except Exception as error:
+        message = explanation(error)
+        if message is None:
+            raise
+        if sys.stdout is not None:
+            _give_up_output()
+        _complain(f"[bold red]error:[/] {escape(shown(message))}")
+        status = BAD_INPUT
     sys.exit(status)
 
 
-def _extra_with(module: str) -> str | None:
-    """The extra of this package that a missing module is installed with."""
+def _status_of(main: Callable[[Sequence[str] | None], int]) -> int:
     try:
-        requirements = importlib.metadata.requires("lrqat") or []
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    name = re.escape(module.split(".")[0].replace("_", "-"))
-    found = (re.match(rf"{name}\b(?!-).*extra == ['\"](.+?)['\"]", line) for line in requirements)
-    return next((match[1] for match in found if match), None)
+        return main(None)
+    except SystemExit as done:  # argparse, which has said what is wrong, or the help
+        return done.code if isinstance(done.code, int) else OK
+
+
+def _complain(message: str) -> None:
+    with suppress(OSError, ValueError):  # nobody listens
+        Console(stderr=True, highlight=False).print(message, soft_wrap=True)
+
+
+def _give_up_output() -> None:
+    """Drop what standard output does not take, which Python would try once more, and complain."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _quiet_libraries() -> None:
@@ -173,4 +179,5 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.formatwarning = lambda message, *where, **more: f"warning: {shown(str(message))}\n"
     warnings.filterwarnings("ignore", module=r"(torch|transformers|datasets|onnxscript)\b")

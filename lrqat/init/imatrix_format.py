@@ -10,8 +10,9 @@
 Both are little-endian; `matrices` is 1 but for experts; tensors of other names are passed over.
 
 Nobody vouches for a file. Every count is compared with the bytes that are left before anything is
-made of it, tensors may not overlap, and nothing but F32 is read. (gguf.GGUFReader 0.19 trusts
-counts.) Source: tools/imatrix/imatrix.cpp and common/imatrix-loader.cpp of llama.cpp.
+made of it, and with what a model can need; tensors may not overlap, and nothing but F32 is read.
+(gguf.GGUFReader 0.19 trusts counts.) Source: tools/imatrix/imatrix.cpp and
+common/imatrix-loader.cpp of llama.cpp.
 """
 
 import math
@@ -23,8 +24,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrqat.errors import UserError
+from lrqat.foreign_files import open_regular
 
 Floats = NDArray[np.float32]
+
+# The largest mixtures of experts have fewer than 100,000 tensors with one for each expert; strings
+# in arrays are names of texts.
+_MOST = {
+    "entries": 1 << 17,
+    "tensors": 1 << 18,
+    "metadata entries": 1 << 12,
+    "strings": 1 << 16,
+    "bytes of text": 1 << 25,
+}
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _F32 = 0  # GGML_TYPE_F32
@@ -56,7 +68,8 @@ def read_entries(path: Path) -> dict[str, Entry]:
         ImatrixFileError: the file is missing, truncated, damaged, or of another kind.
     """
     try:
-        data: NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
+        with open_regular(path) as stream:
+            data: NDArray[np.uint8] = np.memmap(stream, dtype=np.uint8, mode="r")
     except (OSError, ValueError) as error:
         raise ImatrixFileError(f"{path} cannot be read: {error}") from None
     cursor = _Cursor(path, data)
@@ -155,6 +168,7 @@ class _Cursor:
 
     def __init__(self, path: Path, data: NDArray[np.uint8]) -> None:
         self.path, self.data, self.position = path, data, 0
+        self._left = dict(_MOST)
 
     @property
     def left(self) -> int:
@@ -167,9 +181,16 @@ class _Cursor:
         )
 
     def expect(self, count: int, item_bytes: int, what: str) -> None:
-        """Raise unless `count` items of at least `item_bytes` can still follow."""
+        """Raise unless `count` items of at least `item_bytes` can still follow.
+
+        Of what is in `_MOST`, no file may have more than that in all.
+        """
         if count * item_bytes > self.left:
             raise self.error(f"it announces {count} {what} and is too short for them")
+        if what in self._left:
+            self._left[what] -= count
+            if self._left[what] < 0:
+                raise self.error(f"it announces {count} {what}, more than any model has")
 
     def take(self, size: int) -> NDArray[np.uint8]:
         self.expect(size, 1, "bytes")
@@ -188,8 +209,10 @@ class _Cursor:
 
     def string(self, code: str) -> str:
         """A string after its length in bytes."""
+        size = self.count(code)
+        self.expect(size, 1, "bytes of text")
         try:
-            return self.take(self.count(code)).tobytes().decode("utf-8")
+            return self.take(size).tobytes().decode("utf-8")
         except UnicodeDecodeError:
             raise self.error("a name is not UTF-8") from None
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import lrqat
+from lrqat.foreign_text import in_code_span
 
 _CARD = """---
 library_name: transformers
@@ -38,7 +39,7 @@ def model_card(grids: Iterable[str], base: str, loads_with_transformers: bool) -
     """
     return _CARD.format(
         grid=", ".join(sorted(set(grids))),
-        base=base,
+        base=in_code_span(base),
         version=lrqat.__version__,
         loading=_WITH_TRANSFORMERS if loads_with_transformers else _WITH_LRQAT,
     )

@@ -7,10 +7,13 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils.hub import cached_file
 
 from lrqat.checkpoint import manifest
 from lrqat.checkpoint.listed import listed_folder
-from lrqat.errors import ModelError
+from lrqat.errors import ModelError, refusing
+from lrqat.foreign_files import read_json, refuse_irregular
+from lrqat.models.configuration import refuse_unbuildable, with_own_attention
 from lrqat.models.tying import settle_tying
 from lrqat.models.weight_misfits import quiet_loading, refuse_misfit, refuse_not_finite
 
@@ -35,22 +38,28 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
         raise ModelError(f"{name} is not a Hugging Face model folder: it has no config.json")
     if (folder / manifest.FILE_NAME).is_file():
         raise ModelError(f"{name} is already a fused checkpoint; train from the model it came from")
-    try:
+    with refusing(
+        ModelError,
+        f"cannot load the model {name!r}",
+        "correct its config.json, or use an intact copy"
+        if looks_local
+        else "check the name and the connection, or give a local folder",
+    ):
+        file = Path(str(cached_file(name, "config.json")))
+        refuse_irregular(file.parent)
+        values = read_json(file)
+        if not trust_remote_code:  # whose code may do as it likes anyway
+            refuse_unbuildable(name, values)
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"cannot load the model {name!r}: {_first_line(error)} Check the name and the "
-            "connection, or give a local folder"
-        ) from None
     known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or trust_remote_code
     if not known or getattr(config, "is_encoder_decoder", False):
         raise ModelError(
-            f"{name} is a {config.model_type!r} model ({', '.join(config.architectures or [])}), "
+            f"{name} is a {config.model_type!r} model ({config.architectures}), "
             "not a causal language model; give one that AutoModelForCausalLM can load"
         )
     if getattr(config, "quantization_config", None):
         raise ModelError(f"{name} is quantised already; start from its floating-point original")
-    return config
+    return with_own_attention(config)
 
 
 def load_model(name: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
@@ -63,8 +72,9 @@ def load_model(name: str, *, dtype: torch.dtype, trust_remote_code: bool = False
             model's, with the cure; a tensor that is not finite.
     """
     config = load_config(name, trust_remote_code=trust_remote_code)
-    try:
-        with quiet_loading():
+    remedy = "use an intact copy of the model"
+    with refusing(ModelError, f"cannot load the weights of {name!r}", remedy), quiet_loading():
+        try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 name,
                 config=config,
@@ -73,10 +83,8 @@ def load_model(name: str, *, dtype: torch.dtype, trust_remote_code: bool = False
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
-        raise ModelError(f"cannot load the weights of {name!r}: {_first_line(error)}") from None
-    except SafetensorError as error:
-        raise ModelError(f"a weight file of {name!r} is damaged: {_first_line(error)}") from None
+        except SafetensorError as error:
+            raise ModelError(f"a weight file of {name!r} is damaged: {error}; {remedy}") from None
     model, info = loaded
     refuse_misfit(name, model, info)
     refuse_not_finite(name, model.state_dict().items())
@@ -97,18 +105,30 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
 
 
 def _load_tokenizer(name: str | Path, trust_remote_code: bool) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"cannot load the tokenizer of {name}: {_first_line(error)}") from None
+    if Path(name).is_dir():
+        refuse_irregular(Path(name))
+    with refusing(
+        ModelError,
+        f"cannot load the tokenizer of {name}",
+        "give a model with the tokenizer files that transformers saves",
+    ):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        tokenizer.decode(tokenizer.encode("a"))  # some settings are looked at only now
+        return tokenizer
 
 
 def meta_model(config: Any, *, trust_remote_code: bool = False) -> Any:
-    """A model of `config` on the meta device: names and shapes, no memory."""
-    with torch.device("meta"):
+    """A model of `config` on the meta device: names and shapes, no memory.
+
+    Raises:
+        ModelError: the configuration has a value that its architecture refuses.
+    """
+    with (
+        refusing(
+            ModelError,
+            f"the configuration of this {config.model_type!r} model cannot be built",
+            "correct config.json, or use an intact copy of the model",
+        ),
+        torch.device("meta"),
+    ):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -7,15 +7,16 @@ end; past `max_position_embeddings` a model computes what it was never trained f
 llama.cpp warn of that, and so do we.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig
 
+from lrqat.errors import UserError
+from lrqat.foreign_files import read_json
 from lrqat.models import hub
+from lrqat.models.configuration import build_config
 from lrqat.models.text_part import TextPart
 
 _WITHOUT_POS = "wpe"  # GPT-2's, GPT-Neo's and StarCoder's name; all others have "pos" in theirs
@@ -35,11 +36,9 @@ def trained_positions(config: Any) -> int | None:
 def positions_of_folder(folder: Path) -> tuple[int | None, int | None]:
     """`learned_positions` and `trained_positions` by a config.json; None without a usable one."""
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        values.pop("quantization_config", None)
-        config = AutoConfig.for_model(**values)
+        config = build_config(folder, read_json(folder / "config.json"))
         return learned_positions(hub.meta_model(config)), trained_positions(config)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+    except UserError:
         return None, None
 
 

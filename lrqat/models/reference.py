@@ -4,19 +4,18 @@ Every runtime is compared with this model. Its weights are `scale * q` of the ch
 exact in float32, so in float32 it computes what the trained layers computed.
 """
 
-import json
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.pytorch_utils import Conv1D
 
 from lrqat.activations.kv_cache import quantize_kv_cache
 from lrqat.activations.quantizer import attach_described
 from lrqat.checkpoint.reader import Checkpoint
-from lrqat.errors import CheckpointError, ModelError
+from lrqat.errors import CheckpointError, ModelError, refusing
+from lrqat.models.configuration import build_config
 from lrqat.models.hub import meta_model
 
 
@@ -30,16 +29,18 @@ def load_reference(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -
     Raises:
         CheckpointError: the tensors do not fit the configuration.
     """
-    config = _plain_config(checkpoint, dtype)
+    values = checkpoint.config | {"dtype": str(dtype).removeprefix("torch.")}
+    config = build_config(checkpoint.path, values)
     config._experts_implementation = "eager"  # as prepared models compute; others sum otherwise
     state = _quantized_state(checkpoint, config, dtype)
     for name in checkpoint.floating_names:
         state[name] = _tensor(checkpoint.floating(name)).to(dtype)
-    # The concrete class: unlike the Auto one, it loads a state dict without a folder or a hub id.
-    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    model, info = model_class.from_pretrained(
-        None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
-    )
+    with refusing(CheckpointError, f"{checkpoint.path} cannot be loaded", "train it again"):
+        # The concrete class: unlike the Auto one, it loads a state dict without a folder or id.
+        model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        model, info = model_class.from_pretrained(
+            None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
+        )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
             raise CheckpointError(
@@ -76,19 +77,6 @@ def torch_logits(model: Any) -> Any:
         return model(input_ids=ids, use_cache=False).logits[0].float().cpu().numpy()
 
     return logits
-
-
-def _plain_config(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
-    """The model's configuration without the quantisation entry."""
-    values = {k: v for k, v in checkpoint.config.items() if k != "quantization_config"}
-    values["dtype"] = str(dtype).removeprefix("torch.")
-    try:
-        return AutoConfig.for_model(**values)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{checkpoint.path / 'config.json'} is not a model configuration: {error}; "
-            f"it holds {json.dumps(values)[:200]}"
-        ) from None
 
 
 def _quantized_state(

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lrqat.errors import ModelError, first_line
+from lrqat.errors import ModelError, refusing
 from lrqat.models import hub
 from lrqat.models.tying import has_other_head, set_tied
 from lrqat.models.weight_files import Weights, open_weights
@@ -63,18 +63,21 @@ def open_model(
 def _refuse_other_tensors(name: str, skeleton: Any, weights: Weights) -> None:
     """Let transformers load tensors of the same names and shapes that take no memory."""
     state = {tensor: weights.on_meta(tensor) for tensor in weights.in_file_order(weights.names)}
-    try:
-        with quiet_loading(bar=False), torch.random.fork_rng(devices=[]):
-            loaded, info = type(skeleton).from_pretrained(
-                None,
-                config=skeleton.config,
-                state_dict=state,
-                device_map="meta",
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise ModelError(f"cannot load the weights of {name!r}: {first_line(error)}") from None
+    with (
+        refusing(
+            ModelError, f"cannot load the weights of {name!r}", "use an intact copy of the model"
+        ),
+        quiet_loading(bar=False),
+        torch.random.fork_rng(devices=[]),
+    ):
+        loaded, info = type(skeleton).from_pretrained(
+            None,
+            config=skeleton.config,
+            state_dict=state,
+            device_map="meta",
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     refuse_misfit(name, loaded, info)
 
 

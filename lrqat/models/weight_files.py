@@ -1,6 +1,5 @@
 """The safetensors files of a model: which tensors they hold, and reading one at a time."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lrqat.errors import ModelError
+from lrqat.errors import ModelError, UserError
+from lrqat.foreign_files import read_json
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHARDS = "model-*.safetensors"
@@ -115,9 +115,9 @@ def _cached(name: str, revision: str | None) -> Path | None:
         folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
         index = folder / _INDEX
         if index.is_file() and not (folder / _SINGLE).is_file():
-            needed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            needed = set(read_json(index)["weight_map"].values())
             return folder if all((folder / file).is_file() for file in needed) else None
-    except (HfHubHTTPError, OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (HfHubHTTPError, OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
         return None
     return folder
 
@@ -138,9 +138,8 @@ def _download(name: str, revision: str | None) -> Path:
 def _read_index(path: Path) -> dict[str, str]:
     """Tensor -> file, from an index that somebody else wrote."""
     try:
-        file_of = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        entries = dict(file_of.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        entries = dict(read_json(path)["weight_map"].items())
+    except (UserError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, error) from None
     for name, file in entries.items():
         if not isinstance(file, str) or Path(file).name != file:

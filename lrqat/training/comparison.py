@@ -5,7 +5,6 @@ whose checkpoint is already there is not made again, so a table can be stopped a
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from lrqat.atomic_files import replaced_file, write_json
 from lrqat.errors import UserError
+from lrqat.foreign_files import read_json
 from lrqat.grids.grid import find_grid
 from lrqat.layers.methods import METHODS
 from lrqat.training.config import TrainConfig
@@ -89,7 +89,7 @@ def _runs(
 def _cell(config: TrainConfig, say: Say) -> Cell:
     result = Path(config.output) / RESULT
     if result.is_file():
-        recorded: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+        recorded: dict[str, Any] = read_json(result)
         if recorded["settings"] != config.to_json():
             raise UserError(
                 f"{config.output} holds a run with other settings; give another --output"

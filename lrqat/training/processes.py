@@ -1,10 +1,14 @@
 """The processes of a run: those that torchrun or `accelerate launch` started, or this one alone."""
 
+import os
 import time
 
 import torch.distributed as dist
 from accelerate import PartialState
 
+from lrqat.errors import UserError
+
+_NUMBERS, _MEETING = ("RANK", "LOCAL_RANK", "WORLD_SIZE"), ("MASTER_ADDR", "MASTER_PORT")
 _LETTING_GO_SECONDS = 0.5
 
 
@@ -16,8 +20,26 @@ def join(device: str) -> None:
 
     Args:
         device: "cpu", or where the run computes.
+
+    Raises:
+        UserError: the environment says that there are others, and not how to meet them.
     """
+    _refuse_half_a_launch()
     PartialState(cpu=device == "cpu")
+
+
+def _refuse_half_a_launch() -> None:
+    """What torchrun sets for its processes is set as a whole, or not at all."""
+    present = [name for name in (*_NUMBERS, *_MEETING) if os.environ.get(name)]
+    missing = [name for name in (*_NUMBERS, *_MEETING) if name not in present]
+    wrong = [name for name in present if name in _NUMBERS and not os.environ[name].isdecimal()]
+    if wrong or (missing and set(present) & set(_NUMBERS)):  # clusters set where to meet for all
+        found = ", ".join(f"{name}={os.environ[name]}" for name in wrong or present)
+        lacking = "which is no number" if wrong else f"and lacks {', '.join(missing)}"
+        raise UserError(
+            f"the environment has {found}, {lacking}: start the processes with torchrun, or unset "
+            "it to start one alone"
+        )
 
 
 def is_main() -> bool:

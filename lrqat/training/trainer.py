@@ -187,6 +187,9 @@ class LRQATTrainer(Trainer):
         self.lr_scheduler.load_state_dict(training["schedule"])
         self.guard.load_json(training["guard"])
 
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Nothing: a state has no scaler, and a scaler.pt that lies there is a pickle."""
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return

@@ -6,11 +6,12 @@
     tensors:  string name, u32 dimensions, u64 each, u32 type, u64 offset
     padding to the alignment, then the tensors' data, each padded
 
-Every count is compared with the bytes that are left before anything is made of it, so time and
-memory stay within a small multiple of the file's size whatever it says. (gguf.GGUFReader 0.19
-trusts counts: a file of 43 bytes can hang it.) The file is mapped only while its header is read:
-mapped pages count as memory, so data is read into arrays instead. Source: ggml/src/gguf.cpp, whose
-rules on names, dimensions and offsets are the ones applied here.
+Every count is compared with the bytes that are left before anything is made of it, and with what a
+model can need, so that a file that is refused is refused within seconds and a gigabyte, whatever
+its size and whatever it says. (gguf.GGUFReader 0.19 trusts counts: a file of 43 bytes can hang it.)
+Arrays of numbers are numpy's. The file is mapped only while its header is read: mapped pages count
+as memory, so data is read into arrays instead. Source: ggml/src/gguf.cpp, whose rules on names,
+dimensions and offsets are the ones applied here.
 """
 
 import math
@@ -27,8 +28,13 @@ from numpy.typing import NDArray
 
 from exporters.gguf.layout.ggml_types import TYPES, GgmlType
 from lrqat.errors import UserError
+from lrqat.foreign_files import open_regular
 
 _MAX_DIMENSIONS = 4
+# The largest vocabularies have 262,144 tokens and 514,906 merges, the largest mixtures of experts
+# fewer than 100,000 tensors with one for each expert.
+_MOST = {"metadata entries": 1 << 16, "tensors": 1 << 17, "strings": 1 << 21, "numbers": 1 << 24}
+_MOST_TEXT = 1 << 26  # bytes of all strings together
 _SCALARS = {
     Type.UINT8: "B",
     Type.INT8: "b",
@@ -42,6 +48,7 @@ _SCALARS = {
     Type.FLOAT64: "d",
     Type.BOOL: "?",
 }
+_CODES = {int(kind): code for kind, code in _SCALARS.items()}
 
 
 class GgufFileError(UserError):
@@ -94,12 +101,17 @@ class Header:
     """What a file says before its data.
 
     Attributes:
-        metadata: values by key; arrays are lists.
+        metadata: values by key; arrays are lists of strings, or numpy arrays of numbers.
         tensors: by name, in file order.
     """
 
     metadata: dict[str, Any]
     tensors: dict[str, TensorInfo]
+
+    def said(self, key: str) -> str | int | float | None:
+        """A value that is no array; None if there is none."""
+        value = self.metadata.get(key)
+        return None if isinstance(value, list | np.ndarray) else value
 
 
 def read_header(path: Path, unknown_types: bool = False) -> Header:
@@ -114,7 +126,7 @@ def read_header(path: Path, unknown_types: bool = False) -> Header:
         GgufFileError: the file is missing, truncated, altered, or not GGUF version 3.
     """
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # ValueError: an empty file
         raise GgufFileError(f"{path} cannot be read: {error}") from None
@@ -195,14 +207,22 @@ class _Cursor:
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self.path, self.size, self.position = path, len(data), 0
         self._data = data
+        self._left = {**_MOST, "bytes of text": _MOST_TEXT}
 
     def error(self, what: str) -> GgufFileError:
         return GgufFileError(f"{self.path} is not a valid GGUF file: {what}; export it again")
 
     def expect(self, count: int, item_bytes: int, what: str) -> None:
-        """Raise unless `count` items of at least `item_bytes` can still follow."""
+        """Raise unless `count` items of at least `item_bytes` can still follow.
+
+        Of what is in `_MOST`, no file may have more than that in all.
+        """
         if count * item_bytes > self.size - self.position:
             raise self.error(f"it announces {count} {what} and is too short for them")
+        if what in self._left:
+            self._left[what] -= count
+            if self._left[what] < 0:
+                raise self.error(f"it announces {count} {what}, more than any model has")
 
     def take(self, size: int) -> bytes:
         self.expect(size, 1, "bytes")
@@ -214,8 +234,10 @@ class _Cursor:
         return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
 
     def string(self) -> str:
+        size = self.number("Q")
+        self.expect(size, 1, "bytes of text")
         try:
-            return self.take(self.number("Q")).decode("utf-8")
+            return self.take(size).decode("utf-8")
         except UnicodeDecodeError:
             raise self.error("a string is not UTF-8") from None
 
@@ -224,19 +246,18 @@ class _Cursor:
             return self.string()
         if kind == Type.ARRAY:
             return self.array()
-        code = next((code for scalar, code in _SCALARS.items() if scalar == kind), None)
+        code = _CODES.get(kind)
         if code is None:
             raise self.error(f"an entry has the unknown type {kind}")
         return self.number(code)
 
-    def array(self) -> list[Any]:
+    def array(self) -> list[str] | NDArray[Any]:
         kind, length = self.number("I"), self.number("Q")
         if kind == Type.STRING:
             self.expect(length, 8, "strings")
             return [self.string() for _ in range(length)]
-        code = next((code for scalar, code in _SCALARS.items() if scalar == kind), None)
-        if code is None:
+        if kind not in _CODES:
             raise self.error(f"an array has items of type {kind}")
-        item = struct.calcsize("<" + code)
-        self.expect(length, item, "numbers")
-        return list(struct.unpack(f"<{length}{code}", self.take(length * item)))
+        dtype = np.dtype("<" + _CODES[kind])
+        self.expect(length, dtype.itemsize, "numbers")
+        return np.frombuffer(self.take(length * dtype.itemsize), dtype)

@@ -100,19 +100,19 @@ def read_model(path: Path, unknown_types: bool = False) -> Header:
     if count == 1:
         return first
     paths = shard_paths(path, count)
-    if first.metadata.get(_NO) != 0 or path.name != paths[0].name:
+    if first.said(_NO) != 0 or path.name != paths[0].name:
         raise GgufFileError(f"{path} is one of {count} parts of a model; give {paths[0].name}")
     tensors = dict(first.tensors)
     for no, part in enumerate(paths[1:], start=1):
         header = read_header(part, unknown_types)
-        if header.metadata.get(_NO) != no or header.metadata.get(_COUNT) != count:
+        if header.said(_NO) != no or header.said(_COUNT) != count:
             raise GgufFileError(f"{part} is not part {no + 1} of {count}; export the model again")
         if header.tensors.keys() & tensors.keys():
             raise GgufFileError(f"{part} holds a tensor that another part has too; export again")
         tensors |= header.tensors
-    if len(tensors) != first.metadata.get(_TENSORS):
+    if len(tensors) != first.said(_TENSORS):
         raise GgufFileError(
             f"the {count} parts of {path} hold {len(tensors)} tensors and not the "
-            f"{first.metadata.get(_TENSORS)!r} they should; export the model again"
+            f"{first.said(_TENSORS)!r} they should; export the model again"
         )
     return Header(first.metadata, tensors)

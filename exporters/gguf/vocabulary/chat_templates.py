@@ -15,6 +15,7 @@ from gguf import GGUFValueType
 from exporters.gguf.file import key_values as kv
 from exporters.gguf.file.key_values import KeyValue
 from lrqat.errors import ExportRefusedError
+from lrqat.foreign_files import read_bytes
 
 _KEY = "tokenizer.chat_template"
 _NAME = re.compile(r"[a-z0-9_]+", re.IGNORECASE)
@@ -62,6 +63,6 @@ def chat_template_metadata(templates: dict[str, str]) -> list[KeyValue]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as error:
         raise ExportRefusedError(f"{path} cannot be read: {error}") from None

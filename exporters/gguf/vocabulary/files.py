@@ -4,7 +4,6 @@ tokenizer.json is what Hugging Face runs, so it decides; the configuration only 
 tokens. All of it is checked for its shape before use: the files come from others.
 """
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from exporters.gguf.vocabulary.table import ROLES
 from lrqat.errors import ExportRefusedError
+from lrqat.foreign_files import MOST_TOKENIZER_VALUES, ForeignFileError, read_json
 
 
 @dataclass(frozen=True)
@@ -226,9 +226,6 @@ def _special_name(part: dict[str, Any]) -> str | None:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ExportRefusedError(f"{path} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise ExportRefusedError(f"{path} holds no JSON object")
-    return value
+        return read_json(path, MOST_TOKENIZER_VALUES)
+    except ForeignFileError as error:
+        raise ExportRefusedError(str(error)) from None

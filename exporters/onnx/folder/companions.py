@@ -1,6 +1,5 @@
 """The files beside the graph: tokenizer, configuration, and what ONNX Runtime GenAI reads."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from lrqat.architectures import find_architecture
 from lrqat.atomic_files import write_json
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.checkpoint.roles import Role, role_of
+from lrqat.foreign_files import read_json
 
 
 def write_companions(plan: Plan, folder: Path, model_config: Any) -> None:
@@ -118,10 +118,4 @@ def _decoder(plan: Plan, text: Any) -> dict[str, Any]:
 
 
 def _read_json(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    return {} if path is None else read_json(path)

@@ -4,15 +4,24 @@ The data of a model lies beside it, or a link there leads to it within a Hugging
 or a link that leads anywhere else is refused.
 """
 
+import mmap
 from pathlib import Path
+from typing import Any
 
+import onnx
 import onnx_ir as ir
 
-from lrqat.errors import UserError, first_line
+from exporters.protobuf import fields
+from lrqat.errors import UserError, refusing
+from lrqat.foreign_files import open_regular
 
 MODEL, DATA = "model.onnx", "model.onnx_data"
 # A protobuf cannot be larger; refusing first keeps a hostile one from being read into memory.
 _MOST_PROTO_BYTES = 1 << 31
+# A graph of 130 layers of 60 nodes each has some 300,000 fields. Messages count for several, since
+# what protobuf and onnx_ir make of them takes more memory.
+_MOST_FIELDS, _NODE, _MESSAGE = 1 << 20, 16, 4
+_VARINTS = {onnx.ModelProto.DESCRIPTOR.fields_by_name["ir_version"].type, 5, 4}  # int64, 32, uint64
 
 
 class OnnxFileError(UserError):
@@ -30,14 +39,38 @@ def read_model(folder: Path) -> ir.Model:
         raise OnnxFileError(f"{folder} holds no {MODEL}; export it with `lrqat export`")
     if path.stat().st_size >= _MOST_PROTO_BYTES:
         raise OnnxFileError(f"{path} is larger than an ONNX protobuf can be; it is damaged")
-    try:
+    with refusing(OnnxFileError, f"{path} is not a valid ONNX file", "export it again"):
+        _refuse_many_fields(path)
         model = ir.load(path)
-    except Exception as error:  # protobuf, onnx_ir and numpy each raise their own on hostile bytes
-        raise OnnxFileError(f"{path} is not a valid ONNX file: {first_line(error)}") from None
     if len(model.graph) == 0:  # no bytes at all are a valid protobuf
         raise OnnxFileError(f"{path} holds no graph; it is truncated, export it again")
     data_files(model, folder)
     return model
+
+
+def _refuse_many_fields(path: Path) -> None:
+    """Raise ValueError for a protobuf of millions of fields, which take a hundred bytes each."""
+    if not path.stat().st_size:
+        return
+    with open_regular(path) as stream:
+        data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    with data:
+        left = _MOST_FIELDS
+        messages: list[tuple[Any, int, int]] = [(onnx.ModelProto.DESCRIPTOR, 0, len(data))]
+        while messages:
+            kind, start, end = messages.pop()
+            known = kind.fields_by_number
+            for number, (first, last) in fields(data, start, end):
+                field = known.get(number)
+                inner = None if field is None else field.message_type
+                left -= 1
+                if inner is not None:
+                    left -= _NODE if inner.name == "NodeProto" else _MESSAGE
+                    messages.append((inner, first, last))
+                elif field is not None and field.type in _VARINTS:
+                    left -= (last - first) // 8  # of a byte each, which become 8
+                if left < 0:
+                    raise ValueError("it has millions of nodes, attributes or other parts")
 
 
 def data_files(model: ir.Model, folder: Path) -> list[Path]:

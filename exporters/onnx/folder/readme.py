@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from exporters.onnx.plans import Plan
 from exporters.provenance import provenance
+from lrqat.foreign_text import in_code_span, in_markdown
 
 _TEMPLATE = Path(__file__).with_name("readme_template.md")
 _GENAI = Path(__file__).with_name("readme_genai.md")
@@ -35,9 +36,9 @@ def readme(plan: Plan, folder: Path) -> str:
         for key, value in plan.options.session_entries.items()
     )
     return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        name=facts.get("lrqat.base_model", "A model"),
+        name=in_markdown(str(facts.get("lrqat.base_model", "A model"))),
         grids=str(facts["lrqat.grid"]).replace(",", ", "),
-        graph=plan.checkpoint.config.get("model_type", "causal language model"),
+        graph=in_markdown(str(plan.checkpoint.config.get("model_type", "causal language model"))),
         opset=plan.options.opset,
         rounded=rounded_tables(plan),
         reference=_reference(facts),
@@ -74,9 +75,9 @@ def _genai(prefix: list[int]) -> str:
 def rounded_tables(plan: Plan) -> str:
     """A line for each weight that was rounded by the export and not by the training."""
     return "".join(
-        f"The export rounded `{choice.module}`, which was not trained on a grid, to {choice.type} "
-        f"({choice.bytes[choice.type]:,} bytes): {choice.changed:,} of its values changed, with a "
-        f"relative error of {choice.error:.2g}.\n"
+        f"The export rounded `{in_code_span(choice.module)}`, which was not trained on a grid, to "
+        f"{choice.type} ({choice.bytes[choice.type]:,} bytes): {choice.changed:,} of its "
+        f"values changed, with a relative error of {choice.error:.2g}.\n"
         for choice in plan.choices
         if choice.changed
     )
@@ -88,7 +89,8 @@ def _reference(facts: dict[str, Any]) -> str:
     if value is None:
         return "Its perplexity was not measured after training."
     text = facts.get("lrqat.reference.data", "the text of its checkpoint")
-    return f"The same weights in PyTorch have a perplexity of {value:.4f} on {text}."
+    where = in_markdown(str(text))
+    return f"The same weights in PyTorch have a perplexity of {value:.4f} on {where}."
 
 
 def _first_tokens(path: Path) -> list[int]:

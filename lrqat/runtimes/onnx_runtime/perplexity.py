@@ -3,15 +3,16 @@
 lrqat.onnx_perplexity("runs/a/onnx", Path("text.txt").read_text()).perplexity
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lrqat.errors import RuntimeUnavailableError, UserError
+from lrqat.errors import RuntimeUnavailableError, UserError, refusing
 from lrqat.evaluation.perplexity import LogitsFunction, Perplexity, Progress, Windows, perplexity
+from lrqat.foreign_files import refuse_irregular
+from lrqat.runtimes.genai_config import FILE_NAME, read_genai_config
 
 _NUMPY = {
     "tensor(float)": np.float32,
@@ -52,29 +53,27 @@ def onnx_perplexity(
         ) from None
     path = Path(folder)
     options = onnxruntime.SessionOptions()
-    for key, value in _session_options(path).items():
-        if key.startswith("session."):
-            options.add_session_config_entry(key, str(value))
-    try:
+    for key, value in _session_entries(path).items():
+        options.add_session_config_entry(key, value)
+    refuse_irregular(path)
+    with refusing(UserError, f"{path} is not an ONNX folder that can be run", "export it again"):
         session = onnxruntime.InferenceSession(
             str(path / "model.onnx"), options, providers=["CPUExecutionProvider"]
         )
         tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
-    except Exception as error:  # neither library's errors share a base class
-        raise UserError(f"{path} is not an ONNX folder that can be run: {error}") from None
     tokens, bos = _encode(tokenizer, text)
     return perplexity(logits_of(session), Windows.cut(tokens, context, bos, limit), progress)
 
 
-def _session_options(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((path / "genai_config.json").read_text(encoding="utf-8"))
-        return dict(config["model"]["decoder"]["session_options"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+def _session_entries(path: Path) -> dict[str, str]:
+    """The entries of genai_config.json that say how quantised products are computed."""
+    if not (path / FILE_NAME).is_file():
         raise UserError(
-            f"{path / 'genai_config.json'} cannot be read: {error}; a folder whose cache is "
-            "integers has none, and `lrqat evaluate` measures it"
-        ) from None
+            f"{path / FILE_NAME} cannot be read; a folder whose cache is integers has none, and "
+            "`lrqat evaluate` measures it"
+        )
+    options = read_genai_config(path)[0]["model"]["decoder"]["session_options"]
+    return {key: value for key, value in options.items() if key.startswith("session.")}
 
 
 def _encode(tokenizer: Any, text: str) -> tuple[list[int], int | None]:

@@ -4,7 +4,6 @@ Accuracy level 1 keeps every product in float32. ONNX Runtime's own default, 4, 
 to 8 bits inside quantised products; it is faster, and not what was trained, unless it was.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from exporters.onnx.options import FUSION_ENTRY, LEVEL_ENTRY, Options
 from exporters.onnx.verification import exported_options
 from exporters.onnx_genai.products import ACCURACY_LEVEL, MATMUL
 from lrqat.errors import RuntimeUnavailableError, UserError
+from lrqat.foreign_files import parse_json
 from lrqat.runtimes.onnx_runtime.perplexity import logits_of, zero_cache
 
 
@@ -149,6 +149,6 @@ def provenance(folder: str | Path) -> dict[str, Any]:
 
 def _plain(value: str) -> Any:
     try:
-        return json.loads(value)
+        return parse_json(value.encode())
     except ValueError:
         return value

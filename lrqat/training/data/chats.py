@@ -10,7 +10,8 @@ A `tools` column goes to the template with them.
 from collections.abc import Mapping
 from typing import Any
 
-from lrqat.errors import DataError
+from lrqat.errors import DataError, refusing
+from lrqat.training.data.template_process import TemplateError, TemplateProcess
 
 # ShareGPT's names of roles; others stay as they are, and the template judges them.
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
@@ -39,34 +40,47 @@ def messages_of(row: Mapping[str, Any], form: tuple[str, ...], where: str) -> li
     ]
 
 
-def chat_ids(messages: list[Message], tools: Any, tokenizer: Any, where: str) -> list[int]:
-    """Token ids of a chat, as they occur in use: `apply_chat_template(messages, tokenize=True)`.
+class ChatTokens:
+    """Chats to token ids, as they occur in use: `apply_chat_template(messages, tokenize=True)`.
 
     What the template writes is all there is: special tokens are those tokens, and nothing is put
-    before or after them.
-
-    Raises:
-        DataError: no chat template, or it refuses the chat.
+    before or after them. The template is run in another process, see `TemplateProcess`, which
+    ends with the `with` block.
     """
-    if not tokenizer.chat_template:
-        raise DataError(
-            f"{where} is a chat, and the tokenizer has no chat template; give rows with a `text` "
-            "column, or a tokenizer with a template"
-        )
-    try:
-        encoded = tokenizer.apply_chat_template(
-            messages,
-            tools=tools or None,
-            tokenize=True,
-            return_dict=True,
-            tokenizer_kwargs={"verbose": False},
-        )
-    except Exception as error:  # a template is a program, and raises what it likes
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"the chat template refuses {where}: {reason}; correct the row or leave it out"
-        ) from None
-    return list(encoded["input_ids"])
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._process: TemplateProcess | None = None  # text without chats needs none
+
+    def __enter__(self) -> "ChatTokens":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._process is not None:
+            self._process.close()
+
+    def ids(self, messages: list[Message], tools: Any, where: str) -> list[int]:
+        """Token ids of a chat.
+
+        Raises:
+            DataError: no chat template, or it refuses the chat, loops, or writes without end.
+        """
+        if not self._tokenizer.chat_template:
+            raise DataError(
+                f"{where} is a chat, and the tokenizer has no chat template; give rows with a "
+                "`text` column, or a tokenizer with a template"
+            )
+        try:
+            if self._process is None:
+                self._process = TemplateProcess(self._tokenizer)
+            text = self._process.render(messages, tools)
+        except TemplateError as error:
+            raise DataError(
+                f"the chat template refuses {where}: {error}; correct the row or leave it out"
+            ) from None
+        with refusing(DataError, f"the tokenizer refuses {where}", "correct the row"):
+            encoded = self._tokenizer(text, add_special_tokens=False, verbose=False)
+        return list(encoded["input_ids"])
 
 
 def _messages(value: Any, role: str, where: str) -> list[Message]:

@@ -64,20 +64,21 @@ def documents(source: str, tokenizer: Any) -> Iterator[Document]:
         DataError: nothing there, not readable, no usable column, or no text in any row.
     """
     form: tuple[str, ...] | None = None
-    for number, row in enumerate(read_rows(source), 1):
-        where = f"row {number} of {source}"
-        found = _form_of(row, where)
-        if found is None:
-            continue
-        form = form or found
-        if found != form:
-            raise DataError(
-                f"{where} has {_columns(found)} where the rows before it have {_columns(form)}; "
-                "give files of one form"
-            )
-        document = _document(row, form, tokenizer, where)
-        if document:
-            yield document
+    with chats.ChatTokens(tokenizer) as tokens:
+        for number, row in enumerate(read_rows(source), 1):
+            where = f"row {number} of {source}"
+            found = _form_of(row, where)
+            if found is None:
+                continue
+            form = form or found
+            if found != form:
+                raise DataError(
+                    f"{where} has {_columns(found)} where the rows before it have "
+                    f"{_columns(form)}; give files of one form"
+                )
+            document = _document(row, form, tokens, where)
+            if document:
+                yield document
     if form is None:
         raise DataError(f"{source} is empty: no row of it has any text; give --data some text")
 
@@ -97,11 +98,11 @@ def _columns(form: tuple[str, ...]) -> str:
     return " and ".join(f"`{name}`" for name in form)
 
 
-def _document(row: Row, form: tuple[str, ...], tokenizer: Any, where: str) -> Document:
+def _document(row: Row, form: tuple[str, ...], tokens: chats.ChatTokens, where: str) -> Document:
     """The document of a row; empty if there is nothing in it."""
     if form != ("text",):
         messages = chats.messages_of(row, form, where)
-        return chats.chat_ids(messages, row.get("tools"), tokenizer, where) if messages else []
+        return tokens.ids(messages, row.get("tools"), where) if messages else []
     text = row["text"]
     if not isinstance(text, str):
         raise DataError(f"`text` of {where} is {text!r:.40}, no string; put it in quotes")

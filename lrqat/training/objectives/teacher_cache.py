@@ -14,7 +14,6 @@ Log-probabilities are nats of the full softmax, before anything was left out. Wh
 them is in `lrqat.training.objectives.losses.TopKTargets`.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from lrqat.atomic_files import replaced_file, write_json
 from lrqat.checkpoint.manifest import sha256_of
 from lrqat.errors import DataError, UserError
 from lrqat.evaluation.perplexity import Progress
+from lrqat.foreign_files import read_json
 from lrqat.models.split import Split, split_or_whole
 from lrqat.training.data.documents import TokenBlocks
 from lrqat.training.objectives.cache_key import DTYPES, CacheKey
@@ -187,8 +187,8 @@ def _most_likely(halves: Split, input_ids: Tensor, key: CacheKey) -> tuple[Tenso
 
 def _read_index(path: Path) -> dict[str, Any]:
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        index = read_json(path)
+    except UserError as error:
         raise DataError(
             f"{path} cannot be read ({error}); delete it, and run again to write it anew"
         ) from None

@@ -17,6 +17,7 @@ from torch import Tensor
 from lrqat.atomic_files import replaced_file
 from lrqat.checkpoint.manifest import sha256_of
 from lrqat.errors import DataError, OutputError
+from lrqat.foreign_files import parse_json
 from lrqat.training.objectives.cache_key import DTYPES, CacheKey
 
 _OURS = "lrqat"  # of a shard's metadata
@@ -45,7 +46,7 @@ def is_written(path: Path, part: range, key: CacheKey) -> bool:
         return False
     try:
         with safe_open(path, "pt") as file:
-            recorded = json.loads((file.metadata() or {}).get(_OURS, "{}"))
+            recorded = parse_json((file.metadata() or {}).get(_OURS, "{}").encode())
             refuse_other(path, recorded, key)
             if sorted(file.keys()) != ["ids", "logprobs"]:
                 return False

@@ -13,7 +13,6 @@ It is made beside its place, fsynced and renamed, so a killed process leaves a t
 which is never taken for a state and goes when the run is continued. The two newest are kept.
 """
 
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from typing import Any
 
 from lrqat.atomic_files import replaced_folder, sweep_leftovers, write_json
 from lrqat.checkpoint.manifest import describe_files, sha256_of
+from lrqat.foreign_files import ForeignFileError, read_json
 
 ADAPTERS = "adapters.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -88,18 +88,18 @@ def sweep(folder: Path) -> None:
 
 def read_training(state: Path) -> dict[str, Any]:
     """What `training.json` of a state holds."""
-    return json.loads((state / TRAINING).read_text(encoding="utf-8"))
+    return read_json(state / TRAINING)
 
 
 def damage(state: Path) -> str | None:
     """What is wrong with a state, in words, or None if it is as it was written."""
-    try:
-        record = json.loads((state / STATE).read_text(encoding="utf-8"))
-    except OSError:
+    if not (state / STATE).is_file():
         return f"it has no {STATE}"
-    except (ValueError, RecursionError):
+    try:
+        record = read_json(state / STATE)
+    except ForeignFileError:
         return f"{STATE} is not valid JSON"
-    if not isinstance(record, dict) or record.get("format") != _FORMAT:
+    if record.get("format") != _FORMAT:
         return f"{STATE} does not describe a saved state"
     if record.get("version") != _VERSION:
         return f"it has version {record.get('version')!r} and this lrqat reads {_VERSION}"

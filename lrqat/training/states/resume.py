@@ -1,13 +1,12 @@
 """Saved states of a run: finding the last one, and refusing one of another run."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from lrqat.atomic_files import refuse_existing, refuse_overlap, replaced_file, write_json
 from lrqat.checkpoint.manifest import FILE_NAME
 from lrqat.errors import OutputError, UserError
+from lrqat.foreign_files import read_json
 from lrqat.training.config import TrainConfig
 from lrqat.training.states.folder import STATE, damage, list_states
 
@@ -110,11 +109,9 @@ def _named(state: Path) -> Path:
 
 def _refuse_other_settings(path: Path, config: TrainConfig) -> None:
     try:
-        recorded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}, the settings of the run to resume, cannot be read: {error}"
-        ) from None
+        recorded = read_json(path)
+    except UserError as error:
+        raise UserError(f"the settings of the run to resume cannot be read: {error}") from None
     current = config.to_json()
     for name in current.keys() - _FREE:
         if recorded.get(name) != current[name]:

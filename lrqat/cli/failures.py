@@ -1,0 +1,70 @@
+"""What a command says of a failure that its user can mend.
+
+Everything else is our own fault, and keeps its traceback, which is what we need to mend it.
+"""
+
+import errno
+import importlib.metadata
+import os
+import re
+
+from lrqat.errors import UserError, first_line
+
+_NO_MEMORY = re.compile(
+    "not enough memory|can't allocate memory|cannot allocate memory|out of memory", re.IGNORECASE
+)
+
+
+def explanation(error: Exception) -> str | None:
+    """The message for the user, or None where the fault is ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return _missing_package(error.name or "")
+    if _is_about_memory(error):
+        return (
+            f"memory ran out ({first_line(error):.200}); take a smaller --batch-size, "
+            "--sequence-length or --context, or a machine with more"
+        )
+    if isinstance(error, BrokenPipeError):
+        return "standard output was closed before all was written to it"
+    if isinstance(error, OSError):
+        return _from_the_system(error)
+    return None
+
+
+def _is_about_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))  # torch's
+
+
+def _from_the_system(error: OSError) -> str:
+    """What the system refused; libraries make up OSErrors of their own, which have no number."""
+    if error.errno is None:
+        return first_line(error)
+    reason = error.strerror or os.strerror(error.errno)
+    if error.filename is not None:
+        return f"{error.filename}: {reason}"
+    where = "writing" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "reading or writing"
+    return f"{where} failed: {reason}; check the disk, and where standard output goes"
+
+
+def _missing_package(module: str) -> str | None:
+    extra = _extra_with(module)
+    if extra is None:
+        return None
+    return f"this needs {module}, which is not installed: pip install 'lrqat[{extra}]'"
+
+
+def _extra_with(module: str) -> str | None:
+    """The extra of this package that a missing module is installed with."""
+    try:
+        requirements = importlib.metadata.requires("lrqat") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    name = re.escape(module.split(".")[0].replace("_", "-"))
+    found = (re.match(rf"{name}\b(?!-).*extra == ['\"](.+?)['\"]", line) for line in requirements)
+    return next((match[1] for match in found if match), None)

@@ -1,0 +1,76 @@
+"""Configurations of models, which others wrote: what transformers makes of them, within limits."""
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from lrqat.config_bounds import refuse_absurd_counts
+from lrqat.errors import ModelError, refusing
+from lrqat.limited_process import failure_of
+
+# transformers' own. Other names are kernels that are not installed here, or that it would fetch
+# from the hub and run; all of them compute the same.
+_ATTENTION = ("eager", "sdpa")
+_SECONDS = 5  # to build a model on the meta device; the largest known take less than one
+
+
+def build_config(name: object, values: dict[str, Any]) -> Any:
+    """The configuration that config.json's `values` are, but for its quantization.
+
+    Args:
+        name: where they come from, for messages.
+        values: keys and values of the file.
+
+    Raises:
+        ModelError: they are none that transformers takes.
+    """
+    plain = {key: value for key, value in values.items() if key != "quantization_config"}
+    refuse_unbuildable(name, plain)
+    with refusing(
+        ModelError, f"config.json of {name} is not a model configuration", "use an intact copy"
+    ):
+        return with_own_attention(AutoConfig.for_model(**plain))
+
+
+def with_own_attention(config: Any) -> Any:
+    """`config`, and in it those of its parts, with an attention of transformers' own."""
+    if config._attn_implementation not in (None, *_ATTENTION):
+        config._attn_implementation = None
+    for part in config.sub_configs:
+        if getattr(config, part, None) is not None:
+            with_own_attention(getattr(config, part))
+    return config
+
+
+def refuse_unbuildable(name: object, values: dict[str, Any]) -> None:
+    """Refuse a configuration of which no model can be built in seconds and half a gigabyte.
+
+    Names and shapes only: weights take no memory there.
+
+    Raises:
+        ModelError: layers or experts without end, or another number of which transformers makes
+            objects. What it refuses at once is left to whoever builds the model, who can say more.
+    """
+    refuse_absurd_counts(name, values)
+    kind = values.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        return
+    # Imported here, for the copy has seconds only. A model of another task has no such class.
+    MODEL_FOR_CAUSAL_LM_MAPPING.get(CONFIG_MAPPING[kind], None)
+
+    def build() -> None:
+        torch.set_num_threads(1)  # the threads that there were are not in the copy
+        plain = {key: value for key, value in values.items() if key != "quantization_config"}
+        config = with_own_attention(AutoConfig.for_model(**plain))
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config)
+
+    failure = failure_of(build, _SECONDS)
+    if failure is not None and failure.startswith("it "):
+        raise ModelError(
+            f"config.json of {name} asks for a model that cannot be built ({failure}); use an "
+            "intact copy of the model"
+        )

@@ -1,0 +1,288 @@
+"""Configurations, tokenizers, lrqat.json, states and teacher caches that nobody vouches for."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoConfig
+
+from exporters.gguf.metadata import vocabulary_metadata
+from lrqat.checkpoint import manifest
+from lrqat.checkpoint.reader import Checkpoint
+from lrqat.errors import CheckpointError, DataError, ModelError, UserError
+from lrqat.models import hub
+from lrqat.training.config import TrainConfig
+from lrqat.training.data.documents import TokenBlocks
+from lrqat.training.objectives.teacher_cache import FILE_NAME, CacheKey, TeacherCache
+from lrqat.training.objectives.teacher_shards import is_written, write_shard
+from lrqat.training.states import folder as states
+from lrqat.training.states.resume import STATES, find_state, record_run
+from tests.fuzz.harness import altered_bytes, altered_json, fuzz, limited, outcome
+
+ANY = st.data()
+# Families whose configurations are built differently: parts, experts, other attention, other names.
+FAMILIES = ("llama", "gpt2", "gemma3_text", "qwen3_moe", "phi3", "mamba2", "gemma3", "opt", "bloom")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("fuzz")
+
+
+def small(family):
+    """config.json of a family, with sizes that take no time to build."""
+    values = AutoConfig.for_model(family).to_dict() | {"architectures": ["X"]}
+    text = values.get("text_config", values)
+    for key in ("num_hidden_layers", "n_layer", "num_experts"):
+        if key in text:
+            text[key] = 2
+    values.pop("layer_types", None)
+    text.pop("layer_types", None)
+    return json.loads(json.dumps(values, default=str))
+
+
+@fuzz(20)
+@given(data=ANY)
+def test_configurations(folder, data):
+    config = data.draw(altered_json([small(data.draw(st.sampled_from(FAMILIES)))]))
+    (folder / "config.json").write_text(json.dumps(config))
+    outcome(lambda: hub.meta_model(hub.load_config(str(folder))))
+
+
+@fuzz(20)
+@given(data=ANY)
+def test_bytes_of_configurations(folder, data):
+    good = json.dumps(small("llama")).encode()
+    (folder / "config.json").write_bytes(data.draw(altered_bytes([good])))
+    outcome(lambda: hub.load_config(str(folder)))
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tiny_model, folder):
+    return shutil.copytree(tiny_model, folder / "tokenizer")
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+@fuzz(20)
+@given(data=ANY)
+def test_tokenizers(tokenizer_folder, tiny_model, data):
+    name = data.draw(st.sampled_from(TOKENIZER_FILES))
+    value = data.draw(altered_json([json.loads((tiny_model / name).read_text())]))
+    (tokenizer_folder / name).write_text(json.dumps(value))
+    outcome(lambda: hub.load_tokenizer(tokenizer_folder).encode("a text"))
+    shutil.copy(tiny_model / name, tokenizer_folder)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(make_small, folder):
+    return shutil.copytree(make_small("q4_0").path, folder / "fused")
+
+
+def contents(path):
+    """Everything that a checkpoint's reader gives."""
+    opened = Checkpoint.open(path)
+    for name in opened.quantized_names:
+        opened.quantized(name).dequantize()
+    return [opened.floating(name) for name in opened.floating_names]
+
+
+@fuzz(30)
+@given(data=ANY)
+def test_manifests(checkpoint, data):
+    path = checkpoint / manifest.FILE_NAME
+    good = path.read_bytes()
+    try:
+        path.write_text(json.dumps(data.draw(altered_json([json.loads(good)]))))
+        outcome(lambda: contents(checkpoint))
+    finally:
+        path.write_bytes(good)
+
+
+@fuzz(20)
+@given(data=ANY)
+def test_vocabularies_of_checkpoints(checkpoint, data):
+    """What lrqat.json accepts, an export reads."""
+    path = checkpoint / "tokenizer.json"
+    good = path.read_bytes()
+    opened = Checkpoint.open(checkpoint)
+    try:
+        path.write_text(json.dumps(data.draw(altered_json([json.loads(good)]))))
+        outcome(lambda: vocabulary_metadata(opened, None))
+    finally:
+        path.write_bytes(good)
+
+
+@fuzz(15)
+@given(data=ANY)
+def test_no_altered_weights_are_read(checkpoint, data):
+    path = next(checkpoint.glob("*.safetensors"))
+    good = path.read_bytes()
+    try:
+        path.write_bytes(altered := data.draw(altered_bytes([good])))
+        found = outcome(lambda: contents(checkpoint))
+        assert altered == good or isinstance(found, CheckpointError)
+    finally:
+        path.write_bytes(good)
+
+
+CONFIG = TrainConfig(model="model", data="data", output="output")
+
+
+@pytest.fixture(scope="module")
+def saved(folder):
+    record_run(folder / STATES, CONFIG)
+
+    def write(state):
+        for name in states.FILES:
+            (state / name).write_bytes(b'{"a": 1}' + name.encode())
+
+    return states.write_state(folder / STATES, 2, write)
+
+
+@fuzz(40)
+@given(data=ANY)
+def test_states(saved, data):
+    path = data.draw(st.sampled_from([*sorted(saved.iterdir()), saved.parent / "run.json"]))
+    good = path.read_bytes()
+    try:
+        path.write_bytes(altered := data.draw(altered_bytes([good])))
+        found = outcome(lambda: find_state(saved.parent, str(saved), CONFIG))
+        listed = path.name in states.FILES
+        assert not listed or altered == good or isinstance(found, UserError)
+    finally:
+        path.write_bytes(good)
+
+
+def test_strange_files_in_a_state_are_not_read(saved):
+    """Pickles that the Trainer would look for."""
+    (saved / "scaler.pt").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    assert find_state(saved.parent, str(saved), CONFIG) == saved
+    (saved / "scaler.pt").unlink()
+
+
+@pytest.fixture(scope="module")
+def shard(folder):
+    blocks = TokenBlocks(np.arange(24, dtype=np.int32), 4)
+    key = CacheKey.of(blocks, teacher="tiny", k=2, vocabulary=61, dtype="float32")
+    name, part = next(iter(key.shards()))
+    made = folder / "cache"
+    made.mkdir()
+    logprobs = torch.zeros(len(part), 4, 2)
+    ids = torch.zeros(len(part), 4, 2, dtype=torch.int32)
+    write_shard(made / name, part, logprobs, ids, key)
+    return made / name, part, key
+
+
+@fuzz(40)
+@given(data=ANY)
+def test_teacher_shards(shard, data):
+    path, part, key = shard
+    good = path.read_bytes()
+    try:
+        path.write_bytes(altered := data.draw(altered_bytes([good])))
+        found = outcome(lambda: is_written(path, part, key))
+        assert found is not True or altered == good
+    finally:
+        path.write_bytes(good)
+
+
+@fuzz(30)
+@given(data=ANY)
+def test_indices_of_teacher_caches(shard, data):
+    path, _, key = shard
+    index = {**key.to_json(), "shards": {path.name: "ab" * 32}}
+    (path.parent / FILE_NAME).write_text(json.dumps(data.draw(altered_json([index]))))
+    outcome(lambda: TeacherCache.open(path.parent, key))
+
+
+ABSURD = {
+    "layers": {"num_hidden_layers": 10**7},
+    "layers of experts": {"num_hidden_layers": 1000, "num_local_experts": 10**6},
+    "labels": {"num_labels": 10**9},
+    "an integer of 4,300 digits": {"hidden_size": 10**4299},
+}
+
+
+@pytest.mark.parametrize("name", ABSURD)
+def test_absurd_sizes_are_refused_at_once(name, tmp_path):
+    text = json.dumps(small("llama") | dict.fromkeys(ABSURD[name], 0))
+    for key, value in ABSURD[name].items():
+        digits = str(value) if value < 10**100 else "1" * 4300
+        text = text.replace(f'"{key}": 0', f'"{key}": {digits}')
+    (tmp_path / "config.json").write_text(text)
+    with limited(), pytest.raises(UserError):
+        hub.load_config(str(tmp_path))
+
+
+def test_json_of_ten_million_keys_is_refused_at_once(tmp_path):
+    (tmp_path / "config.json").write_bytes(b'{"a":0' + b',"a":0' * 10**7 + b"}")
+    with limited(), pytest.raises(UserError, match=r"more than|millions"):
+        hub.load_config(str(tmp_path))
+
+
+def test_json_nested_too_deeply_is_refused(tmp_path):
+    (tmp_path / "config.json").write_bytes(b'{"a":' + b"[" * 10**6)
+    with pytest.raises(UserError, match="nested too deeply"):
+        hub.load_config(str(tmp_path))
+
+
+@pytest.mark.parametrize("asked", ["flash_attention_2", "flash_attention_3", "somebody/kernel", 5])
+def test_an_attention_that_is_not_transformers_own_is_replaced(asked, tmp_path):
+    """FlashAttention of where the model was trained; or a kernel to fetch from the hub and run."""
+    config = small("llama") | {"_attn_implementation": asked}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = hub.load_config(str(tmp_path))
+    assert found._attn_implementation is None
+    assert hub.meta_model(found).config._attn_implementation == "sdpa"
+
+
+WRONG = {
+    "a padding token beyond the table": {"pad_token_id": 10**6},
+    "an integer where a float is wanted": {"rms_norm_eps": 0},
+    "heads that do not divide": {"num_attention_heads": 5, "num_key_value_heads": 5},
+    "no context": {"max_position_embeddings": None},
+    "an activation that is unknown": {"hidden_act": "swishy"},
+    "a rope type that is unknown": {"rope_parameters": {"rope_type": "foo", "rope_theta": 10000.0}},
+    "any dtype": {"dtype": "auto"},
+    "the dtype of an fp8 model": {"dtype": "float8_e4m3fn"},
+    "a type that is no name": {"model_type": ["llama"]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_transformers_or_torch_refuses_is_one_message(name, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(small("llama") | WRONG[name]))
+    with pytest.raises(ModelError, match=r"config\.json"):
+        hub.meta_model(hub.load_config(str(tmp_path)))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json", "model.safetensors"])
+def test_nobody_waits_for_a_pipe_in_a_model_folder(name, tiny_model, tmp_path):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (model / name).unlink(missing_ok=True)
+    os.mkfifo(model / name)
+    for load in (hub.load_config, hub.load_tokenizer):
+        with pytest.raises(UserError, match="neither a file nor a folder"):
+            load(str(model))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_nobody_waits_for_a_pipe_in_a_state_or_a_cache(saved, shard):
+    os.rename(saved / states.STATE, saved / "aside")
+    os.mkfifo(saved / states.STATE)
+    assert states.damage(saved) is not None
+    (saved / states.STATE).unlink()
+    os.rename(saved / "aside", saved / states.STATE)
+    path, _, key = shard
+    (path.parent / FILE_NAME).unlink(missing_ok=True)
+    os.mkfifo(path.parent / FILE_NAME)
+    with pytest.raises(DataError):
+        TeacherCache.open(path.parent, key)
