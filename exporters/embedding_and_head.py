@@ -76,6 +76,12 @@ def find_embedding_and_head(checkpoint: Checkpoint) -> EmbeddingAndHead:
     return EmbeddingAndHead(next(iter(embeddings), None), next(filter(is_output_head, names), None))
 
 
+def head_is_embedding(checkpoint: Checkpoint) -> bool:
+    """Whether one matrix is both: the configuration says so, and there is no head of its own."""
+    tied = checkpoint.config.get("tie_word_embeddings")
+    return bool(tied) and find_embedding_and_head(checkpoint).head is None
+
+
 def refuses_other_type(flag: str, asked: str, module: str, grid: str, form: str = "") -> str:
     """Why what was trained on a grid cannot have another type.
 

@@ -29,6 +29,9 @@ LOGIT_STEPS = {
     "lm_head_multiplier": LogitStep.MULTIPLY,
 }
 
+# Why a tower of images or sound is left unquantized, and is no part of an exported model.
+BESIDE_TEXT = "text never reaches it"
+
 # Names of modules that choose experts: anywhere, and where there are experts beside them.
 ROUTERS = frozenset({"router"})
 ROUTERS_BESIDE_EXPERTS = frozenset({"gate", "shared_expert_gate"})

@@ -1,7 +1,7 @@
 """That the table is all by which llama.cpp's GELU differs: without it L1 needs no bound of its own.
 
-As with rounded activations, short prompts have few values near the border of two of the table's,
-and the median over prompts leaves out those that have one.
+As with fake-quantized activations, short prompts have few values near the border of two of the
+table's, and the median over prompts leaves out those that have one.
 """
 
 import ctypes

@@ -28,6 +28,7 @@ from exporters.gguf.tensors.selection import choose_float_block, choose_integer_
 from exporters.gguf.tensors.sources import Source, find_sources
 from exporters.gguf.tensors.stored import stored_tensors
 from exporters.planning import activation_grid, refuses_activations
+from exporters.text_model import text_model
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import ExportRefusedError
 
@@ -46,6 +47,7 @@ def plan(checkpoint: Checkpoint, options: Options | None = None) -> Plan:
     made = Plan(checkpoint, options or Options())
     if made.options.converter is not None:
         return _plan_converter(made)
+    checkpoint = made.checkpoint = text_model(checkpoint)
     try:
         architecture = find_architecture(checkpoint.config)
     except ExportRefusedError as error:

@@ -25,6 +25,7 @@ from exporters.gguf.provenance import CONVERTER
 from exporters.gguf.tensors.rounded_values import value_blocks
 from exporters.gguf.tensors.sources import Source, find_sources
 from exporters.parallel import in_order
+from exporters.text_model import text_model
 from lrqat.checkpoint.reader import Checkpoint, QuantizedTensor
 from lrqat.errors import ExportRefusedError
 
@@ -80,6 +81,7 @@ def verify(path: str | Path, checkpoint: Checkpoint) -> dict[str, int]:
     header = read_model(Path(path))
     if CONVERTER in header.metadata:
         return mismatching_rows(header, checkpoint)
+    checkpoint = text_model(checkpoint)
     by_name = {source.name: source for source in _sources(checkpoint)}
     found = {c.name: c.differences(by_name.get(c.name)) for c in _checks(header, checkpoint)}
     keys = differing(header, checkpoint, find_architecture(checkpoint.config))

@@ -32,6 +32,7 @@ from exporters.onnx.weights.storage import (
     product_type,
     refuses_grid,
 )
+from exporters.text_model import text_model
 from lrqat.architectures import find_architecture
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.checkpoint.weight_kinds import WeightKind
@@ -50,6 +51,7 @@ def plan(checkpoint: Checkpoint, options: Options | None = None) -> Plan:
     Raises:
         CheckpointError: the checkpoint itself is not valid.
     """
+    checkpoint = text_model(checkpoint)
     chosen = with_level(checkpoint, options or Options()).resolved()
     made = Plan(checkpoint, chosen, find_embedding_and_head(checkpoint))
     made.refusals += refuses_types(checkpoint, made.embedding_and_head, chosen)

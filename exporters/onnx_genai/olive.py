@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from exporters.floating import as_float32
 from exporters.onnx.folder.companions import copy_text_files
 from exporters.onnx_genai.parts import Part
 from exporters.onnx_genai.planning import Plan
@@ -33,7 +34,8 @@ def write_olive(plan: Plan, folder: Path, progress: Callable[[str], None]) -> No
     for part in plan.tensors:
         progress(part.name)
         save_file(_packed(plan, part), folder / f"{part.name}.safetensors")
-    floating = {n: checkpoint.floating(n).astype(np.float32) for n in checkpoint.floating_names}
+    names = checkpoint.floating_names
+    floating = {name: as_float32(name, checkpoint.floating(name)) for name in names}
     save_file(floating, folder / "floating.safetensors")
     config = {**checkpoint.config, "dtype": "float32", "quantization_config": _config(plan.tensors)}
     write_json(folder / "config.json", config)

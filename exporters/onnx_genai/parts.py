@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from exporters.embedding_and_head import head_is_embedding
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.checkpoint.weight_kinds import WeightKind
 from lrqat.grids.grid import Grid
@@ -75,8 +76,7 @@ def part_of(checkpoint: Checkpoint, name: str) -> Part:
 def refuses(checkpoint: Checkpoint, name: str) -> str | None:
     """Why the trained weight `name` has no exact form here, or None."""
     grid, kind = checkpoint.grid(name), checkpoint.kind(name)
-    tied = checkpoint.config.get("tie_word_embeddings")
-    is_head = name == EMBEDDING and tied
+    is_head = name == EMBEDDING and head_is_embedding(checkpoint)
     if kind == WeightKind.EMBEDDING and not is_head:
         return (
             "onnxruntime-genai's builder takes an embedding of integers only where it is the head "

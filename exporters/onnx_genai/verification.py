@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from exporters.embedding_and_head import head_is_embedding
 from exporters.onnx.folder.model_file import read_model, resolve_links
 from exporters.onnx_genai.parts import EMBEDDING, HEAD, Part
 from exporters.onnx_genai.planning import plan
@@ -111,7 +112,7 @@ def _unquantized(
     """Mismatches of an unquantized embedding and head; the builder transposes the head."""
     embedding, head = f"{EMBEDDING}.weight", f"{HEAD}.weight"
     places = {embedding: {looked_up}, head: {_HEAD}}
-    if checkpoint.config.get("tie_word_embeddings"):
+    if head_is_embedding(checkpoint):
         places[embedding].add(_HEAD)
     found = {}
     for name in places.keys() & set(checkpoint.floating_names):

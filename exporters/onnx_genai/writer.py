@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from exporters.end_tokens import end_tokens, one_or_list
 from exporters.format import Progress
 from exporters.onnx.folder.loadable import refuse_unloadable
 from exporters.onnx.folder.model_file import MODEL
@@ -17,7 +18,7 @@ from exporters.onnx_genai.planning import Plan
 from exporters.onnx_genai.verification import verify
 from exporters.planning import refuse_inexact
 from exporters.provenance import provenance
-from lrqat.atomic_files import refuse_existing, replaced_folder
+from lrqat.atomic_files import refuse_existing, replaced_folder, write_json
 from lrqat.errors import OutputError
 
 
@@ -68,12 +69,17 @@ def write(
 def _describe(plan: Plan, folder: Path) -> None:
     """Add the `lrqat.*` properties to the builder's file, and the size of heads to its inputs.
 
+    Generation ends at the tokenizer's end of text too, of which the builder does not know.
     The weights stay where they are.
     """
     model = ir.load(folder / MODEL)
     for key, fact in provenance(plan.checkpoint).items():
         model.metadata_props[key] = fact if isinstance(fact, str) else json.dumps(fact)
     genai = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
+    ends = end_tokens(plan.checkpoint.path, plan.checkpoint.config)
+    if ends and genai["model"].get("eos_token_id") != one_or_list(ends):
+        genai["model"]["eos_token_id"] = one_or_list(ends)
+        write_json(folder / "genai_config.json", genai)
     head_size = int(genai["model"]["decoder"]["head_size"])
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.shape is not None and len(value.shape) == 4:

@@ -83,7 +83,7 @@ class Grid:
         zero_point: whether each group has an integer zero-point.
         minimum: how the minimum of each group is stored, or None where there is none.
         levels: the integers of a codebook grid in rising order; None: all from q_min to q_max.
-        packed_bits: bits a weight where codes are packed tighter than `bits`.
+        packed_bits: bits per weight where codes are packed tighter than `bits`.
     """
 
     name: str

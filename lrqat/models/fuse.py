@@ -34,6 +34,8 @@ from lrqat.layers.weight import QuantizedWeight
 from lrqat.models.card import model_card
 from lrqat.models.preparation import quantized_layers
 from lrqat.models.surgery import SurgeryPlan, Target
+from lrqat.models.tying import is_tied, settle_tying
+from lrqat.models.weight_misfits import refuse_not_finite
 
 # The weights of a folder that transformers could not load rightly have a name it does not look for.
 _OWN_FILES = "lrqat{suffix}.safetensors"
@@ -70,12 +72,13 @@ def fuse(
         `path`.
 
     Raises:
-        ModelError: a trained tensor holds NaN or infinity.
+        ModelError: a tensor holds NaN or infinity.
         OutputError: the disk is full, the folder is not writable, or another process writes there.
     """
     path = Path(path)
     activations, activation_tensors = _activations(model)
     state, extra = _state(model, plan, getattr(torch, str(base_model["dtype"])))
+    refuse_not_finite(str(base_model["name"]), state.items())
     standard = loads_with_transformers(plan)
     pattern = "model{suffix}.safetensors" if standard else _OWN_FILES
     with published(path) as staging:
@@ -155,7 +158,7 @@ def quantization_config(plan: SurgeryPlan) -> dict[str, Any]:
             }
             for i, (grid, names) in enumerate(by_grid.items())
         },
-        "ignore": sorted(plan.kept),
+        "ignore": plan.ignored,
         "kv_cache_scheme": None,
     }
 
@@ -261,22 +264,21 @@ def _refuse_non_finite(name: str, layer: QuantizedWeight) -> None:
 
 def _tied_head(model: Any) -> str | None:
     """Name of the head's weight if it is the embedding's, which is stored once."""
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    own, tied = getattr(head, "weight", None), getattr(embedding, "weight", None)
-    if own is None or own is not tied:
-        return None
-    return next(f"{name}.weight" for name, module in model.named_modules() if module is head)
+    names = {module: f"{name}.weight" for name, module in model.named_modules()}
+    return names[model.get_output_embeddings()] if is_tied(model) else None
 
 
 def _narrowest(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor` in the type its base model stored it in, if every value survives; else float32."""
+    """`tensor` in a type no wider, that of its base model, if every value survives; or float32."""
     wide = tensor.detach().cpu().float()
     narrow = wide.to(dtype)
-    return (narrow if torch.equal(narrow.float(), wide) else wide).contiguous()
+    exact = dtype.itemsize <= 4 and torch.equal(narrow.float(), wide)
+    return (narrow if exact else wide).contiguous()
 
 
 def _save_config(model: Any, plan: SurgeryPlan, folder: Path) -> None:
     config = copy.deepcopy(model.config)
+    settle_tying(model, config)
     # float32, so that from_pretrained without arguments loses no bit of a weight or a scale.
     config.dtype = torch.float32
     config.architectures = [type(model).__name__]  # unset on a model made from a configuration

@@ -11,6 +11,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from lrqat.checkpoint import manifest
 from lrqat.checkpoint.listed import listed_folder
 from lrqat.errors import ModelError
+from lrqat.models.tying import settle_tying
+from lrqat.models.weight_misfits import quiet_loading, refuse_misfit, refuse_not_finite
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
@@ -52,16 +54,33 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
 
 
 def load_model(name: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
-    """A causal language model in `dtype`, in evaluation mode. Raises ModelError."""
+    """A causal language model in `dtype`, in evaluation mode.
+
+    `tie_word_embeddings` of its configuration is what the weights are.
+
+    Raises:
+        ModelError: no such model, or damaged files; tensors that are missing, or that are not the
+            model's, with the cure; a tensor that is not finite.
+    """
     config = load_config(name, trust_remote_code=trust_remote_code)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=dtype, trust_remote_code=trust_remote_code
-        )
+        with quiet_loading():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name,
+                config=config,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
         raise ModelError(f"cannot load the weights of {name!r}: {_first_line(error)}") from None
     except SafetensorError as error:
         raise ModelError(f"a weight file of {name!r} is damaged: {_first_line(error)}") from None
+    model, info = loaded
+    refuse_misfit(name, model, info)
+    refuse_not_finite(name, model.state_dict().items())
+    settle_tying(model, model.config)
     return model.eval()
 
 

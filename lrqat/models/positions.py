@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from lrqat.models import hub
+from lrqat.models.text_part import TextPart
 
 _WITHOUT_POS = "wpe"  # GPT-2's, GPT-Neo's and StarCoder's name; all others have "pos" in theirs
 
@@ -53,12 +54,14 @@ def warning_beyond(trained: int | None, length: int, setting: str) -> str | None
 
 
 def _rows(model: Any) -> Iterator[int]:
+    text = TextPart(model)
     for name, module in model.named_modules():
         last = name.rpartition(".")[2]
-        if isinstance(module, nn.Embedding) and ("pos" in last or last == _WITHOUT_POS):
+        learned = isinstance(module, nn.Embedding) and ("pos" in last or last == _WITHOUT_POS)
+        if learned and name in text:
             yield module.num_embeddings - _unused(module)
     for name, buffer in model.named_buffers():
-        looked_up = buffer.dim() == 2 and buffer.is_floating_point()
+        looked_up = buffer.dim() == 2 and buffer.is_floating_point() and name in text
         if looked_up and "pos" in name.rpartition(".")[2]:
             yield buffer.shape[0]
 

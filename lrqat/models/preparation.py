@@ -27,6 +27,7 @@ from lrqat.layers.linear import LRQATLinear
 from lrqat.layers.methods import METHODS, LoRALinear
 from lrqat.layers.weight import QuantizedWeight
 from lrqat.models.surgery import SurgeryPlan, Target
+from lrqat.models.tying import is_tied
 from lrqat.settings import AUTO, Group, above, at_least, one_of, option
 
 _FACTOR_AT_32 = 16  # alpha / r at rank 32, where the paper has 1/32: see lrqat.training.config
@@ -118,7 +119,7 @@ def prepare(
 
     Raises:
         UserError: settings that do not fit the plan, see `check_settings`.
-        ModelError: a weight is not finite.
+        ModelError: a weight is not finite, or a head that was planned as tied is none.
     """
     settings = settings or Settings()
     check_settings(plan, settings)
@@ -214,6 +215,11 @@ def _place_linear(model: Any, name: str, target: Target, maker: _Maker, load: An
 
 
 def _place_embedding(model: Any, name: str, target: Target, maker: _Maker, load: Any) -> None:
+    if target.tied_to and not is_tied(model):
+        raise ModelError(
+            f"{name} and {target.tied_to} were planned as one weight (tie_word_embeddings), and "
+            "the weights are two that differ; set tie_word_embeddings to false in config.json"
+        )
     embedding = model.get_submodule(name)
     weight = load(f"{name}.weight")
     kind = LRQATLinear if target.tied_to else QuantizedWeight

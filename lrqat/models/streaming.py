@@ -12,97 +12,22 @@ prefixes that are missing); those, and files that are not safetensors, are left 
 return None, and the caller takes `lrqat.models.hub.load_model` and `prepare`.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
-from lrqat.errors import ModelError
-from lrqat.models import hub
 from lrqat.models.preparation import Settings, prepare
+from lrqat.models.stored_model import open_model
 from lrqat.models.surgery import SurgeryPlan
-
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_SHARDS = "model-*.safetensors"
-
-
-class Weights:
-    """The tensors of a model folder, read one at a time.
-
-    Attributes:
-        folder: where the files are.
-        names: of all tensors.
-    """
-
-    def __init__(self, folder: Path, file_of: Mapping[str, str]) -> None:
-        self.folder, self._file_of = folder, dict(file_of)
-        self.names = frozenset(self._file_of)
-        # One file is kept open: its mapped pages count as this process's memory.
-        self._opened: tuple[str, Any] | None = None
-
-    def __call__(self, name: str) -> Tensor:
-        """Read one tensor, as stored: a view of the mapped file. Raises ModelError."""
-        try:
-            return self._open(name).get_tensor(name)
-        except SafetensorError as error:
-            raise _damaged(self.path(name), error) from None
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor, from the file's header. Raises ModelError."""
-        try:
-            return tuple(self._open(name).get_slice(name).get_shape())
-        except SafetensorError as error:
-            raise _damaged(self.path(name), error) from None
-
-    def path(self, name: str) -> Path:
-        """The file that holds a tensor."""
-        return self.folder / self._file_of[name]
-
-    def in_file_order(self, names: Iterable[str]) -> list[str]:
-        """`names`, those of one file together."""
-        return sorted(names, key=lambda name: (self._file_of[name], name))
-
-    def _open(self, name: str) -> Any:
-        file = self._file_of[name]
-        if self._opened is None or self._opened[0] != file:
-            self._opened = None
-            self._opened = file, _open_file(self.folder / file)
-        return self._opened[1]
-
-
-def open_weights(name_or_folder: str | Path, config: Any) -> Weights | None:
-    """The safetensors files of a model, in one file or in shards with an index.
-
-    Args:
-        name_or_folder: a local folder, or an id on the Hugging Face hub, which is downloaded.
-        config: the model's configuration, which knows the hub's revision.
-
-    Returns:
-        The weights, or None: the model has no safetensors files of the usual names.
-
-    Raises:
-        ModelError: a file that is missing, truncated or not what it should be; no connection.
-    """
-    folder = Path(name_or_folder)
-    if not folder.is_dir():
-        folder = _download(str(name_or_folder), getattr(config, "_commit_hash", None))
-    if (folder / _INDEX).is_file():
-        return Weights(folder, _read_index(folder / _INDEX))
-    if (folder / _SINGLE).is_file():
-        names = _open_file(folder / _SINGLE).keys()
-        return Weights(folder, dict.fromkeys(names, _SINGLE))
-    return None
+from lrqat.models.weight_files import Weights
+from lrqat.models.weight_misfits import refuse_not_finite
 
 
 def load_streamed(
@@ -134,26 +59,26 @@ def load_streamed(
         The prepared model in evaluation mode, or None: see the module's text.
 
     Raises:
-        ModelError: as `open_weights`; a tensor of another shape than the model's; not finite.
+        ModelError: as `open_model`, for tensors that are not the model's; one that is not finite.
         UserError: settings that do not fit the plan.
     """
-    config = hub.load_config(model_name, trust_remote_code=trust_remote_code)
-    weights = open_weights(model_name, config)
+    stored = open_model(model_name, trust_remote_code=trust_remote_code, download=True)
+    weights = stored.weights
     if weights is None:
         return None
-    model = _without_weights(config, dtype, trust_remote_code)
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    model = _without_weights(stored.config, dtype, trust_remote_code)
     tied: dict[str, str] = dict(model.all_tied_weights_keys)
-    stored_as = _match(model, weights, expected, tied, dtype)
+    stored_as = _match(model, weights, model.state_dict(), tied, dtype)
     if stored_as is None:
         return None
-    _refuse_other_shapes(weights, expected, stored_as)
 
     def load(name: str) -> Tensor:
         value = weights(stored_as[name])
         # A copy: a view would keep the file mapped, and change if somebody writes into it.
         kind = dtype if value.is_floating_point() else value.dtype
-        return value.to(device=device, dtype=kind, copy=True)
+        value = value.to(device=device, dtype=kind, copy=True)
+        refuse_not_finite(model_name, [(name, value)])
+        return value
 
     buffers = [name for name, _ in model.named_buffers() if name in stored_as]
     prepare(model, plan, settings, importance=importance, load=load, progress=progress)
@@ -201,19 +126,6 @@ def _match(
     return stored_as
 
 
-def _refuse_other_shapes(
-    weights: Weights, expected: Mapping[str, tuple[int, ...]], stored_as: Mapping[str, str]
-) -> None:
-    for tensor in weights.in_file_order(set(stored_as.values())):
-        shape = weights.shape(tensor)
-        for name in (name for name, stored in stored_as.items() if stored == tensor):
-            if shape != expected[name]:
-                raise ModelError(
-                    f"{weights.path(tensor)}: {tensor} has shape {shape}, and the model's "
-                    f"configuration asks for {expected[name]}; use an intact copy of the model"
-                )
-
-
 def _fill(
     model: nn.Module, order: Any, load: Any, stored_as: Mapping[str, str], tied: Mapping[str, str]
 ) -> None:
@@ -238,49 +150,3 @@ def _generation_config(model: Any, name: str) -> None:
         model.generation_config = GenerationConfig.from_pretrained(name)
     except OSError:
         return  # it has none; that of its configuration stands
-
-
-def _download(name: str, revision: str | None) -> Path:
-    try:
-        return Path(
-            snapshot_download(name, revision=revision, allow_patterns=[_SINGLE, _INDEX, _SHARDS])
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"cannot download the weights of {name!r}: {reason} Check the name and the "
-            "connection, or give a local folder"
-        ) from None
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    """Tensor -> file, from an index that somebody else wrote."""
-    try:
-        file_of = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        entries = dict(file_of.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _damaged(path, error) from None
-    for name, file in entries.items():
-        if not isinstance(file, str) or Path(file).name != file:
-            raise _damaged(path, f"it puts {name!r} in {file!r}, which is not a file beside it")
-    names: set[str] = set()
-    for file in sorted(set(entries.values())):
-        names.update(_open_file(path.parent / file).keys())
-    missing = sorted(entries.keys() - names)
-    if missing:
-        raise _damaged(path.parent / entries[missing[0]], f"it does not hold {missing[0]!r}")
-    return entries
-
-
-def _open_file(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, reason: object) -> ModelError:
-    text = str(reason).strip() or type(reason).__name__
-    return ModelError(
-        f"{path} is damaged or missing: {text.splitlines()[0]}; use an intact copy of the model"
-    )

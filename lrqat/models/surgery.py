@@ -14,10 +14,12 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lrqat.architectures import ROUTERS, ROUTERS_BESIDE_EXPERTS
+from lrqat.architectures import BESIDE_TEXT, ROUTERS, ROUTERS_BESIDE_EXPERTS
 from lrqat.checkpoint.weight_kinds import WeightKind
 from lrqat.errors import ModelError, UserError
 from lrqat.grids.grid import Grid, find_grid
+from lrqat.models.text_part import TextPart
+from lrqat.models.tying import is_tied
 
 # Reasons to leave a weight unquantized: until a pattern asks for a grid, and whatever one asks for.
 OUTPUT_HEAD, INPUT_EMBEDDING = "output head", "embedding"
@@ -66,7 +68,7 @@ class SurgeryPlan:
     Attributes:
         grid: the grid of what no pattern names.
         quantized: module name (of a stack of experts: parameter name) -> what goes on which grid.
-        kept: module name -> why it is left unquantized.
+        kept: module name -> why it is left unquantized; of what text never reaches, the outermost.
     """
 
     grid: Grid
@@ -77,6 +79,14 @@ class SurgeryPlan:
     def weights(self) -> int:
         """Number of weights that go on a grid."""
         return sum(target.weights for target in self.quantized.values())
+
+    @property
+    def ignored(self) -> list[str]:
+        """`kept` as compressed-tensors names it: modules, and patterns for all inside one."""
+        return sorted(
+            f"re:^{re.escape(name)}(\\.|$)" if reason == BESIDE_TEXT else name
+            for name, reason in self.kept.items()
+        )
 
     @property
     def bits_per_weight(self) -> float:
@@ -138,7 +148,9 @@ def plan_surgery(
     rules = [_rule(text, None, "--keep") for text in keep]
     rules += [_rule(text, find_grid(name), "--grid-for") for text, name in (grid_for or {}).items()]
     quantized: dict[str, Target] = {}
-    kept: dict[str, str] = {}
+    kept = dict.fromkeys(TextPart(model).beside(), BESIDE_TEXT)
+    for rule in rules:  # a module that stays as it is may be named, a grid for it may not
+        rule.used.extend(n for n in kept if rule.grid is None and rule.pattern.search(n))
     for name, item in found.items():
         wanted, reason = _decide(name, item, rules, default)
         misfit = wanted.refuses(item.shape[1]) if wanted else None
@@ -181,8 +193,11 @@ def _find(model: nn.Module) -> Iterator[tuple[str, _Found]]:
     head: Any = getattr(model, "get_output_embeddings", lambda: None)()
     embedding: Any = getattr(model, "get_input_embeddings", lambda: None)()
     names = {module: name for name, module in model.named_modules()}
-    tied = head is not None and embedding is not None and _is_tied(model, head, embedding)
+    tied = is_tied(model)
+    text = TextPart(model)
     for name, module in model.named_modules():
+        if name not in text:
+            continue
         if isinstance(module, nn.Embedding) and module is embedding:
             shape, tied_to = _pair(module.weight.shape), names[head] if tied else None
             yield name, _Found(shape, WeightKind.EMBEDDING, 1, INPUT_EMBEDDING, tied_to)
@@ -200,13 +215,6 @@ def _find(model: nn.Module) -> Iterator[tuple[str, _Found]]:
             yield name, _Found((columns, rows), WeightKind.CONV1D)
         else:
             yield from _stacks(name, module)
-
-
-def _is_tied(model: Any, head: Any, embedding: Any) -> bool:
-    # On the meta device parameters are not tied yet, so the configuration is asked too.
-    if head.weight is embedding.weight:
-        return True
-    return bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
 
 
 def _is_router(model: nn.Module, name: str) -> bool:

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.format import format_of, load_format
+from exporters.text_model import text_model
 from lrqat.atomic_files import refuse_existing
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import UserError, first_line
@@ -125,6 +126,7 @@ class _Reference:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, text: str, context: int, limit: int | None) -> "_Reference":
+        checkpoint = text_model(checkpoint)  # what every export holds
         tokenizer = hub.load_tokenizer(checkpoint.path)
         tokens, bos = encode(tokenizer, text), window_bos(tokenizer)
         model = load_reference(checkpoint)

@@ -6,6 +6,7 @@ fake-quant reference in PyTorch), or a Hugging Face model (PyTorch, float32). Wh
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from lrqat.evaluation.text import encode, window_bos
 from lrqat.models import hub
 from lrqat.models.positions import learned_positions, positions_of_folder, trained_positions
 from lrqat.models.reference import load_reference, torch_logits
+from lrqat.models.stored_model import open_model
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,8 @@ def _open_fused(path: str, context: int) -> Iterator[Target]:
 
 @contextmanager
 def _open_hugging_face(path: str, context: int) -> Iterator[Target]:
+    for note in open_model(path).notes:
+        warnings.warn(note, stacklevel=2)
     model = hub.load_model(path, dtype=torch.float32)
     tokenizer = hub.load_tokenizer(path)
     size = sum(p.numel() * p.element_size() for p in model.parameters())

@@ -1,5 +1,6 @@
 """The steps of a run: a prepared model and its loss, put through the Trainer."""
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,8 @@ from lrqat.training.objectives.distillation import Distillation
 from lrqat.training.objectives.losses import Objective
 from lrqat.training.plan import TrainingPlan
 from lrqat.training.settings import ScheduleSettings
-from lrqat.training.trainer import LRQATTrainer
+from lrqat.training.states.folder import step_of
+from lrqat.training.trainer import LRQATTrainer, load_adapters
 from lrqat.training.training_model import TrainingModel
 
 
@@ -57,6 +59,9 @@ def fit(
     Raises:
         NonFiniteLossError: the run diverged; its last good state has been saved.
     """
+    if state and step_of(state) >= config.steps:  # it was stopped after its last step
+        load_adapters(model, state)
+        return Fitted(model)
     guard = StepGuard()
     training_model = TrainingModel(
         model,
@@ -81,10 +86,8 @@ def fit(
     )
     trainer.remove_callback(PrinterCallback)
     start = time.monotonic()
-    try:
+    with contextlib.closing(progress):
         trainer.train(resume_from_checkpoint=str(state) if state else None)
-    finally:
-        progress.close()
     seconds = time.monotonic() - start
     return Fitted(trainer.trained_model(), progress.history, seconds, guard.skipped)
 

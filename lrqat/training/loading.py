@@ -86,7 +86,20 @@ def describe_base(settings: ModelSettings) -> dict[str, Any]:
     name = settings.model
     stored = hub.load_config(name, trust_remote_code=settings.trust_remote_code)
     return {
-        "name": Path(name).name if Path(name).is_dir() else name,
-        "revision": getattr(stored, "_commit_hash", None),
+        **_public_name(name, getattr(stored, "_commit_hash", None)),
         "dtype": str(stored.dtype or torch.float32).removeprefix("torch."),
     }
+
+
+def _public_name(name: str, revision: str | None) -> dict[str, str | None]:
+    """Name and revision without a path of this machine.
+
+    A snapshot of huggingface_hub's cache, models--OWNER--NAME/snapshots/REVISION, is the hub's.
+    """
+    if not Path(name).is_dir():
+        return {"name": name, "revision": revision}
+    folder = Path(name).resolve()
+    cached = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and cached.startswith("models--"):
+        return {"name": cached.removeprefix("models--").replace("--", "/"), "revision": folder.name}
+    return {"name": folder.name, "revision": revision}

@@ -7,9 +7,9 @@ import torch
 
 from lrqat.errors import UserError
 from lrqat.evaluation.perplexity import refuse_beyond
-from lrqat.models import hub
 from lrqat.models.positions import learned_positions, trained_positions, warning_beyond
 from lrqat.models.preparation import check_settings
+from lrqat.models.stored_model import open_model
 from lrqat.models.surgery import SurgeryPlan, plan_surgery
 from lrqat.settings import AUTO
 from lrqat.training.config import TrainConfig
@@ -59,14 +59,14 @@ class TrainingPlan:
 
 
 def plan_training(config: TrainConfig) -> TrainingPlan:
-    """Plan a run from the model's configuration; no weights are read.
+    """Plan a run from the model's configuration and the headers of its files.
 
     Raises:
         UserError: anything about the model, the grid or the settings that would stop the run.
     """
     config = config.resolved()
-    model_config = hub.load_config(config.model, trust_remote_code=config.trust_remote_code)
-    model = hub.meta_model(model_config, trust_remote_code=config.trust_remote_code)
+    stored = open_model(config.model, trust_remote_code=config.trust_remote_code)
+    model = stored.skeleton
     surgery = plan_surgery(model, config.grid, config.keep, config.grids_by_pattern())
     check_settings(surgery, config)
     check_texts(config)
@@ -78,7 +78,7 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
         memory=estimate_memory(model, surgery, config, dtype),
         device=device,
         dtype=dtype,
-        warnings=_check_lengths(config, model),
+        warnings=(*stored.notes, *_check_lengths(config, model)),
     )
 
 
@@ -86,9 +86,8 @@ def _check_lengths(config: TrainConfig, model: Any) -> tuple[str, ...]:
     """Warnings of lengths past what was trained. Raises DataError for those past what is there."""
     models = [model]
     if config.teacher not in ("none", SELF):
-        trusted = config.trust_remote_code
-        teacher = hub.load_config(config.teacher, trust_remote_code=trusted)
-        models.append(hub.meta_model(teacher, trust_remote_code=trusted))
+        teacher = open_model(config.teacher, trust_remote_code=config.trust_remote_code)
+        models.append(teacher.skeleton)
     if config.data == SELF:
         refuse_short_context(model.config, config.sequence_length)
     lengths = {"--sequence-length": config.sequence_length, "--context": config.context}

@@ -139,9 +139,7 @@ def _publish(
         training=_describe_training(config),
         reference=_describe_reference(report.after, evaluation),
     )
-    if not fitted.history:  # round-to-nearest has no steps
-        return
-    with explain_os_errors(report.output):
+    if fitted.history:
         title = f"{base['name']}, {config.grid}"
         with replaced_file(report.output / PICTURE, overwrite=True) as path:
             plot_training(fitted.history, path, title)

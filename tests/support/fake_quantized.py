@@ -1,4 +1,4 @@
-"""Fused checkpoints of small Llamas that were 'trained' with rounded activations."""
+"""Fused checkpoints of small Llamas that were 'trained' with fake-quantized activations."""
 
 import torch
 

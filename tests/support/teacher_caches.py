@@ -30,13 +30,13 @@ def blocks():
 @pytest.fixture
 def two_a_shard(monkeypatch):
     """Shards of two blocks, the last of one, for k = 5 in float32."""
-    from lrqat.training.objectives import teacher_cache
+    from lrqat.training.objectives import cache_key
 
-    monkeypatch.setattr(teacher_cache, "_SHARD_BYTES", 2 * LENGTH * 5 * 8 + 1)
+    monkeypatch.setattr(cache_key, "_SHARD_BYTES", 2 * LENGTH * 5 * 8 + 1)
 
 
 def key_of(blocks, k=5, dtype="float32"):
-    from lrqat.training.objectives.teacher_cache import CacheKey
+    from lrqat.training.objectives.cache_key import CacheKey
     from tests.support.zoo import VOCABULARY
 
     return CacheKey.of(blocks, teacher="tiny", k=k, vocabulary=VOCABULARY, dtype=dtype)

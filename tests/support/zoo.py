@@ -179,6 +179,11 @@ IN_ONNX = (
 FOR_LOSSES = ("llama", "llama, tied", "gemma2, low caps", "granite", "cohere", "gpt2", "falcon_h1")
 
 
+def small_llama(**values):
+    """The configuration of a Llama whose head is its own."""
+    return hf.LlamaConfig(**SIZES | {"tie_word_embeddings": False} | values)
+
+
 def make(name, dtype=torch.float32, seed=0):
     return make_from(CONFIGS[name](), dtype, seed)
 

@@ -21,7 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from exporters.embedding_and_head import AUTO, EmbeddingAndHead, refuses_other_type
+from exporters.embedding_and_head import (
+    AUTO,
+    EmbeddingAndHead,
+    head_is_embedding,
+    refuses_other_type,
+)
 from exporters.gguf.blocks import Block, ValueBlock, float_blocks, row_bytes
 from exporters.gguf.options import Options
 from exporters.gguf.tensors.rounded_values import value_blocks
@@ -42,7 +47,7 @@ def asked_type(source: Source, options: Options) -> str:
 
 def lossless_types(checkpoint: Checkpoint, source: Source) -> tuple[str, ...]:
     """The narrow types that cost an unquantized matrix nothing where they hold all its values."""
-    is_looked_up = source.name == EMBEDDING and not checkpoint.config.get("tie_word_embeddings")
+    is_looked_up = source.name == EMBEDDING and not head_is_embedding(checkpoint)
     return ("f16", "bf16") if is_looked_up else ("f16",)
 
 

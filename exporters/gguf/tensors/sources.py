@@ -13,6 +13,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from exporters.floating import as_float32
 from exporters.gguf.architecture import Architecture, Config, Rows
 from exporters.gguf.graph.config_values import positive_int
 from exporters.gguf.tensors.stored import Stored, stored_tensors
@@ -157,12 +158,7 @@ class Source:
 
     def _exact(self, stored: NDArray[Any]) -> NDArray[np.float32]:
         """As float32, which holds every value of the types that are allowed."""
-        if stored.dtype.name not in ("float32", "float16", "bfloat16"):
-            raise CheckpointError(f"{self.origin} is {stored.dtype}; expected a float type")
-        values = stored.astype(np.float32, copy=False)
-        if not np.isfinite(values).all():
-            raise CheckpointError(f"{self.origin} holds NaN or infinite values; train again")
-        return values
+        return as_float32(self.origin, stored)
 
 
 def _pieces(rows: slice, columns: int, most: int) -> Iterator[slice]:
@@ -191,8 +187,6 @@ def find_sources(checkpoint: Checkpoint, architecture: Architecture) -> list[Sou
             name = names.get_name(part, try_suffixes=(".weight", ".bias"))
             if name not in known:
                 unknown.append(part)
-            elif name == HEAD and config.get("tie_word_embeddings"):
-                _check_tied(stored)
             else:
                 transposed = not stored.quantized and particular.is_transposed(stored.name)
                 found.append(_source(architecture, name, stored, rows, transposed))
@@ -201,7 +195,8 @@ def find_sources(checkpoint: Checkpoint, architecture: Architecture) -> list[Sou
             f"{len(unknown)} tensors have no name or no use in llama.cpp's {architecture.name}, "
             f"the first {unknown[0]!r}"
         )
-    if architecture.head == "stored" and config.get("tie_word_embeddings"):
+    has_head = any(source.name == HEAD for source in found)
+    if architecture.head == "stored" and not has_head and config.get("tie_word_embeddings"):
         found += [replace(source, name=HEAD) for source in found if source.name == EMBEDDING]
     found += [
         Source(name, "computed", False, values.shape, values=values)
@@ -235,15 +230,6 @@ def _parts(
 
 def _row_axis(shape: tuple[int, ...]) -> int:
     return max(len(shape) - 2, 0)
-
-
-def _check_tied(stored: Stored) -> None:
-    """A tied head is the embedding, which llama.cpp reuses; one that was trained is another."""
-    if stored.quantized:
-        raise ExportRefusedError(
-            f"{stored.origin} was trained although config.json ties it to the embedding; set "
-            "tie_word_embeddings to false, or train with it in --keep"
-        )
 
 
 def _source(

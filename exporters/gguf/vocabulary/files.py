@@ -36,7 +36,7 @@ class TokenizerFiles:
         listed: names of the files that belong there; None takes all.
         tokenizer: tokenizer.json.
         settings: tokenizer_config.json, or empty.
-        config: config.json, whose bos_token_id and eos_token_id fill gaps.
+        config: config.json, whose bos_token_id and eos_token_id fill gaps, before `generation`.
         generation: generation_config.json, or empty; its eos_token_id lists all ends of text.
     """
 
@@ -108,7 +108,8 @@ class TokenizerFiles:
         for role in ROLES:
             named = self.settings.get(f"{role}_token")
             content = named.get("content") if isinstance(named, dict) else named
-            fallback = self.config.get(f"{role}_token_id")
+            key = f"{role}_token_id"
+            fallback = self.config.get(key, self.generation.get(key))
             if isinstance(fallback, list):  # several ends of text: the first is the model's own
                 fallback = fallback[0] if fallback else None
             token_id = ids.get(content, fallback) if isinstance(content, str) else fallback

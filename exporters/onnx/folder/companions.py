@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from exporters.end_tokens import end_tokens, one_or_list
 from exporters.onnx.folder.external_data import data_paths
 from exporters.onnx.folder.model_file import MODEL
 from exporters.onnx.folder.readme import readme
@@ -64,10 +65,11 @@ def genai_config(plan: Plan, model_config: Any) -> dict[str, Any]:
         key: generation.get(key, getattr(text, key, None))
         for key in ("bos_token_id", "eos_token_id", "pad_token_id")
     }
-    eos = special["eos_token_id"]
-    first_eos = eos[0] if isinstance(eos, list) else eos
+    ends = end_tokens(plan.checkpoint.path, text.to_dict())
+    if ends:
+        special["eos_token_id"] = one_or_list(ends)
     if special["pad_token_id"] is None:  # required by the runtime; only batches use it
-        special["pad_token_id"] = first_eos if first_eos is not None else 0
+        special["pad_token_id"] = ends[0] if ends else 0
     context = int(text.max_position_embeddings)
     return {
         "model": {

@@ -20,6 +20,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from exporters.embedding_and_head import head_is_embedding
 from exporters.onnx.activations import KERNEL
 from exporters.onnx.plans import Plan, PlannedTensor
 from exporters.onnx.tracing.stand_ins import (
@@ -56,6 +57,7 @@ def build_skeleton(plan: Plan) -> Any:
             are not the model's.
     """
     values = {k: v for k, v in plan.checkpoint.config.items() if k != "quantization_config"}
+    values["tie_word_embeddings"] = tied = head_is_embedding(plan.checkpoint)
     try:
         config = AutoConfig.for_model(**(values | {"dtype": plan.options.float_type}))
         with init_empty_weights(include_buffers=False):
@@ -76,7 +78,7 @@ def build_skeleton(plan: Plan) -> Any:
         elif is_embedding and tensor.dtype != plan.options.float_dtype:
             factor = _factor_of(model.get_submodule(name))
             model.set_submodule(name, FloatEmbedding(_placeholder(tensor), model.dtype, factor))
-    if config.get_text_config().tie_word_embeddings:
+    if tied:
         model.set_output_embeddings(TiedHead(model.get_input_embeddings()))
     for name, rounding in plan.roundings.items():
         if rounding.form != KERNEL:

@@ -40,6 +40,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from exporters.floating import as_float32
 from exporters.onnx.weights.integers import (
     grid_of,
     read_integers,
@@ -192,13 +193,13 @@ def _transposed_shape(shape: Shape, grid: Grid | None) -> Shape:
 
 def _read_float(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
     for rows in _slices(checkpoint.shape(name)):
-        yield checkpoint.floating(name, rows).astype(np.float32)
+        yield as_float32(name, checkpoint.floating(name, rows))
 
 
 def _read_linear(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
-    values = checkpoint.floating(name)
+    values = as_float32(name, checkpoint.floating(name))
     for columns in _slices(values.T.shape):
-        yield _transposed(values[:, columns]).astype(np.float32)
+        yield _transposed(values[:, columns])
 
 
 def _read_input(part: str) -> Callable[[Checkpoint, str], Iterator[NDArray[Any]]]:

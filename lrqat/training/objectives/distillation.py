@@ -18,10 +18,10 @@ from lrqat.models.reference import torch_logits
 from lrqat.training import processes
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.documents import TokenBlocks
+from lrqat.training.objectives.cache_key import CacheKey
 from lrqat.training.objectives.losses import Teacher
 from lrqat.training.objectives.teacher_cache import (
     CachedBlocks,
-    CacheKey,
     TeacherCache,
     is_complete,
     write_cache,

@@ -14,10 +14,7 @@ Log-probabilities are nats of the full softmax, before anything was left out. Wh
 them is in `lrqat.training.objectives.losses.TopKTargets`.
 """
 
-import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +30,8 @@ from lrqat.errors import DataError, UserError
 from lrqat.evaluation.perplexity import Progress
 from lrqat.models.split import Split, split_or_whole
 from lrqat.training.data.documents import TokenBlocks
+from lrqat.training.objectives.cache_key import DTYPES, CacheKey
 from lrqat.training.objectives.teacher_shards import (
-    DTYPES,
     is_written,
     proved_sha256,
     refuse_other,
@@ -42,78 +39,7 @@ from lrqat.training.objectives.teacher_shards import (
 )
 
 FILE_NAME = "teacher_cache.json"
-_FORMAT = {"format": "lrqat-teacher-cache", "version": 1}
-_SHARD_BYTES = 1 << 28
 _CHUNK_LOGITS = 1 << 24  # 64 MB in float32
-
-
-@dataclass(frozen=True)
-class CacheKey:
-    """What a cache is of; two caches with the same key hold the same.
-
-    Attributes:
-        teacher: name of the model, and whatever tells its versions apart (a revision, a hash).
-        k: tokens a position.
-        vocabulary: logits a position.
-        dtype: of the log-probabilities, a key of `DTYPES`.
-        blocks: blocks of the text.
-        block_length: tokens a block.
-        tokens_sha256: of the blocks' tokens, little-endian int32.
-
-    Raises:
-        UserError: k or the dtype is out of range, on construction.
-    """
-
-    teacher: str
-    k: int
-    vocabulary: int
-    dtype: str
-    blocks: int
-    block_length: int
-    tokens_sha256: str
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.k <= self.vocabulary:
-            raise UserError(
-                f"--teacher-top-k {self.k} must be between 1 and the vocabulary's {self.vocabulary}"
-            )
-        if self.dtype not in DTYPES:
-            raise UserError(
-                f"a teacher cache of {self.dtype!r} is not known; choose {', '.join(DTYPES)}"
-            )
-
-    @classmethod
-    def of(
-        cls, blocks: TokenBlocks, *, teacher: str, k: int, vocabulary: int, dtype: str = "float16"
-    ) -> "CacheKey":
-        """The key of a cache of `blocks`."""
-        tokens = np.ascontiguousarray(blocks.tokens, dtype="<i4")
-        digest = hashlib.sha256(tokens.data).hexdigest()
-        return cls(teacher, k, vocabulary, dtype, *blocks.tokens.shape, digest)
-
-    @property
-    def bytes(self) -> int:
-        """Size on disk, less the headers: 6 bytes an entry in float16, 8 in float32."""
-        return self.blocks * self._block_bytes
-
-    @property
-    def blocks_per_shard(self) -> int:
-        """Blocks in every shard but the last: about 256 MB."""
-        return max(1, _SHARD_BYTES // self._block_bytes)
-
-    @property
-    def _block_bytes(self) -> int:
-        return self.block_length * self.k * (DTYPES[self.dtype].itemsize + 4)
-
-    def shards(self) -> Iterator[tuple[str, range]]:
-        """File name and blocks of every shard."""
-        for number, start in enumerate(range(0, self.blocks, self.blocks_per_shard)):
-            stop = min(start + self.blocks_per_shard, self.blocks)
-            yield f"shard-{number:05}.safetensors", range(start, stop)
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields, with the format."""
-        return _FORMAT | asdict(self)
 
 
 class TeacherCache:

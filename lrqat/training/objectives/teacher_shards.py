@@ -7,7 +7,7 @@ entries; see `lrqat.training.objectives.teacher_cache`.
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,31 +17,25 @@ from torch import Tensor
 from lrqat.atomic_files import replaced_file
 from lrqat.checkpoint.manifest import sha256_of
 from lrqat.errors import DataError, OutputError
-
-if TYPE_CHECKING:
-    from lrqat.training.objectives.teacher_cache import CacheKey
+from lrqat.training.objectives.cache_key import DTYPES, CacheKey
 
 _OURS = "lrqat"  # of a shard's metadata
-# float16 holds 11 bits of a log-probability: one of -8 is off by 0.004 at most.
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
-def write_shard(path: Path, part: range, logprobs: Tensor, ids: Tensor, key: "CacheKey") -> None:
+def write_shard(path: Path, part: range, logprobs: Tensor, ids: Tensor, key: CacheKey) -> None:
     """Write the entries of the blocks `part`. Raises OutputError."""
     said = json.dumps(_self_description(part, logprobs, ids, key))
     with replaced_file(path, overwrite=True) as staged:
         save_file({"logprobs": logprobs, "ids": ids}, staged, metadata={_OURS: said})
 
 
-def _self_description(
-    part: range, logprobs: Tensor, ids: Tensor, key: "CacheKey"
-) -> dict[str, Any]:
+def _self_description(part: range, logprobs: Tensor, ids: Tensor, key: CacheKey) -> dict[str, Any]:
     digest = hashlib.sha256(logprobs.contiguous().numpy().data)
     digest.update(ids.contiguous().numpy().data)
     return key.to_json() | {"first_block": part.start, "sha256": digest.hexdigest()}
 
 
-def is_written(path: Path, part: range, key: "CacheKey") -> bool:
+def is_written(path: Path, part: range, key: CacheKey) -> bool:
     """Whether a stopped run of the same key left this shard, and it holds what it was given.
 
     Raises:
@@ -68,7 +62,7 @@ def is_written(path: Path, part: range, key: "CacheKey") -> bool:
     return bool(recorded == _self_description(part, logprobs, ids, key))
 
 
-def proved_sha256(path: Path, part: range, key: "CacheKey") -> str:
+def proved_sha256(path: Path, part: range, key: CacheKey) -> str:
     """sha256 of the file of a shard, which is read once more after that."""
     found = sha256_of(path)
     if not is_written(path, part, key):
@@ -78,7 +72,7 @@ def proved_sha256(path: Path, part: range, key: "CacheKey") -> str:
     return found
 
 
-def refuse_other(path: Path, recorded: Any, key: "CacheKey") -> None:
+def refuse_other(path: Path, recorded: Any, key: CacheKey) -> None:
     """Raise DataError if what a file says of itself is not `key`; the first difference is named."""
     for name, wanted in key.to_json().items():
         found = recorded.get(name) if isinstance(recorded, dict) else None

@@ -9,7 +9,7 @@ from lrqat.atomic_files import refuse_existing, refuse_overlap, replaced_file, w
 from lrqat.checkpoint.manifest import FILE_NAME
 from lrqat.errors import OutputError, UserError
 from lrqat.training.config import TrainConfig
-from lrqat.training.states.folder import damage, list_states
+from lrqat.training.states.folder import STATE, damage, list_states
 
 STATES = "checkpoints"
 _RUN = "run.json"
@@ -37,7 +37,7 @@ def refuse_overwritten_inputs(config: TrainConfig, overwrite: bool, resume: str 
         "--eval-data": config.eval_data,
         "--teacher": config.teacher,
         "--imatrix": config.imatrix,
-        "--resume": resume,
+        "--resume": resume if resume and (Path(resume) / STATE).is_file() else None,
     }
     # Else it is an id on the hub, or a word such as self.
     inputs = [(name, path) for name, path in given.items() if path and Path(path).exists()]

@@ -1,4 +1,4 @@
-"""Grids for single modules: what patterns reach, what they cannot, and what stays floating."""
+"""Grids for single modules: what patterns reach, what they cannot, and what stays unquantized."""
 
 import pytest
 import torch

@@ -169,3 +169,16 @@ def test_what_is_published_names_no_path_and_a_run_still_knows_its_settings(
             assert str(tmp_path).encode() not in path.read_bytes(), path.name
             assert str(tiny_model.parent).encode() not in path.read_bytes(), path.name
     assert train.main([*command, "--resume", "auto"]) == 0
+
+
+def test_a_run_that_was_killed_after_its_last_step_takes_no_other(tiny_model, text_file, tmp_path):
+    """As it published: what is resumed has nothing left to train."""
+    given = arguments(tiny_model, text_file, tmp_path / "run", method="lr-qat")
+    assert train.main(given) == 0
+    weights = tmp_path / "run" / "model.safetensors"
+    before = weights.read_bytes()
+    (tmp_path / "run" / FILE_NAME).unlink()
+    assert train.main([*given, "--resume", "auto"]) == 0
+    assert weights.read_bytes() == before
+    states = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if path.is_dir()]
+    assert sorted(states)[-1] == "checkpoint-2"

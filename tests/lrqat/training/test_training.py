@@ -184,7 +184,8 @@ except Exception as error:
         [sys.executable, "-c", code, json.dumps(settings)], capture_output=True, text=True
     )
     assert "OutputError cannot write" in done.stdout, done.stderr
-    assert os.listdir(settings["output"]) == []
+    assert not os.path.exists(settings["output"])
+    assert sorted(os.listdir(os.path.dirname(settings["output"]))) == []
 
 
 @pytest.mark.parametrize(
