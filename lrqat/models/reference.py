@@ -18,6 +18,7 @@ from lrqat.activations.quantizer import attach_described
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import CheckpointError, ModelError
 from lrqat.models.hub import meta_model
+from lrqat.models.weight_misfits import refuse_not_finite
 
 
 def load_reference(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:
@@ -29,6 +30,7 @@ def load_reference(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -
 
     Raises:
         CheckpointError: the tensors do not fit the configuration.
+        ModelError: a tensor is not finite.
     """
     config = _plain_config(checkpoint, dtype)
     config._experts_implementation = "eager"  # as prepared models compute; others sum otherwise
@@ -46,6 +48,7 @@ def load_reference(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -
                 f"{checkpoint.path} does not fit its config.json: {kind.replace('_', ' ')} "
                 f"{sorted(map(str, info[kind]))[:3]}"
             )
+    refuse_not_finite(str(checkpoint.path), model.state_dict().items())
     return _with_rounded_activations(model.eval(), checkpoint)
 
 
