@@ -16,8 +16,8 @@ from lrqat.models.weight_files import Weights, open_weights
 from lrqat.models.weight_misfits import quiet_loading, refuse_misfit, unused_tensors
 
 _OTHER_HEAD = (
-    "config.json ties the output head to the embedding (tie_word_embeddings), and the files hold two "
-    "that differ; the head is a weight of its own"
+    "config.json ties the output head to the embedding (tie_word_embeddings), and the files hold "
+    "two that differ; the head is a weight of its own"
 )
 
 
