@@ -10,7 +10,7 @@ from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
 from lrqat.runtimes.onnx_runtime.session import OnnxRuntime
 from tests.lrqat.models.test_text_part import gemma3
 from tests.support.checkpoints import fused
-from tests.support.zoo import L1_BOUND
+from tests.support.zoo import GELU_BOUND, L1_BOUND
 
 TOKENS = np.arange(5, 45)
 
@@ -34,4 +34,4 @@ def test_gguf(checkpoint, tmp_path):
     with with_table_gelu(model):
         expected = torch_logits(model)(TOKENS)
     with LlamaCpp.open(path, n_ctx=64, n_threads=1) as llama:
-        assert np.abs(llama.logits(TOKENS) - expected).max() < L1_BOUND
+        assert np.abs(llama.logits(TOKENS) - expected).max() < GELU_BOUND

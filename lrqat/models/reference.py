@@ -17,6 +17,7 @@ from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import CheckpointError, ModelError, refusing
 from lrqat.models.configuration import build_config
 from lrqat.models.hub import meta_model
+from lrqat.models.weight_misfits import refuse_not_finite
 
 
 def load_reference(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:
@@ -28,6 +29,7 @@ def load_reference(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -
 
     Raises:
         CheckpointError: the tensors do not fit the configuration.
+        ModelError: a tensor is not finite.
     """
     values = checkpoint.config | {"dtype": str(dtype).removeprefix("torch.")}
     config = build_config(checkpoint.path, values)
@@ -47,6 +49,7 @@ def load_reference(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -
                 f"{checkpoint.path} does not fit its config.json: {kind.replace('_', ' ')} "
                 f"{sorted(map(str, info[kind]))[:3]}"
             )
+    refuse_not_finite(str(checkpoint.path), model.state_dict().items())
     return _with_rounded_activations(model.eval(), checkpoint)
 
 

@@ -11,9 +11,14 @@ import torch
 
 from lrqat.errors import ModelError, refusing
 from lrqat.models import hub
-from lrqat.models.tying import has_other_head, set_tied
+from lrqat.models.tying import has_other_head, is_tied, set_tied
 from lrqat.models.weight_files import Weights, open_weights
 from lrqat.models.weight_misfits import quiet_loading, refuse_misfit, unused_tensors
+
+_OTHER_HEAD = (
+    "config.json ties the output head to the embedding (tie_word_embeddings), and the files hold "
+    "two that differ; the head is a weight of its own"
+)
 
 
 @dataclass(frozen=True)
@@ -51,13 +56,13 @@ def open_model(
     weights = open_weights(name, config, download=download)
     if weights is None:
         return StoredModel(config, skeleton, None)
-    if getattr(config.get_text_config(), "tie_word_embeddings", False):
-        other = has_other_head(skeleton, weights)
-        if other:
-            set_tied(config, False)
-            skeleton = hub.meta_model(config, trust_remote_code=trust_remote_code)
+    notes = []
+    if is_tied(skeleton) and has_other_head(skeleton, weights):
+        set_tied(config, False)
+        skeleton = hub.meta_model(config, trust_remote_code=trust_remote_code)
+        notes.append(_OTHER_HEAD)
     _refuse_other_tensors(name, skeleton, weights)
-    return StoredModel(config, skeleton, weights, tuple(_notes(skeleton, weights)))
+    return StoredModel(config, skeleton, weights, (*notes, *_notes(skeleton, weights)))
 
 
 def _refuse_other_tensors(name: str, skeleton: Any, weights: Weights) -> None:

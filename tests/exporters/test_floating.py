@@ -10,7 +10,8 @@ from safetensors.numpy import load_file, save_file
 from exporters import gguf, onnx
 from exporters.floating import as_float32
 from lrqat.checkpoint.reader import Checkpoint
-from lrqat.errors import CheckpointError
+from lrqat.errors import CheckpointError, ModelError
+from lrqat.models.reference import load_reference
 
 NORM = "model.layers.1.input_layernorm.weight"
 
@@ -62,6 +63,8 @@ def test_no_exporter_writes_nan(altered, tmp_path, package, name):
     with pytest.raises(CheckpointError, match=f"{NORM} holds NaN"):
         package.write(package.plan(checkpoint), tmp_path / name)
     assert not (tmp_path / name).exists()
+    with pytest.raises(ModelError, match=f"{NORM} holds NaN"):
+        load_reference(checkpoint)
 
 
 def test_float64_is_exported_where_it_is_exact(altered, tmp_path):

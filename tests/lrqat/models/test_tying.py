@@ -42,6 +42,7 @@ def contradiction(request, tmp_path):
 def test_the_weights_decide_when_planning_and_when_loading(contradiction):
     stored = open_model(str(contradiction))
     assert not stored.config.tie_word_embeddings
+    assert "two that differ" in stored.notes[0]
     assert not is_tied(stored.skeleton)
     model = hub.load_model(str(contradiction), dtype=torch.float32)
     assert not is_tied(model)

@@ -13,10 +13,11 @@ from lrqat.models.preparation import Settings
 from lrqat.models.stored_model import open_model
 from lrqat.models.streaming import load_streamed
 from lrqat.models.surgery import plan_surgery
+from lrqat.models.tying import is_tied
 from lrqat.runtimes.targets import open_target
 from lrqat.training.config import TrainConfig
 from lrqat.training.plan import plan_training
-from tests.support.zoo import make_from, small_llama
+from tests.support.zoo import MODELS, TIED, make, make_from, small_llama
 
 NORM = "model.norm.weight"
 UP = "model.layers.1.mlp.up_proj"
@@ -182,3 +183,13 @@ def test_float64_that_float32_rounds_is_said(changed):
     (note,) = open_model(str(folder)).notes
     assert NORM in note
     assert "float32 rounds" in note
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_transformers_saves_fits(name, tmp_path):
+    model = make(name)
+    model.save_pretrained(tmp_path)
+    stored = open_model(str(tmp_path))
+    assert stored.notes == ()
+    assert is_tied(stored.skeleton) == is_tied(model) == (name in TIED)
+    assert is_tied(hub.load_model(str(tmp_path), dtype=torch.float32)) == (name in TIED)
