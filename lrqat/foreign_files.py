@@ -54,12 +54,13 @@ def read_bytes(path: Path, most: int = _MOST_BYTES) -> bytes:
     """
     try:
         with open_regular(path) as stream:
-            data = stream.read(most + 1)
+            size = os.fstat(stream.fileno()).st_size
+            data = stream.read(size if size <= most else 0)  # else a buffer of `most` is made
     except OSError as error:
         raise ForeignFileError(
             f"{path} cannot be read: {error.strerror}; use an intact copy"
         ) from None
-    if len(data) > most:
+    if size > most:
         raise ForeignFileError(
             f"{path} has more than {most:,} bytes, which none of its kind has; use an intact copy"
         )
@@ -76,7 +77,9 @@ def read_json(path: Path, most_values: int = _MOST_VALUES) -> dict[str, Any]:
     try:
         value = parse_json(data, most_values)
     except ValueError as error:
-        raise ForeignFileError(f"{path} is not usable JSON: {error}; use an intact copy") from None
+        raise ForeignFileError(
+            f"{path} cannot be read as JSON: {error}; use an intact copy"
+        ) from None
     if not isinstance(value, dict):
         raise ForeignFileError(f"{path} holds no JSON object; use an intact copy")
     return value
@@ -104,7 +107,7 @@ def parse_json(data: bytes, most_values: int = _MOST_VALUES) -> Any:
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not UTF-8 ({error})") from None
     except UnicodeEncodeError:
-        raise ValueError("it holds half a surrogate pair") from None
+        raise ValueError("it has a text of no valid Unicode, half a surrogate pair") from None
     finally:
         if collecting:
             gc.enable()
