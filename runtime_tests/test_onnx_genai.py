@@ -85,7 +85,7 @@ def test_the_builders_file_holds_the_checkpoint_and_computes_it(name, tmp_path):
 @pytest.mark.slow
 def test_an_embedding_that_the_builder_rounded_is_not_published(tmp_path, monkeypatch):
     """Why tied models once gave other logits: left alone, the builder makes 4 bits of the table."""
-    monkeypatch.setattr("exporters.onnx_genai.building._FLOATING", ("/lm_head/MatMul",))
+    monkeypatch.setattr("exporters.onnx_genai.building._UNQUANTIZED", ("/lm_head/MatMul",))
     plan = onnx_genai.plan(checkpoint_of("qwen3, tied", tmp_path / "fused"))
     with pytest.raises(
         OutputError, match=r"1 weights are not .* first model\.embed_tokens\.weight"

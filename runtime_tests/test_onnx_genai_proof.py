@@ -136,7 +136,7 @@ def test_parity_names_the_tensors_that_differ(compact, spoilt, fused_checkpoint,
     arguments += ["--context", "64", "--windows", "2"]
     assert parity.main(arguments) == 1
     shown = capsys.readouterr().out
-    assert "12 weights in 1 of 16 tensors" in shown
+    assert "12 weights in 1 of 16" in shown  # the cell may break before "tensors"
     assert f"{folder}: L0: {DOWN}: 12 weights" in shown
     assert parity.main([*arguments, "--json"]) == 1
     (file,) = json.loads(capsys.readouterr().out)["files"]

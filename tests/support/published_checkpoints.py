@@ -19,6 +19,20 @@ def manifest_of(folder):
     return json.loads((folder / manifest.FILE_NAME).read_text())
 
 
+def rewrite_manifest(folder, **changes):
+    from lrqat.checkpoint import manifest
+
+    (folder / manifest.FILE_NAME).write_text(json.dumps(manifest_of(folder) | changes))
+
+
+def list_again(folder, *names):
+    """Let the manifest agree with what is there, as a buggy or hostile writer would."""
+    from lrqat.checkpoint import manifest
+
+    names = {*manifest_of(folder)["files"], *names}
+    rewrite_manifest(folder, files=manifest.describe_files(folder, sorted(names)))
+
+
 def publish(folder, tokenizer, grid_for=None, training=None, base_model="small"):
     from lrqat.models import fuse, preparation, surgery
     from lrqat.models.small_llama import make_untrained_model

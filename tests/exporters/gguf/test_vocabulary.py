@@ -14,6 +14,7 @@ from exporters.gguf.vocabulary import TokenizerFiles, load_vocabulary
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import ExportRefusedError, RuntimeUnavailableError
 from tests.support.paths import SHARED, shared_model
+from tests.support.published_checkpoints import list_again
 from tests.support.small_tokenizers import SIZE, byte_level, sentencepiece_like, unigram_like
 from tests.support.texts import strings
 from tests.support.vocabularies import differing, vocabulary_of
@@ -240,6 +241,8 @@ def test_added_tokens_special_ids_and_template(fused_checkpoint, text, tmp_path)
     (folder / "chat_template.jinja").write_text("from the file")
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / "tools.jinja").write_text("for tools")
+    list_again(folder, "chat_template.jinja", "additional_chat_templates/tools.jinja")
+    checkpoint = Checkpoint.open(folder)
     values = {entry.key: entry.value for entry in gguf.plan(checkpoint).metadata}
     assert values["tokenizer.chat_template"] == "from the file"
     assert values["tokenizer.chat_template.tools"] == "for tools"

@@ -17,19 +17,9 @@ from lrqat.checkpoint.verification import accept_tokenizer, unlisted_files
 from lrqat.cli import export
 from lrqat.errors import CheckpointError
 from lrqat.models import hub
-from tests.support.published_checkpoints import manifest_of
+from tests.support.published_checkpoints import list_again, manifest_of, rewrite_manifest
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
-
-
-def rewrite_manifest(folder, **changes):
-    (folder / manifest.FILE_NAME).write_text(json.dumps(manifest_of(folder) | changes))
-
-
-def list_again(folder, *names):
-    """Let the manifest agree with what is there, as a buggy or hostile writer would."""
-    names = {*manifest_of(folder)["files"], *names}
-    rewrite_manifest(folder, files=manifest.describe_files(folder, sorted(names)))
 
 
 # What is read
