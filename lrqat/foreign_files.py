@@ -133,8 +133,9 @@ def refuse_irregular(folder: Path, kind: type[UserError] = ForeignFileError) -> 
     """Refuse a folder in which a library might wait for a pipe, or read a JSON file without end.
 
     Raises:
-        UserError: of class `kind`; something directly in it is neither a file nor a folder, is a file of JSON
-            that `parse_json` would not even begin with, or has a safetensors header as long.
+        UserError: of class `kind`; something directly in it is neither a file nor a folder, is a
+            file of JSON that `parse_json` would not even begin with, or has a safetensors header as
+            long.
     """
     for path in sorted(folder.iterdir()):
         if path.is_dir():
