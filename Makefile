@@ -8,14 +8,14 @@
 #
 #   PYTHON=python3.12          the interpreter of the virtual environment (3.11 or newer)
 #   PYTEST_ARGS="..."          passed to pytest, e.g. a path, or -k and a name
-#   FUZZ_EXAMPLES=10000       altered inputs for each target of make fuzz: about an hour
+#   FUZZ_EXAMPLES=5000        altered inputs for each target of make fuzz; 100,000 in all
 #   PIP_ARGS="--index-url ..." passed to pip; on Linux without a GPU, PyTorch's own CPU index saves
 #                              gigabytes (see README.md)
 
 PYTHON ?= python3
 PIP_ARGS ?=
 VENV ?= .venv
-FUZZ_EXAMPLES ?= 10000
+FUZZ_EXAMPLES ?= 5000
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # A worker for every core, each with one thread (tests/support/fixtures.py); a worker that is done

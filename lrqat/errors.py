@@ -83,4 +83,6 @@ def refusing(kind: type[UserError], what: str, remedy: str) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = first_line(error).rstrip(".:; ")
+        if isinstance(error, KeyError):  # whose message is the key alone
+            reason = f"there is no {reason}"
         raise kind(f"{what}: {reason:.500}; {remedy}") from error

@@ -129,29 +129,28 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def refuse_irregular(folder: Path) -> None:
+def refuse_irregular(folder: Path, kind: type[UserError] = ForeignFileError) -> None:
     """Refuse a folder in which a library might wait for a pipe, or read a JSON file without end.
 
     Raises:
-        ForeignFileError: something directly in it is neither a file nor a folder, is a file of JSON
-            that `parse_json` would not even begin with, or has a safetensors header as long.
+        UserError: of class `kind`; something directly in it is neither a file nor a folder, is a
+            file of JSON that `parse_json` would not even begin with, or has a safetensors header as
+            long.
     """
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             continue
         if path.exists() and not path.is_file():
-            raise ForeignFileError(
-                f"{path} is neither a file nor a folder (a pipe, a device); remove it"
-            )
+            raise kind(f"{path} is neither a file nor a folder (a pipe, a device); remove it")
         if path.suffix == ".safetensors":
             with open_regular(path) as stream:
                 length = int.from_bytes(stream.read(8), "little")
             if length > MOST_HEADER_BYTES:
-                raise ForeignFileError(
+                raise kind(
                     f"{path} is damaged: it says that its header has {length:,} bytes; use an "
                     "intact copy"
                 )
         if path.suffix == ".json":
             data = read_bytes(path)
             if data.count(b",") > MOST_TOKENIZER_VALUES:
-                raise ForeignFileError(f"{path} has millions of values; use an intact copy")
+                raise kind(f"{path} has millions of values; use an intact copy")

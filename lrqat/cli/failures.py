@@ -10,6 +10,7 @@ import re
 
 from lrqat.errors import UserError, first_line
 
+_MOST_SAID = 2000  # characters
 _NO_MEMORY = re.compile(
     "not enough memory|can't allocate memory|cannot allocate memory|out of memory", re.IGNORECASE
 )
@@ -18,7 +19,8 @@ _NO_MEMORY = re.compile(
 def explanation(error: Exception) -> str | None:
     """The message for the user, or None where the fault is ours."""
     if isinstance(error, UserError):
-        return str(error)
+        said = str(error)  # which may repeat a value of a file
+        return said if len(said) <= _MOST_SAID else f"{said[:_MOST_SAID]} ..."
     if isinstance(error, ModuleNotFoundError):
         return _missing_package(error.name or "")
     if _is_about_memory(error):

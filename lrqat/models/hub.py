@@ -46,7 +46,7 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
         else "check the name and the connection, or give a local folder",
     ):
         file = Path(str(cached_file(name, "config.json")))
-        refuse_irregular(file.parent)
+        refuse_irregular(file.parent, ModelError)
         values = read_json(file)
         if not trust_remote_code:  # whose code may do as it likes anyway
             refuse_unbuildable(name, values)
@@ -106,7 +106,7 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
 
 def _load_tokenizer(name: str | Path, trust_remote_code: bool) -> Any:
     if Path(name).is_dir():
-        refuse_irregular(Path(name))
+        refuse_irregular(Path(name), ModelError)
     with refusing(
         ModelError,
         f"cannot load the tokenizer of {name}",

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+from lrqat.cli.failures import explanation
 from lrqat.errors import UserError
 
 SECONDS, MEMORY = 5.0, 1 << 30
@@ -66,7 +67,7 @@ def outcome(read):
         except UserError as error:
             found = error
     if isinstance(found, UserError):
-        assert len(str(found).encode("utf-8")) < 5000
+        assert len(explanation(found).encode("utf-8")) < 10_000
     return found
 
 
