@@ -122,8 +122,8 @@ def test_logits_are_pytorchs_all_at_once_and_step_by_step_in_a_padded_batch(name
     [
         ("llama, llama3 rope", None, []),
         ("gemma2, low caps", None, ["0 of 2 attentions became one node with the cache inside: "
-            "2 written as products and a softmax by transformers; the results are the same, but every token "
-            "copies the cache more often"]),
+            "2 written as products and a softmax by transformers; the results are the same, but "
+            "every token copies the cache more often"]),
         ("gemma2, low caps", WEBGPU, []),  # products were asked for
     ],
 )  # fmt: skip
