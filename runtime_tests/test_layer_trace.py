@@ -148,7 +148,7 @@ def test_half_precision_has_a_bound_of_its_own(four_layers, tmp_path):
 
 
 def test_a_file_that_no_runtime_runs_is_refused(four_layers):
-    with pytest.raises(UserError, match=r"model\.bin is neither"):
+    with pytest.raises(UserError, match=r"model\.bin is no exported file"):
         trace_layers(four_layers[0].path, ["model.bin"], TEXT[:400])
 
 

@@ -153,7 +153,7 @@ def test_the_first_part_gets_its_name_last(plan, tmp_path, monkeypatch):
         done.append(target.name)
         original(source, target)
 
-    monkeypatch.setattr("lrqat.atomic_files.os.replace", fail)
+    monkeypatch.setattr("lrqat.atomic_files.files.os.replace", fail)
     with pytest.raises(OutputError, match="disk is full"):
         gguf.write(plan, tmp_path / "model.gguf", overwrite=True)
     assert first not in done

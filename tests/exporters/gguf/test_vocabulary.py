@@ -12,6 +12,7 @@ from tokenizers import processors as post
 from exporters import gguf
 from exporters.gguf.vocabulary import TokenizerFiles, load_vocabulary
 from lrqat.checkpoint.reader import Checkpoint
+from lrqat.checkpoint.verification import accept_tokenizer
 from lrqat.errors import ExportRefusedError, RuntimeUnavailableError
 from tests.support.paths import SHARED, shared_model
 from tests.support.small_tokenizers import SIZE, byte_level, sentencepiece_like, unigram_like
@@ -240,6 +241,8 @@ def test_added_tokens_special_ids_and_template(fused_checkpoint, text, tmp_path)
     (folder / "chat_template.jinja").write_text("from the file")
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / "tools.jinja").write_text("for tools")
+    accept_tokenizer(folder)
+    checkpoint = Checkpoint.open(folder)
     values = {entry.key: entry.value for entry in gguf.plan(checkpoint).metadata}
     assert values["tokenizer.chat_template"] == "from the file"
     assert values["tokenizer.chat_template.tools"] == "for tools"

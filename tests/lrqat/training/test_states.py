@@ -129,7 +129,7 @@ def test_whatever_fails_a_save_costs_no_state(fault, tmp_path, monkeypatch):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_whatever_fails_the_settings_of_a_run_can_be_read(fault, tmp_path):
     record_run(tmp_path, CONFIG)
-    changed = TrainConfig("model", "data", "output", seed=1)
+    changed = TrainConfig(model="model", data="data", output="output", seed=1)
     for _ in every_fault(lambda: record_run(tmp_path, changed), fault):
         recorded = json.loads((tmp_path / "run.json").read_text())
         assert recorded in (CONFIG.to_json(), changed.to_json())
