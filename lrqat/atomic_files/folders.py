@@ -94,8 +94,11 @@ def staged_folder(target: Path, last: str, kept: Kept = keep_nothing) -> Iterato
 def recover(target: Path, marker: str, kept: Kept = keep_nothing) -> None:
     """Finish or remove what a killed process left of a folder, if nobody is writing it.
 
-    For readers that find no valid folder; writers do it by themselves.
+    For readers that find no valid folder; writers do it by themselves. Where nobody can have
+    written, nothing is made, not even a lock.
     """
+    if not Path(os.path.realpath(target)).parent.is_dir():
+        return
     with suppress(OSError, OutputError), locked(target) as alone:
         if alone:
             sweep(target, marker, kept)

@@ -137,3 +137,8 @@ def test_an_output_over_its_input_is_refused_by_whatever_name(output, relation, 
     if relation == "lies in":
         refuse_overlap(place, read, inside=True)
     refuse_overlap(tmp_path / "base2", read)
+
+
+def test_a_reader_of_a_folder_that_is_not_there_makes_none(tmp_path):
+    recover(tmp_path / "no" / "such" / "folder", MARKER)
+    assert os.listdir(tmp_path) == []
