@@ -36,7 +36,7 @@ from lrqat.atomic_files.files import (
 from lrqat.atomic_files.locks import is_pinned, locked
 from lrqat.atomic_files.refusals import LOCK, explain_os_errors, is_occupied, refuse_existing
 from lrqat.errors import OutputError
-from lrqat.foreign_files import ForeignFileError, parse_json, read_bytes
+from lrqat.foreign_files import ForeignFileError, parse_json
 
 _REPLACED = "replaced"
 _INSIDE, _PUBLISHING, _LIST = ".staging-", ".publishing", ".remove.json"
@@ -217,7 +217,7 @@ def _finish_in_place(place: Path, marker: str) -> None:
 def _names_in(path: Path) -> list[str]:
     """The list of names to remove; nothing that would lead out of the folder."""
     try:
-        names = parse_json(read_bytes(path))
+        names = parse_json(path.read_bytes())  # an error of the disk is none of the list
     except (ValueError, ForeignFileError):
         return []
     listed = names if isinstance(names, list) else []

@@ -197,9 +197,9 @@ def _read_float(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
 
 
 def _read_linear(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
-    values = as_float32(name, checkpoint.floating(name))
-    for columns in _slices(values.T.shape):
-        yield _transposed(values[:, columns])
+    stored = checkpoint.floating(name)  # whole, but in the type that it is stored in
+    for columns in _slices(stored.T.shape):
+        yield as_float32(name, _transposed(stored[:, columns]))
 
 
 def _read_input(part: str) -> Callable[[Checkpoint, str], Iterator[NDArray[Any]]]:
