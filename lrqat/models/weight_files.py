@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lrqat.errors import ModelError, UserError
+from lrqat.errors import ModelError, UserError, first_line
 from lrqat.foreign_files import read_json
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -128,7 +128,7 @@ def _download(name: str, revision: str | None) -> Path:
             snapshot_download(name, revision=revision, allow_patterns=[_SINGLE, _INDEX, _SHARDS])
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ModelError(
             f"cannot download the weights of {name!r}: {reason} Check the name and the "
             "connection, or give a local folder"

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from lrqat.errors import UserError
+from lrqat.errors import UserError, first_line
 from lrqat.evaluation.perplexity import refuse_beyond
 from lrqat.models.positions import learned_positions, trained_positions, warning_beyond
 from lrqat.models.preparation import check_settings
@@ -107,7 +107,7 @@ def _device(name: str) -> str:
         try:
             torch.empty(0, device=name)
         except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise UserError(f"--device {name!r} cannot be used: {reason}; try cpu") from None
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"

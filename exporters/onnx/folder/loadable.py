@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 
 from exporters.onnx.folder.model_file import MODEL
-from lrqat.errors import OutputError
+from lrqat.errors import OutputError, first_line
 
 
 def refuse_invalid(folder: Path, target: Path) -> None:
@@ -23,7 +23,7 @@ def refuse_invalid(folder: Path, target: Path) -> None:
     try:
         onnx.checker.check_model(str(folder / MODEL))  # by path: a protobuf ends at 2 GB
     except onnx.checker.ValidationError as error:
-        reason = str(error).strip().splitlines()[0].replace(str(folder), str(target))
+        reason = first_line(error).replace(str(folder), str(target))
         raise OutputError(
             f"{target} was not written: it is not valid ONNX ({reason}); report the architecture"
         ) from None
@@ -50,7 +50,7 @@ def refuse_unloadable(folder: Path, target: Path) -> None:
             str(folder / MODEL), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # onnxruntime's errors share no base class
-        reason = str(error).strip().splitlines()[0].replace(str(folder), str(target))
+        reason = first_line(error).replace(str(folder), str(target))
         raise OutputError(
             f"{target} was not written: ONNX Runtime {onnxruntime.__version__} does not load it "
             f"({reason}); install onnxruntime 1.26 or newer, or choose a lower --opset"

@@ -16,7 +16,7 @@ from typing import Any
 
 import datasets
 
-from lrqat.errors import DataError
+from lrqat.errors import DataError, first_line
 from lrqat.text_files import JSON_LINES, PLAIN_TEXT, ROWS, form_of, open_text, read_text
 
 Row = dict[str, Any]
@@ -183,7 +183,7 @@ def _explained(source: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # datasets wraps whatever pyarrow, the network or a script raises
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise DataError(
             f"cannot read {source!r} as a file or a Hugging Face dataset: {reason}"
         ) from None

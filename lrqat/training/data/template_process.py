@@ -10,7 +10,6 @@ back, some 0.1 ms.
 import json
 import multiprocessing
 import os
-import pickle
 import weakref
 from multiprocessing.connection import Connection
 from typing import Any
@@ -61,7 +60,7 @@ class TemplateProcess:
             TemplateError: with what the template says, or which limit it passed.
         """
         try:
-            given = pickle.dumps((messages, tools))
+            given = _to_bytes([messages, tools])
             most = _MOST_CHARACTERS + _MOST_TIMES * len(given)
             self._here.send_bytes(given)
             if not self._here.poll(SECONDS):
@@ -71,12 +70,19 @@ class TemplateProcess:
             raise TemplateError("the chat is nested too deeply") from None
         except (OSError, EOFError):
             raise TemplateError(_TOO_MUCH) from None
+        except ValueError as error:  # a number of thousands of digits
+            raise TemplateError(first_line(error)) from None
         if "error" in said:
             raise TemplateError(said["error"])
         text: str = said["text"]
         if len(text) > most:
             raise TemplateError(f"it writes {len(text):,} characters for one chat")
         return text
+
+
+def _to_bytes(chat: Any) -> bytes:
+    """A chat as JSON; a date of a table, which JSON lacks, as the text that a template writes."""
+    return json.dumps(chat, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
 
 
 def _end(process: Any, connection: Connection) -> None:
@@ -93,7 +99,7 @@ def _serve(connection: Connection, other_end: Connection | None, tokenizer: Any)
     limit_memory()
     while True:
         try:
-            messages, tools = pickle.loads(connection.recv_bytes())
+            messages, tools = json.loads(connection.recv_bytes().decode("utf-8", "surrogatepass"))
         except (EOFError, OSError, KeyboardInterrupt):
             os._exit(0)
         end_after(SECONDS + 1)  # in case the parent cannot, since it was killed
