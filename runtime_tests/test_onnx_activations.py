@@ -23,7 +23,7 @@ from lrqat.runtimes.layer_sources import Case, source_of
 from lrqat.runtimes.layer_trace import FLOAT32_BOUND, compare_states
 from lrqat.runtimes.onnx_runtime.roundings import (
     differing_roundings,
-    unrounded_twin,
+    unrounded,
     without_rounding,
 )
 from lrqat.runtimes.onnx_runtime.session import OnnxRuntime
@@ -121,7 +121,7 @@ def test_without_its_roundings_the_graph_is_pytorchs_without_them(mixed):
     model = load_reference(checkpoint)
     reference = torch_logits(model)
     rounded = reference(PROMPTS[0])
-    with unrounded_twin(folder, checkpoint) as twin, without_rounding(model):
+    with unrounded(folder, checkpoint) as twin, without_rounding(model):
         plain = reference(PROMPTS[0])
         assert np.abs(twin.logits(PROMPTS[0]) - plain).max() < 1e-5
     assert np.abs(plain - rounded).max() > 1e-3

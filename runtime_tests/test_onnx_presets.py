@@ -29,8 +29,8 @@ from lrqat.models.reference import load_reference, torch_logits
 from lrqat.runtimes.genai import continue_tokens
 from lrqat.runtimes.onnx_runtime.roundings import (
     differing_roundings,
+    unrounded,
     unrounded_graph,
-    unrounded_twin,
     without_rounding,
 )
 from lrqat.runtimes.onnx_runtime.session import OnnxRuntime
@@ -114,7 +114,7 @@ def test_onnx_runtime(preset, folder, checkpoint, model):
         found = differing_roundings(path, checkpoint, PROMPTS[0])
         assert found == dict.fromkeys([*rounded, "present.0.key", "present.0.value"], 0)
     exact, stepped = bounds(preset)
-    with unrounded_twin(path, checkpoint) as twin, without_rounding(model):
+    with unrounded(path, checkpoint) as twin, without_rounding(model):
         expected = torch_logits(model)(PROMPTS[0])
         assert difference(twin.logits(PROMPTS[0]), expected) < exact
     with OnnxRuntime.open(path) as session:

@@ -25,11 +25,11 @@ def reference(folder):
     return load_reference(Checkpoint.open(folder))
 
 
-@pytest.mark.parametrize("twin", [False, True])
+@pytest.mark.parametrize("without_kernels", [False, True])
 @pytest.mark.parametrize("grid", SYMMETRIC_GRIDS)
-def test_logits_are_pytorchs(grid, twin, onnx_folder, make_fused):
+def test_logits_are_pytorchs(grid, without_kernels, onnx_folder, make_fused):
     expected = torch_logits(reference(make_fused(grid)))(TOKENS)
-    with OnnxRuntime.open(onnx_folder(grid), twin=twin) as session:
+    with OnnxRuntime.open(onnx_folder(grid), without_kernels=without_kernels) as session:
         logits = session.logits(TOKENS)
     assert np.abs(expected).max() > 0.1
     assert np.abs(logits - expected).max() < 1e-5

@@ -148,7 +148,9 @@ def _in_onnx_runtime(case: Case, graph: ir.Model, computes_in: Precision | None)
 
     with without_rounding(case.model) if case.float32 else nullcontext():
         reference = torch_hidden_states(case.model, case.tokens)
-    found = hidden_states(case.path, graph, case.tokens, anatomy(case.model), twin=case.float32)
+    found = hidden_states(
+        case.path, graph, case.tokens, anatomy(case.model), without_kernels=case.float32
+    )
     return States(reference, found, computes_in)
 
 

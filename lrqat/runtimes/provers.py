@@ -92,9 +92,9 @@ def _without_kernels(
     path: Path, checkpoint: Checkpoint, context: int, converter: str | None
 ) -> Iterator[LogitsFunction]:
     """The same folder with ONNX Runtime's quantized kernels off, and nothing rounded."""
-    from lrqat.runtimes.onnx_runtime.roundings import unrounded_twin
+    from lrqat.runtimes.onnx_runtime.roundings import unrounded
 
-    with unrounded_twin(path, checkpoint) as session:
+    with unrounded(path, checkpoint) as session:
         yield session.logits
 
 

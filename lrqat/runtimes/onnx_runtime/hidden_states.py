@@ -41,7 +41,7 @@ def hidden_states(
     tokens: NDArray[np.int64],
     parts: Anatomy,
     *,
-    twin: bool = False,
+    without_kernels: bool = False,
 ) -> HiddenStates:
     """The hidden states of an ONNX folder after each of `tokens` (n,).
 
@@ -50,7 +50,7 @@ def hidden_states(
         model: the folder's graph, as read or with its roundings bypassed; outputs are added to it.
         tokens: a text.
         parts: where layers and head are, by the names of the checkpoint.
-        twin: as `OnnxRuntime.open`.
+        without_kernels: as `OnnxRuntime.open`.
 
     Returns:
         Those that are values of the graph; none where it has them inside of fused nodes.
@@ -65,7 +65,7 @@ def hidden_states(
     wanted = {value.name: value for value in found.values()}
     model.graph.outputs.extend(value for name, value in wanted.items() if name not in outputs)
     graph = ir.to_proto(model).SerializeToString()
-    with OnnxRuntime.open(folder, twin=twin, graph=graph) as opened:
+    with OnnxRuntime.open(folder, without_kernels=without_kernels, graph=graph) as opened:
         results = opened.session.run(list(wanted), feeds_of(opened.session, tokens))
     states = dict(zip(wanted, results, strict=True))
     return {name: states[value.name][0].astype(np.float32) for name, value in found.items()}

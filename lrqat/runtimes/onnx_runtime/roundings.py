@@ -94,11 +94,11 @@ def unrounded_graph(folder: str | Path, checkpoint: Checkpoint) -> bytes:
 
 
 @contextmanager
-def unrounded_twin(folder: str | Path, checkpoint: Checkpoint) -> Iterator[OnnxRuntime]:
+def unrounded(folder: str | Path, checkpoint: Checkpoint) -> Iterator[OnnxRuntime]:
     """The folder without any rounding, and without quantised kernels: float32 products alone."""
     rounds = checkpoint.manifest.get("activations")
     graph = unrounded_graph(folder, checkpoint) if rounds else None
-    with OnnxRuntime.open(folder, twin=True, graph=graph) as opened:
+    with OnnxRuntime.open(folder, without_kernels=True, graph=graph) as opened:
         yield opened
 
 

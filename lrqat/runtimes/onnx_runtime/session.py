@@ -39,7 +39,7 @@ class OnnxRuntime:
         folder: str | Path,
         *,
         accuracy_level: int | None = None,
-        twin: bool = False,
+        without_kernels: bool = False,
         threads: int | None = None,
         optimized_path: str | Path | None = None,
         entries: Mapping[str, str] | None = None,
@@ -51,8 +51,8 @@ class OnnxRuntime:
             folder: from the ONNX exporter.
             accuracy_level: of quantised products; 0 and 1 compute in float32, 4 in int8; None:
                 what the file was exported for.
-            twin: use no quantised kernels at all: weights are dequantised once and multiplied as
-                float32 (the F32 twin of the L1 check).
+            without_kernels: use no quantized kernels: weights are dequantized once and multiplied
+                as float32 (what L1 runs).
             threads: None: every core.
             optimized_path: also save the optimised graph there, to look at.
             entries: more configuration entries of the session.
@@ -73,7 +73,7 @@ class OnnxRuntime:
         options.log_severity_level = 3
         chosen = session_entries(folder)
         chosen |= {} if accuracy_level is None else {LEVEL_ENTRY: str(accuracy_level)}
-        chosen |= {"session.disable_quant_qdq": "1", FUSION_ENTRY: "0"} if twin else {}
+        chosen |= {"session.disable_quant_qdq": "1", FUSION_ENTRY: "0"} if without_kernels else {}
         for key, value in (chosen | dict(entries or {})).items():
             options.add_session_config_entry(key, value)
         if optimized_path is not None:
