@@ -25,6 +25,10 @@ class DataError(UserError):
     """Text that is missing, empty, too short, or in a form that we cannot read."""
 
 
+class RecipeError(UserError):
+    """A recipe that cannot be read, or that gives a model's weights grids that there are not."""
+
+
 class OutputError(UserError):
     """An output that exists already, or that cannot be written."""
 

@@ -14,7 +14,7 @@ from tests.support.paths import ROOT
 # import that runs upwards, or a new sub-package, is a decision that is taken here.
 _CORE = {"lrqat", "lrqat.atomic_files", "lrqat.grids"}
 _MODEL = _CORE | {"lrqat.checkpoint", "lrqat.layers", "lrqat.init", "lrqat.activations"}
-_TRAINING = _MODEL | {"lrqat.models", "lrqat.evaluation"}
+_TRAINING = _MODEL | {"lrqat.models", "lrqat.evaluation", "lrqat.recipes"}
 _EXPORTER = _CORE | {"lrqat.checkpoint", "exporters"}
 _RUNTIMES = _TRAINING | {"exporters", "exporters.gguf", "exporters.onnx", "exporters.onnx_genai"}
 _ALL = _RUNTIMES | {"lrqat.training", "lrqat.runtimes"}
@@ -26,6 +26,7 @@ ALLOWED = {
     "lrqat.layers": _CORE,
     "lrqat.init": _CORE | {"lrqat.layers"},
     "lrqat.activations": _CORE | {"lrqat.layers"},
+    "lrqat.recipes": _CORE,
     "lrqat.models": _MODEL,
     "lrqat.evaluation": {"lrqat", "lrqat.atomic_files"},
     "lrqat.training": _TRAINING,

@@ -1,0 +1,127 @@
+r"""Recipes as files of YAML.
+
+    name: mine
+    description: four bits, the first and last layers finer
+    rules:
+      _proj$: q4_k
+      mlp\.down_proj: q5_k
+      layers\.(0|1|28|29)\.mlp\.down_proj: q6_k
+      ^lm_head$: none
+
+`rules` is a mapping of patterns to grids, and its order counts (`lrqat.recipes.recipe`). A file may
+come from anybody. It is read as a tree of texts: no object of Python is made of any tag, what is
+neither a text nor such a mapping is refused, and so is a key that occurs twice.
+"""
+
+from pathlib import Path
+
+import yaml
+
+from lrqat.atomic_files.files import replaced_file
+from lrqat.errors import RecipeError, did_you_mean
+from lrqat.foreign_files import ForeignFileError, read_bytes
+from lrqat.recipes.recipe import Recipe, Rule
+
+_MOST_BYTES = 1 << 16
+_MOST_RULES = 1000
+_RULES = "rules"
+_TEXTS = ("name", "description")
+_NULL = "tag:yaml.org,2002:null"
+_HEAD = "# The last pattern that is found in a module's name counts; none: unquantized.\n"
+_REMEDY = "see docs/recipes.md"
+
+
+def read_recipe(path: Path | str) -> Recipe:
+    """The recipe that a file of YAML holds.
+
+    Raises:
+        RecipeError: it cannot be read, has more than 64 KiB or 1,000 rules, is no YAML, or no
+            recipe. One message, of the first thing that is wrong.
+    """
+    path = Path(path)
+    try:
+        data = read_bytes(path, _MOST_BYTES)
+    except ForeignFileError as error:
+        raise RecipeError(str(error)) from None
+    try:
+        return parse_recipe(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not UTF-8 text ({error}); {_REMEDY}") from None
+    except RecipeError as error:
+        raise RecipeError(f"the recipe {path} cannot be used: {error}") from None
+
+
+def parse_recipe(text: str) -> Recipe:
+    """The recipe that a text of YAML holds.
+
+    Raises:
+        RecipeError: it holds none.
+    """
+    values = _mapping(_tree(text), "a recipe")
+    unknown = next((key for key in values if key not in (*_TEXTS, _RULES)), None)
+    if unknown is not None:
+        hint = did_you_mean(unknown[:100], (*_TEXTS, _RULES))
+        known = ", ".join((*_TEXTS, _RULES))
+        raise RecipeError(f"unknown key {unknown!r:.100}: {hint}known are {known}")
+    if _RULES not in values:
+        raise RecipeError(f"it has no {_RULES!r}: a mapping of patterns to grids; {_REMEDY}")
+    rules = _mapping(values.pop(_RULES), f"{_RULES!r}")
+    if len(rules) > _MOST_RULES:
+        raise RecipeError(f"it has {len(rules):,} rules, and {_MOST_RULES:,} are the most")
+    grids = {
+        pattern: _text(node, f"the grid of {pattern!r:.200}") for pattern, node in rules.items()
+    }
+    texts = {key: _text(node, repr(key)) for key, node in values.items()}
+    return Recipe(tuple(Rule(pattern, grid) for pattern, grid in grids.items()), **texts)
+
+
+def format_recipe(recipe: Recipe) -> str:
+    """A recipe as YAML, which `parse_recipe` reads as the same."""
+    texts = {key: getattr(recipe, key) for key in _TEXTS if getattr(recipe, key)}
+    rules = {rule.pattern: rule.grid for rule in recipe.rules}
+    document = {**texts, _RULES: rules}
+    return _HEAD + yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1 << 16)
+
+
+def write_recipe(recipe: Recipe, path: Path | str, *, overwrite: bool = False) -> None:
+    """Write a recipe as YAML, whole or not at all.
+
+    Raises:
+        OutputError: the file exists and `overwrite` is false, or it cannot be written.
+    """
+    with replaced_file(Path(path), overwrite) as staged:
+        staged.write_text(format_recipe(recipe), encoding="utf-8")
+
+
+def _tree(text: str) -> yaml.Node | None:
+    try:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError:
+        raise RecipeError(f"it is nested too deeply; {_REMEDY}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f" in line {mark.line + 1}" if mark else ""
+        raise RecipeError(f"it is no YAML: {error.problem!s:.300}{line}; {_REMEDY}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"it is no YAML: {reason:.300}; {_REMEDY}") from None
+
+
+def _mapping(node: yaml.Node | None, what: str) -> dict[str, yaml.Node]:
+    if not isinstance(node, yaml.MappingNode):
+        raise RecipeError(f"{what} must be a mapping, key: value; {_REMEDY}")
+    made: dict[str, yaml.Node] = {}
+    for key, value in node.value:
+        text = _text(key, f"a key of {what}")
+        if text in made:
+            raise RecipeError(f"{text!r:.200} occurs twice in {what}; keep the last one")
+        made[text] = value
+    return made
+
+
+def _text(node: yaml.Node, what: str) -> str:
+    if not isinstance(node, yaml.ScalarNode):
+        raise RecipeError(f"{what} must be one word or text; {_REMEDY}")
+    if node.tag == _NULL:
+        raise RecipeError(f"{what} is empty; to leave a weight unquantized write none")
+    return str(node.value)
