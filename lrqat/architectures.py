@@ -45,6 +45,64 @@ _EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings")
 _OUTPUT_HEADS = ("lm_head", "embed_out")
 
 
+class Role(StrEnum):
+    """What a weight matrix is in its model, by llama.cpp's name of its tensor.
+
+    Source: src/llama-quant.cpp `tensor_get_category`, which knows the same.
+    """
+
+    EMBEDDING = "token_embd"
+    HEAD = "output"
+    QUERY = "attn_q"
+    KEY = "attn_k"
+    VALUE = "attn_v"
+    FUSED_ATTENTION = "attn_qkv"
+    ATTENTION_OUTPUT = "attn_output"
+    GATE = "ffn_gate"
+    UP = "ffn_up"  # and a gate that is in one tensor with it
+    DOWN = "ffn_down"
+    OTHER = "other"
+
+
+# Ends of module names; of two that fit the longer counts. Source: gguf's `TensorNameMap`.
+_ROLES = {
+    "q_proj": Role.QUERY,
+    "k_proj": Role.KEY,
+    "v_proj": Role.VALUE,
+    "qkv_proj": Role.FUSED_ATTENTION,
+    "query_key_value": Role.FUSED_ATTENTION,
+    "attn.c_attn": Role.FUSED_ATTENTION,
+    "o_proj": Role.ATTENTION_OUTPUT,
+    "attention.dense": Role.ATTENTION_OUTPUT,
+    "self_attention.dense": Role.ATTENTION_OUTPUT,
+    "self_attn.dense": Role.ATTENTION_OUTPUT,
+    "self_attn.out_proj": Role.ATTENTION_OUTPUT,
+    "attn.c_proj": Role.ATTENTION_OUTPUT,
+    "gate_proj": Role.GATE,
+    "up_proj": Role.UP,
+    "gate_up_proj": Role.UP,
+    "dense_h_to_4h": Role.UP,
+    "mlp.c_fc": Role.UP,
+    "mlp.fc1": Role.UP,
+    "down_proj": Role.DOWN,
+    "dense_4h_to_h": Role.DOWN,
+    "mlp.c_proj": Role.DOWN,
+    "mlp.fc2": Role.DOWN,
+    "mamba.in_proj": Role.OTHER,
+    "mamba.out_proj": Role.OTHER,
+}
+
+
+def role_of(module: str) -> Role | None:
+    """What the weight of a module, or a stack of experts, is in its model; None: not known."""
+    if is_embedding(module):
+        return Role.EMBEDDING
+    if is_output_head(module):
+        return Role.HEAD
+    parts = module.split(".")
+    return _ROLES.get(".".join(parts[-2:])) or _ROLES.get(parts[-1])
+
+
 def embedding_factor(embedding: Any) -> float | None:
     """What an embedding module of transformers multiplies its rows by, not yet rounded; or None.
 

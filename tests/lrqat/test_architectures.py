@@ -10,12 +10,16 @@ from transformers.pytorch_utils import Conv1D
 
 from lrqat.architectures import (
     ARCHITECTURES,
+    Role,
     embedding_factor,
     find_architecture,
     is_embedding,
     is_output_head,
+    role_of,
 )
 from lrqat.models import hub
+from lrqat.models.surgery import ROUTER, plan_surgery
+from tests.support.gguf_shells import gguf_names
 from tests.support.zoo import CONFIGS, MODELS, make
 
 FACTORS = {"gemma2": 8.0, "gemma3": 8.0}  # the root of 64
@@ -71,3 +75,40 @@ def test_the_table_needs_no_torch():
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def category(name):
+    """As `tensor_get_category` of llama.cpp's src/llama-quant.cpp."""
+    name = name.removesuffix(".weight")
+    if name in (Role.EMBEDDING, Role.HEAD):
+        return Role(name)
+    parts = [r for r in Role if r not in (Role.EMBEDDING, Role.HEAD, Role.OTHER)]
+    whole = {r for r in parts if name.endswith(f".{r}")}
+    begun = {r for r in parts if r.startswith("ffn_") and f".{r}" in name}
+    return next(iter(whole or begun), Role.OTHER)
+
+
+ARCHITECTURES_OF_GGUF = {"mistral": "llama", "gemma3_text": "gemma3", "gpt_neox": "gptneox"} | {
+    "qwen3_moe": "qwen3moe", "qwen2_moe": "qwen2moe", "falcon_h1": "falcon-h1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*MODELS, "falcon_h1"])
+def test_the_role_of_every_weight_is_that_of_its_tensor_in_llama_cpp(name):
+    model = hub.meta_model(CONFIGS[name]())
+    (_, embedding, _), _ = MODELS.get(name, MODELS["llama"])
+    plan = plan_surgery(model, "int4-channel", grid_for={f"{embedding}$": "q8_0"})
+    modules = [m for m in [*plan.quantized, *plan.kept] if plan.kept.get(m) != ROUTER]
+    assert embedding in modules
+    kind = model.config.model_type
+    names = gguf_names(modules, ARCHITECTURES_OF_GGUF.get(kind, kind), 2)
+    assert {module: {role_of(module)} for module in modules} == {
+        # A stack of gate and up is one weight here and two tensors there, of the same types.
+        module: {category(own) for own in found if "gate_exps" not in own}
+        for module, found in names.items()
+    }
+
+
+def test_what_a_weight_of_another_name_is_is_not_known():
+    assert role_of("model.layers.0.something_else") is None
+    assert role_of("model.layers.0.mamba.out_proj") == Role.OTHER
