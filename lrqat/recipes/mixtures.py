@@ -202,7 +202,6 @@ MIXTURES: dict[str, Mixture] = {
     }),
     "IQ4_XS": _iq4("IQ4_XS"),
     "IQ4_NL": _iq4("IQ4_NL"),
-    "MXFP4_MOE": Mixture("Q8_0", head="Q8_0", stacks="MXFP4"),
     "Q4_0": _guarded("Q4_0", "Q4_1"),
     "Q4_1": Mixture("Q4_1"),
     "Q4_K_S": Mixture("Q4_K", {
@@ -221,6 +220,7 @@ MIXTURES: dict[str, Mixture] = {
     "Q5_K_M": Mixture("Q5_K", {Role.VALUE: _MORE_Q6, Role.DOWN: _MORE_Q6}),
     "Q6_K": Mixture("Q6_K"),
     "Q8_0": Mixture("Q8_0", head="Q8_0"),
+    "MXFP4_MOE": Mixture("Q8_0", head="Q8_0", stacks="MXFP4"),
 }  # fmt: skip
 
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
