@@ -8,6 +8,7 @@ import re
 
 # What one pattern, and all of a recipe, may have to try: far more than lists of layers need.
 MOST_WAYS = 10**6
+_LONGEST = 1000
 _REPEATS = 64  # how often an endless repetition may take another character of a module's name
 _UNCOUNTED = 10**12  # more than that is not told apart
 _TOKEN = re.compile(
@@ -23,8 +24,11 @@ def ways(text: str) -> int:
     The alternatives of every group are multiplied, and so is each repetition.
 
     Raises:
-        ValueError: it is no regular expression, repeats a group, looks around, or refers back.
+        ValueError: it is no regular expression, has more than 1,000 characters, repeats a group,
+            looks around, or refers back.
     """
+    if len(text) > _LONGEST:
+        raise ValueError(f"it has {len(text):,} characters, and {_LONGEST:,} are the most")
     count, alternatives = 1, 1
     before = None
     for token in _TOKEN.finditer(text):

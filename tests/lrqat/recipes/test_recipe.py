@@ -102,6 +102,7 @@ def test_a_rule_of_a_hundred_layers_is_short_enough_for_yaml():
         ("rules: {'(': q4_0}", "no regular expression"),
         ("rules: {'(a|a)+b': q4_0}", "repeats a group"),
         ("rules: {'(a)?b': q4_0}", "repeats a group"),
+        (f"rules: {{{'a' * 1001}: q4_0}}", "has 1,001 characters"),
         (r"rules: {'(a)\1': q4_0}", "refers back"),
         ("rules: {'(?=a)b': q4_0}", "begins with"),
         (f"rules: {{'{'(a|a)' * 40}b': q4_0}}", "could match in [0-9,]* ways"),
