@@ -67,8 +67,8 @@ def groups_of(kind: type[Group]) -> Iterator[tuple[str, list[Field[Any]]]]:
 
 
 def flag(name: str) -> str:
-    """The command's option for a setting."""
-    return "--" + name.replace("_", "-")
+    """The command's option for a setting; `for_` is --for, a word that Python keeps for itself."""
+    return "--" + name.rstrip("_").replace("_", "-")
 
 
 def at_least(least: float) -> Check:

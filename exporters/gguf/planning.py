@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 
+from exporters.embedding_and_head import find_embedding_and_head
 from exporters.gguf.architecture import Architecture
 from exporters.gguf.architectures import find_architecture
 from exporters.gguf.blocks import float_blocks
@@ -32,6 +33,7 @@ from exporters.text_model import text_model
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import ExportRefusedError
 
+_MOST_NAMED = 3  # types in a file's name
 _MAX_NAME_BYTES = 63  # GGML_MAX_NAME less its terminating zero
 
 
@@ -88,17 +90,22 @@ def _plan_converter(made: Plan) -> Plan:
 def default_name(checkpoint: Checkpoint, options: Options | None = None) -> str:
     """A file name that says what is in it: "model-q4_0.gguf", "model-q4_0-q6_k.gguf" ...
 
-    Of several types the one of most weights comes first.
+    Of several types the one of most weights comes first; after three of them it says "mixed". The
+    embedding and the head are named only where nothing else is on a grid.
     """
     chosen = options or Options()
     if chosen.type != "auto":
         return f"model-{chosen.type}.gguf"
+    both = find_embedding_and_head(checkpoint)
+    names = [n for n in checkpoint.quantized_names if n not in (both.embedding, both.head)]
     weights: Counter[str] = Counter()
-    for name in checkpoint.quantized_names:
+    for name in names or checkpoint.quantized_names:
         shape = checkpoint.shape(name)
         types = exact_types(checkpoint.grid(name), shape[-1], activation_grid(checkpoint, name))
         weights[types[0] if types else "none"] += math.prod(shape)
-    return f"model-{'-'.join(name for name, _ in weights.most_common())}.gguf"
+    ordered = [name for name, _ in weights.most_common()]
+    listed = ordered if len(ordered) <= _MOST_NAMED else [ordered[0], "mixed"]
+    return f"model-{'-'.join(listed)}.gguf"
 
 
 def _plan_tensors(made: Plan, architecture: Architecture) -> None:

@@ -12,6 +12,7 @@ from lrqat.errors import UserError, did_you_mean
 # Group -> command -> what it does. A command is the module of its name in `lrqat.cli`.
 GROUPS = {
     "Train": {
+        "plan": "choose the grid of every weight for a file of a given size",
         "train": "train a model on a quantization grid, and write the fused checkpoint",
         "compare": "train on several grids by several methods, and tabulate the results",
     },

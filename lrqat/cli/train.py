@@ -6,13 +6,17 @@ import os
 import types
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lrqat.cli import command
+from lrqat.cli.train_plan import show_plan
 from lrqat.grids.grid import grid_families
+from lrqat.recipes.recipe_file import write_recipe
 from lrqat.settings import flag, groups_of
 from lrqat.training.config import TrainConfig
-from lrqat.training.plan import TrainingPlan, plan_training
+from lrqat.training.plan import plan_training
+from lrqat.training.recipes import recipe_from
 from lrqat.training.report import TrainReport
 from lrqat.training.states.resume import refuse_overwritten_inputs
 
@@ -24,6 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_settings(parser, required=True)
     parser.add_argument("--resume", metavar="auto|STATE", help="continue from a saved state")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument("--verbose", action="store_true", help="a line of the plan for each weight")
+    parser.add_argument("--save-recipe", metavar="FILE", help="write the plan's grids as a recipe")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --output")
     return parser
 
@@ -42,9 +48,9 @@ def _add_option(group: Any, field: dataclasses.Field[Any], hint: Any) -> None:
     text = field.metadata["help"]
     if field.name == "grid":
         text += "; " + "; ".join(grid_families())
-    options: dict[str, Any] = {"help": text, "default": field.default}
+    options: dict[str, Any] = {"help": text, "default": field.default, "dest": field.name}
     if field.default is dataclasses.MISSING:
-        options = {"help": text, "required": True}
+        options = {"help": text, "required": True, "dest": field.name}
     elif hint is bool:
         options["action"] = "store_true"
     elif isinstance(field.default, tuple):
@@ -69,31 +75,6 @@ def config_from(args: argparse.Namespace, **fixed: Any) -> TrainConfig:
     return TrainConfig(**values | fixed)
 
 
-def show_plan(out: command.Output, plan: TrainingPlan, rank: int) -> None:
-    surgery = plan.surgery
-    grids = ", ".join(sorted({target.grid.name for target in surgery.quantized.values()}))
-    out.say(
-        f"{len(surgery.quantized)} weights with {surgery.weights:,} values go on {grids} "
-        f"({surgery.bits_per_weight:.4g} bits per weight)"
-    )
-    for name, reason in surgery.kept.items():
-        out.say(f"stays unquantized: {name} ({reason})")
-    out.say(
-        f"{plan.trainable:,} trainable parameters (rank {rank}), "
-        f"{str(plan.dtype).removeprefix('torch.')} on {plan.device}"
-    )
-    memory = plan.memory.to_json()
-    total = memory.pop("total")
-    parts = ", ".join(f"{name} {_mib(size)}" for name, size in memory.items() if size)
-    out.say(f"estimated peak memory: {_mib(total)} ({parts})")
-    for warning in plan.warnings:
-        out.warn(warning)
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.0f} MiB"
-
-
 def _change(report: TrainReport) -> str:
     if report.kl_after is not None:
         return f"KL {report.kl_after:.5f} against {report.kl_rounded:.5f}"
@@ -108,7 +89,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     refuse_overwritten_inputs(config, args.overwrite, args.resume)
     plan = plan_training(config)
     if _is_first():
-        show_plan(out, plan, config.rank)
+        show_plan(out, plan, config.rank, verbose=args.verbose)
+    if args.save_recipe and _is_first():
+        about = f"made for {Path(config.model).name}"
+        recipe = recipe_from(plan.surgery, config.recipe or config.grid, about)
+        write_recipe(recipe, args.save_recipe, overwrite=args.overwrite)
+        out.say(f"recipe in {args.save_recipe}")
     if args.dry_run:
         out.result(plan.to_json())
         return command.OK

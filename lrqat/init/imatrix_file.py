@@ -10,7 +10,7 @@ tools/quantize/quantize.cpp.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,9 @@ from lrqat.init.imatrix_format import Entry, Floats, ImatrixFileError, read_entr
 _SAME_INPUT = {"ffn_gate_up_exps": "ffn_gate_exps"}
 
 
-def read(path: Path | str, columns: Mapping[str, int]) -> dict[str, Tensor]:
+def read(
+    path: Path | str, columns: Mapping[str, int], optional: Container[str] = ()
+) -> dict[str, Tensor]:
     """Read the importance of some projections from a file of llama.cpp.
 
     The file holds the output head only if `llama-imatrix --process-output` wrote it and the head is
@@ -34,6 +36,7 @@ def read(path: Path | str, columns: Mapping[str, int]) -> dict[str, Tensor]:
         path: the file, GGUF or legacy.
         columns: Hugging Face module name -> input features; for experts in one parameter, the name
             of the parameter.
+        optional: names that the file may lack, and that are left out then.
 
     Returns:
         Name -> float32 (in,), or (experts, in); finite and >= 0. An expert that no token reached
@@ -50,6 +53,8 @@ def read(path: Path | str, columns: Mapping[str, int]) -> dict[str, Tensor]:
     for name, width in columns.items():
         possible = [f"{own}.weight" for own in llama_cpp_names(name)]
         present = [own for own in possible if own in entries]
+        if not present and name in optional:
+            continue
         if not present:
             raise ImatrixFileError(
                 f"{path} has nothing for {name} ({' or '.join(possible)}); it was made from "

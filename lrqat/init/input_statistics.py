@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lrqat.errors import DataError, ModelError, UserError
+from lrqat.layers.linear import LRQATLinear
 from lrqat.layers.methods import LoRALinear
 from lrqat.layers.modes import evaluating
 
 Statistic = Callable[[Tensor], Tensor]
-_Projection = nn.Linear | Conv1D | LoRALinear
+_Projection = nn.Linear | Conv1D | LRQATLinear | LoRALinear
 
 
 @torch.no_grad()

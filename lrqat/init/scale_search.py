@@ -30,10 +30,17 @@ def cover(weight: Tensor, grid: Grid, importance: Tensor | None = None) -> Scale
     Returns:
         float32 (rows, groups) each, as stored.
     """
-    return _by_row(next(_candidates(_grouped(weight, grid), grid)), weight, grid)
+    return _by_row(next(_candidates(_grouped(weight, grid), grid, 1)), weight, grid)
 
 
-def search(weight: Tensor, grid: Grid, importance: Tensor | None = None, *, p: float) -> Scales:
+def search(
+    weight: Tensor,
+    grid: Grid,
+    importance: Tensor | None = None,
+    *,
+    p: float,
+    candidates: int = CANDIDATES,
+) -> Scales:
     """For each group, the candidate with the least sum of h |W - Wq|^p, refined.
 
     Args:
@@ -41,13 +48,14 @@ def search(weight: Tensor, grid: Grid, importance: Tensor | None = None, *, p: f
         grid: grid to fit.
         importance: (in,) mean square of each input channel, the factors h; None for ones.
         p: exponent of the error.
+        candidates: fractions of the range of a group that are tried.
 
     Returns:
         float32 (rows, groups) each, as stored.
     """
     grouped = _grouped(weight, grid)
     error = _Error(grouped, _factors(grouped, len(weight), importance), p)
-    scales = _by_row(_search(grouped, grid, error), weight, grid)
+    scales = _by_row(_search(grouped, grid, error, candidates), weight, grid)
     if isinstance(grid.scale, TwoLevelScale):
         scales = _settle(scales, grid, weight.shape[1], error)
     return scales
@@ -93,10 +101,10 @@ def _quantise(target: Tensor, grid: Grid, scales: Scales) -> Tensor:
     return integers(latent / scales.scale, grid)
 
 
-def _search(grouped: Tensor, grid: Grid, error: _Error) -> Scales:
+def _search(grouped: Tensor, grid: Grid, error: _Error, candidates: int) -> Scales:
     """The best candidate of each group (groups, size), refined. Every part is (groups, 1)."""
     least, best = None, None
-    for candidate in _candidates(grouped, grid):
+    for candidate in _candidates(grouped, grid, candidates):
         q = _quantise(grouped, grid, candidate)
         least, best = _better(least, best, error(q, candidate), candidate)
     assert best is not None
@@ -122,12 +130,12 @@ def _better(
     return torch.where(wins, error, least), Scales.of(chosen)
 
 
-def _candidates(grouped: Tensor, grid: Grid) -> Iterator[Scales]:
+def _candidates(grouped: Tensor, grid: Grid, count: int) -> Iterator[Scales]:
     """Scales (groups, 1) to try, from the widest to the narrowest; the first is min-max."""
     low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
     covering = _covering_symmetric if grid.symmetric else _covering_asymmetric
-    for step in range(CANDIDATES, 0, -1):
-        for scales in covering(low, high, step / CANDIDATES, grid):
+    for step in range(count, 0, -1):
+        for scales in covering(low, high, step / count, grid):
             yield _as_stored(scales, grid)
 
 

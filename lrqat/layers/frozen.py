@@ -196,3 +196,9 @@ DOWNCASTS: dict[str, Downcast] = {
         _PackedInteger(),
     )
 }
+
+
+def downcast_for(name: str, grid: Grid) -> Downcast:
+    """The form called `name`, or bfloat16 for a grid that has no such form."""
+    chosen = DOWNCASTS[name]
+    return DOWNCASTS["bf16"] if chosen.refuses(grid) else chosen

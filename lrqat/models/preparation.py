@@ -22,7 +22,7 @@ from lrqat.init.lora_init import LORA_INITS, initialise
 from lrqat.init.range_init import RANGE_INITS, find_scales
 from lrqat.layers.embedding import LRQATEmbedding
 from lrqat.layers.experts import LRQATExperts
-from lrqat.layers.frozen import DOWNCASTS
+from lrqat.layers.frozen import DOWNCASTS, downcast_for
 from lrqat.layers.linear import LRQATLinear
 from lrqat.layers.methods import METHODS, LoRALinear
 from lrqat.layers.weight import QuantizedWeight
@@ -64,7 +64,10 @@ class Settings(Group):
         above(0),
     )
     phi: str = option(
-        f"form of the frozen weights: {', '.join(DOWNCASTS)}", "fp32", one_of(DOWNCASTS)
+        f"form of the frozen weights: {', '.join(DOWNCASTS)}; bf16 for an embedding, head or "
+        "misfit whose grid has no such form",
+        "fp32",
+        one_of(DOWNCASTS),
     )
     range_init: str = option(
         f"start scales: {', '.join(RANGE_INITS)}; auto: importance, or l2 with --streamed",
@@ -138,27 +141,25 @@ def check_settings(plan: SurgeryPlan, settings: Settings) -> None:
 
     Raises:
         UserError: a rank above a layer's smaller side, a form of the frozen weights that a grid
-            refuses, or full training of something that is not a linear layer.
+            refuses, or experts with a method that has linear layers of its own.
     """
     method, downcast = METHODS[settings.method], DOWNCASTS[settings.phi]
+    reason = downcast.refuses(plan.grid)
+    if reason:
+        raise UserError(
+            f"--phi {settings.phi} does not go with --grid {plan.grid.name}: {reason}; "
+            "use --phi bf16"
+        )
     for name, target in plan.quantized.items():
         if method.low_rank and settings.rank > min(target.shape):
             raise UserError(
                 f"--rank {settings.rank} is larger than {name} ({target.shape[0]} x "
                 f"{target.shape[1]}); give at most --rank {min(target.shape)}, or --keep it"
             )
-        reason = downcast.refuses(target.grid)
-        if reason:
+        if method.layer is not LRQATLinear and target.kind == WeightKind.EXPERTS:
             raise UserError(
-                f"--phi {settings.phi} does not go with --grid {target.grid.name}: {reason}; "
-                "use --phi bf16"
-            )
-        if method.layer is not LRQATLinear and not target.is_layer:
-            is_embedding = target.kind == WeightKind.EMBEDDING
-            raise UserError(
-                f"--method {settings.method} does not train {name}, which is "
-                f"{'an embedding' if is_embedding else 'a stack of experts'}; "
-                "leave it out with --keep, or without --grid-for"
+                f"--method {settings.method} does not train {name}, which is a stack of experts; "
+                "leave it out with --keep"
             )
 
 
@@ -185,14 +186,16 @@ class _Maker:
             raise ModelError(
                 f"{name}.weight holds NaN or infinity; use an intact copy of the model"
             )
-        rank = self.settings.rank if self.method.low_rank else 0
+        # An embedding is only rounded where the method's A and B belong to layers of its own.
+        low_rank = self.method.low_rank and (self.method.rounds_inside or kind is self.method.layer)
+        rank = self.settings.rank if low_rank else 0
         alpha = self.settings.alpha
         made = kind(
             weight,
             self._scales(name, weight, target),
             **extra,
             grid=target.grid,
-            downcast=DOWNCASTS[self.settings.phi],
+            downcast=downcast_for(self.settings.phi, target.grid),
             rank=rank,
             alpha=default_alpha(rank) if alpha is None else float(alpha),
         )

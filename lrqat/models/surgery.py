@@ -6,9 +6,10 @@ carries the plan out. What is left unquantized is recorded with its reason, all 
 checkpoint: an exporter never has to decide it.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -18,8 +19,11 @@ from lrqat.architectures import BESIDE_TEXT, ROUTERS, ROUTERS_BESIDE_EXPERTS
 from lrqat.checkpoint.weight_kinds import WeightKind
 from lrqat.errors import ModelError, UserError
 from lrqat.grids.grid import Grid, find_grid
+from lrqat.grids.misfits import NEXT, REFUSE, fitting, refused
+from lrqat.models.grid_rules import Rule, Rules
 from lrqat.models.text_part import TextPart
 from lrqat.models.tying import is_tied
+from lrqat.recipes.recipe import Recipe
 
 # Reasons to leave a weight unquantized: until a pattern asks for a grid, and whatever one asks for.
 OUTPUT_HEAD, INPUT_EMBEDDING = "output head", "embedding"
@@ -37,6 +41,7 @@ class Target:
         kind: what holds it in the model.
         count: matrices of that shape; more than one for experts.
         tied_to: module name of the output head that is the same weight, or None.
+        asked: the grid that was asked for, where the rows did not fit it; else None.
     """
 
     shape: tuple[int, int]
@@ -44,6 +49,7 @@ class Target:
     kind: WeightKind
     count: int = 1
     tied_to: str | None = None
+    asked: Grid | None = None
 
     @property
     def is_layer(self) -> bool:
@@ -59,6 +65,16 @@ class Target:
     def groups(self) -> int:
         """Number of scales."""
         return self.count * self.shape[0] * self.grid.groups(self.shape[1])
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Scales and offsets included."""
+        return self.grid.bits_per_weight(self.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of integers, scales and offsets, packed."""
+        return math.ceil(self.weights * self.bits_per_weight / 8)
 
 
 @dataclass(frozen=True)
@@ -91,7 +107,7 @@ class SurgeryPlan:
     @property
     def bits_per_weight(self) -> float:
         """Mean over all weights that go on a grid, scales included."""
-        spent = (t.weights * t.grid.bits_per_weight(t.shape[1]) for t in self.quantized.values())
+        spent = (t.weights * t.bits_per_weight for t in self.quantized.values())
         return sum(spent) / self.weights
 
 
@@ -106,22 +122,17 @@ class _Found:
     tied_to: str | None = None
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """A pattern and the grid it asks for; None leaves what it matches unquantized."""
-
-    text: str
-    pattern: re.Pattern[str]
-    grid: Grid | None
-    flag: str
-    used: list[str] = field(default_factory=list)
-
-
 def plan_surgery(
     model: nn.Module,
     grid: str | Grid,
     keep: Iterable[str] = (),
     grid_for: Mapping[str, str] | None = None,
+    *,
+    embedding_grid: str | None = None,
+    head_grid: str | None = None,
+    embedding_and_head: str | None = None,
+    recipe: Recipe | None = None,
+    misfit: str = NEXT,
 ) -> SurgeryPlan:
     """Decide for every weight matrix of a causal language model.
 
@@ -129,14 +140,18 @@ def plan_surgery(
         model: a Hugging Face causal LM; nothing but names and shapes is read.
         grid: name or grid for all projections.
         keep: regular expressions; a layer whose name contains a match is left unquantized.
-        grid_for: regular expression -> grid name for what it matches, the last match counts; also
-            the only way to put the output head or the embedding on a grid.
+        grid_for: regular expression -> grid name for what it matches, the last match counts.
+        embedding_grid: grid of the embedding; "none" leaves it unquantized.
+        head_grid: grid of the output head, likewise; of a tied one, either of the two is enough.
+        embedding_and_head: grid of both where nothing else reaches them; None: unquantized.
+        recipe: grids of what its rules name, overruled by all of the others.
+        misfit: what becomes of rows that do not fit their grid, see `lrqat.grids.misfits`.
 
     Raises:
         GridError: unknown grid.
         ModelError: the model has no projections that can be quantised.
         UserError: a pattern that matches nothing or is not a regular expression, two grids for a
-            tied embedding and head, or nothing left to quantise.
+            tied embedding and head, a misfit that is refused, or nothing left to quantise.
     """
     default = find_grid(grid) if isinstance(grid, str) else grid
     found = dict(_find(model))
@@ -145,47 +160,61 @@ def plan_surgery(
             f"{type(model).__name__} has no projections (nn.Linear, Conv1D or 3-D expert weights); "
             "give a causal language model of transformers"
         )
-    rules = [_rule(text, None, "--keep") for text in keep]
-    rules += [_rule(text, find_grid(name), "--grid-for") for text, name in (grid_for or {}).items()]
-    quantized: dict[str, Target] = {}
-    kept = dict.fromkeys(TextPart(model).beside(), BESIDE_TEXT)
-    for rule in rules:  # a module that stays as it is may be named, a grid for it may not
-        rule.used.extend(n for n in kept if rule.grid is None and rule.pattern.search(n))
+    rules = Rules.of(keep, grid_for, embedding_grid, head_grid, recipe, embedding_and_head)
+    made = SurgeryPlan(default, {}, dict.fromkeys(TextPart(model).beside(), BESIDE_TEXT))
+    for rule in rules.patterns:  # a module that stays as it is may be named, a grid for it may not
+        rule.used.extend(n for n in made.kept if rule.grid is None and rule.pattern.search(n))
     for name, item in found.items():
         wanted, reason = _decide(name, item, rules, default)
-        misfit = wanted.refuses(item.shape[1]) if wanted else None
-        if wanted and not misfit:
-            quantized[name] = Target(item.shape, wanted, item.kind, item.count, item.tied_to)
-        elif reason != INPUT_EMBEDDING:  # which nobody expects on a grid
-            kept[name] = reason or misfit or ""
-        if item.tied_to and name not in quantized:
-            kept[item.tied_to] = OUTPUT_HEAD
-    _check(found, rules, quantized, kept)
-    return SurgeryPlan(default, quantized, kept)
+        _place(made, name, item, wanted, reason, misfit)
+    _check(found, rules.patterns, made)
+    return made
 
 
-def _decide(
-    name: str, item: _Found, rules: list[_Rule], default: Grid
-) -> tuple[Grid | None, str | None]:
+def weight_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Name -> (out, in), or (experts, out, in), of every weight that can be on a grid."""
+    return {
+        name: item.shape if item.kind != WeightKind.EXPERTS else (item.count, *item.shape)
+        for name, item in _find(model)
+        if item.reason not in _NEVER
+    }
+
+
+def _place(
+    made: SurgeryPlan, name: str, item: _Found, wanted: Grid | None, reason: str, misfit: str
+) -> None:
+    """Enter a weight into the plan, on the grid that is wanted or on the next that it fits."""
+    grid = wanted
+    if wanted and (refusal := wanted.refuses(item.shape[1])):
+        instead = fitting(wanted, item.shape[1])
+        if misfit == REFUSE:
+            raise refused(name, refusal, instead)
+        grid, reason = (instead if misfit == NEXT else None), refusal
+    if grid:
+        asked = wanted if grid is not wanted else None
+        made.quantized[name] = Target(
+            item.shape, grid, item.kind, item.count, item.tied_to, asked=asked
+        )
+    elif reason != INPUT_EMBEDDING:  # which the checkpoint's list of what stays does not have
+        made.kept[name] = reason
+    if item.tied_to and not grid:
+        made.kept[item.tied_to] = OUTPUT_HEAD
+
+
+def _decide(name: str, item: _Found, rules: Rules, default: Grid) -> tuple[Grid | None, str]:
     """(grid or None, why it is left unquantized)."""
     names = [name, *([item.tied_to] if item.tied_to else [])]
-    matching = [rule for rule in rules if any(rule.pattern.search(n) for n in names)]
-    if item.reason in _NEVER:
-        matching = [rule for rule in matching if rule.grid is None]
-    for rule in matching:
-        rule.used.append(name)
-    stays = next((rule for rule in matching if rule.grid is None), None)
-    if stays:
-        return None, f"matches --keep {stays.text!r}"
-    grids = [rule for rule in matching if rule.grid]
-    if item.tied_to and len({rule.grid for rule in grids}) > 1:
-        raise UserError(
-            f"{name} and {item.tied_to} are one weight (tied) and {grids[0].flag} asks for "
-            f"{' and '.join(f'{r.text}={r.grid.name}' for r in grids if r.grid)}; give one grid"
-        )
-    if grids:
-        return grids[-1].grid, None
-    return (None, item.reason) if item.reason else (default, None)
+    matching = rules.matching(
+        names,
+        embedding=item.kind == WeightKind.EMBEDDING,
+        head=bool(item.tied_to) or item.reason == OUTPUT_HEAD,
+        movable=item.reason not in _NEVER,
+    )
+    if matching:
+        rule = matching[-1]
+        by_default = item.reason if not rule.must_match else None
+        return rule.grid, "" if rule.grid else by_default or rule.reason()
+    return (None, item.reason) if item.reason else (default, "")
 
 
 def _find(model: nn.Module) -> Iterator[tuple[str, _Found]]:
@@ -246,26 +275,14 @@ def _pair(shape: Iterable[int]) -> tuple[int, int]:
     return rows, columns
 
 
-def _rule(text: str, grid: Grid | None, flag: str) -> _Rule:
-    try:
-        return _Rule(text, re.compile(text), grid, flag)
-    except re.error as error:
-        raise UserError(f"{flag} {text!r} is not a regular expression: {error}") from None
-
-
-def _check(
-    found: dict[str, _Found],
-    rules: list[_Rule],
-    quantized: dict[str, Target],
-    kept: dict[str, str],
-) -> None:
+def _check(found: dict[str, _Found], rules: Iterable[Rule], made: SurgeryPlan) -> None:
     for rule in rules:
-        if not rule.used:
+        if rule.must_match and not rule.used:
             example = next(n for n, i in found.items() if i.kind != WeightKind.EMBEDDING)
             raise UserError(
                 f"{rule.flag} {rule.text!r} matches no linear layer, embedding or expert weight; "
                 f"names look like {example!r}"
             )
-    if not quantized:
-        reasons = "; ".join(sorted(set(kept.values())))
+    if not made.quantized:
+        reasons = "; ".join(sorted(set(made.kept.values())))
         raise UserError(f"nothing is left to quantise ({reasons}); choose another grid or --keep")

@@ -12,6 +12,7 @@ from lrqat.activations.grids import find_activation_grid
 from lrqat.activations.kv_cache import quantize_kv_cache
 from lrqat.activations.quantizer import attach
 from lrqat.activations.ranges import calibrate
+from lrqat.architectures import is_output_head
 from lrqat.init import imatrix_file, input_statistics
 from lrqat.init.importance import sum_of_squares
 from lrqat.init.input_directions import InputDirections, find_directions, sketch_of
@@ -68,7 +69,9 @@ def measure_inputs(
 ) -> Inputs:
     """Run the text through `model`, if the starts in `weights` need to know its inputs.
 
-    Embeddings have no inputs, and stacks of experts do not show theirs: they start without.
+    A tied embedding is measured as the head that it is too. Other embeddings have no inputs, and
+    stacks of experts do not show theirs: they start without. A file of importance has projections
+    alone.
 
     Args:
         model: whole, in full precision; None if nothing has to be measured.
@@ -80,20 +83,34 @@ def measure_inputs(
     Raises:
         UserError: an importance file that does not belong to the model.
     """
-    targets = surgery.quantized.items()
-    columns = {name: t.shape[1] for name, t in targets if t.is_layer}
+    shown = _shown(surgery)
+    columns = {name: surgery.quantized[name].shape[1] for name in shown}
     weighted, directed = RANGE_INITS[weights.range_init].weighted, _directed(weights)
-    read = imatrix_file.read(imatrix, columns) if weighted and imatrix else None
+    read = None
+    if weighted and imatrix:
+        layers = {name: n for name, n in columns.items() if surgery.quantized[name].is_layer}
+        heads = [name for name in layers if is_output_head(name)]  # llama-imatrix leaves it out
+        read = imatrix_file.read(imatrix, layers, optional=heads)
     if not directed and (read is not None or not weighted):
         return Inputs(read or {})
     statistics: dict[str, Statistic] = {"squares": sum_of_squares}
     if directed:
         statistics["sketch"] = sketch_of(weights.rank)
-    means = input_statistics.collect(model, columns, batches, statistics, _bar)
+    measured = input_statistics.collect(model, shown.values(), batches, statistics, _bar)
+    means = {
+        statistic: {name: of_module[module] for name, module in shown.items()}
+        for statistic, of_module in measured.items()
+    }
     importance = read or (means["squares"] if weighted else {})
     if not directed:
         return Inputs(importance)
     return Inputs(importance, find_directions(means["sketch"], means["squares"], weights.rank))
+
+
+def _shown(surgery: SurgeryPlan) -> dict[str, str]:
+    """Weight -> the layer whose inputs it meets: its own, or for a tied embedding the head."""
+    targets = surgery.quantized.items()
+    return {name: t.tied_to or name for name, t in targets if t.is_layer or t.tied_to}
 
 
 def _directed(weights: Settings) -> bool:

@@ -98,6 +98,11 @@ def _refuse_measuring(config: TrainConfig) -> None:
     """Refuse what needs a whole model, in a run that is streamed."""
     if config.data == SELF:
         raise UserError("--streamed has no whole model, which --data self needs to write text")
+    if config.has_target:
+        raise UserError(
+            "--streamed has no whole model to measure a budget on; run lrqat plan where the model "
+            "fits, and give its recipe with --recipe"
+        )
     scales, low_rank = config.range_init, config.lora_init
     if scales != AUTO and RANGE_INITS[scales].weighted and not config.imatrix:
         raise UserError(

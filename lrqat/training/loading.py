@@ -14,7 +14,7 @@ from lrqat.models.streaming import load_streamed
 from lrqat.training.calibration import calibration_batches, measure_inputs, quantize_activations
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.documents import TokenBlocks
-from lrqat.training.plan import TrainingPlan
+from lrqat.training.plan import TrainingPlan, device_of, dtype_of
 from lrqat.training.settings import ModelSettings
 
 
@@ -23,6 +23,14 @@ def load_original(settings: ModelSettings, plan: TrainingPlan) -> Any:
     return hub.load_model(
         settings.model, dtype=plan.dtype, trust_remote_code=settings.trust_remote_code
     ).to(plan.device)
+
+
+def load_whole(settings: ModelSettings) -> Any:
+    """The model in full precision where the settings say, without a plan. Raises ModelError."""
+    device = device_of(settings.device)
+    dtype = dtype_of(settings.dtype, device)
+    trust = settings.trust_remote_code
+    return hub.load_model(settings.model, dtype=dtype, trust_remote_code=trust).to(device)
 
 
 def load_prepared(

@@ -16,7 +16,8 @@ from lrqat.training.config import TrainConfig
 from lrqat.training.data.corpus import check_texts
 from lrqat.training.data.self_generated import refuse_short_context
 from lrqat.training.estimate import MemoryEstimate, estimate_memory, trainable_parameters
-from lrqat.training.settings import SELF
+from lrqat.training.recipes import find_recipe
+from lrqat.training.settings import EMBEDDING_AND_HEAD, SELF
 
 
 @dataclass(frozen=True)
@@ -67,18 +68,41 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
     config = config.resolved()
     stored = open_model(config.model, trust_remote_code=config.trust_remote_code)
     model = stored.skeleton
-    surgery = plan_surgery(model, config.grid, config.keep, config.grids_by_pattern())
+    surgery = plan_grids(model, config)
     check_settings(surgery, config)
     check_texts(config)
-    device = _device(config.device)
-    dtype = _dtype(config.dtype, device)
+    device = device_of(config.device)
+    dtype = dtype_of(config.dtype, device)
     return TrainingPlan(
         surgery=surgery,
         trainable=trainable_parameters(surgery, config, trains_scales=config.trains_scales),
         memory=estimate_memory(model, surgery, config, dtype),
         device=device,
         dtype=dtype,
-        warnings=(*stored.notes, *_check_lengths(config, model)),
+        warnings=(*stored.notes, *_check_lengths(config, model), *_of_budget(config)),
+    )
+
+
+def _of_budget(config: TrainConfig) -> tuple[str, ...]:
+    note = (
+        "the run chooses the grids for its size by measurement, and these are not they; lrqat plan "
+        "shows them before"
+    )
+    return (note,) if config.has_target else ()
+
+
+def plan_grids(model: Any, settings: TrainConfig) -> SurgeryPlan:
+    """Which weights of a model go on which grid. Raises as `plan_surgery` and `find_recipe` do."""
+    return plan_surgery(
+        model,
+        settings.grid,
+        settings.keep,
+        settings.grids_by_pattern(),
+        embedding_grid=settings.embedding_grid,
+        head_grid=settings.head_grid,
+        embedding_and_head=EMBEDDING_AND_HEAD,
+        recipe=find_recipe(settings.recipe, model, imatrix=bool(settings.imatrix)),
+        misfit=settings.misfit,
     )
 
 
@@ -102,7 +126,8 @@ def _check_lengths(config: TrainConfig, model: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(warning for warning in found if warning))
 
 
-def _device(name: str) -> str:
+def device_of(name: str) -> str:
+    """What `--device` means on this machine. Raises UserError for one that cannot be used."""
     if name != AUTO:
         try:
             torch.empty(0, device=name)
@@ -113,6 +138,7 @@ def _device(name: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _dtype(name: str, device: str) -> torch.dtype:
+def dtype_of(name: str, device: str) -> torch.dtype:
+    """What `--dtype` means on a device."""
     chosen = ("float32" if device == "cpu" else "bfloat16") if name == AUTO else name
     return getattr(torch, chosen)  # one of lrqat.training.settings.DTYPES

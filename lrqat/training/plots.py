@@ -54,3 +54,31 @@ def plot_comparison(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def plot_frontier(
+    ours: Sequence[tuple[float, float, bool]],
+    recipes: Mapping[str, tuple[float, float]],
+    path: Path,
+) -> None:
+    """Draw KL over megabytes, llama-quantize's recipes as points, into a PNG at `path`.
+
+    Args:
+        ours: (megabytes, KL, whether it was measured), the smallest first.
+        recipes: name -> (megabytes, KL).
+        path: file to write.
+    """
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    sizes, kls = [size for size, _, _ in ours], [kl for _, kl, _ in ours]
+    axes.plot(sizes, kls, color="tab:blue", label="allotted (estimated)")
+    sure = [(size, kl) for size, kl, measured in ours if measured]
+    if sure:
+        axes.plot(*zip(*sure, strict=True), "o", color="tab:blue", label="allotted (measured)")
+    for name, (size, kl) in recipes.items():
+        axes.plot(size, kl, "x", color="tab:orange")
+        axes.annotate(name, (size, kl), fontsize=7, xytext=(3, 3), textcoords="offset points")
+    axes.set(xlabel="GGUF file (MB)", ylabel="KL to full precision (nats)", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120, metadata={"Software": None})

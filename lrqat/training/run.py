@@ -17,11 +17,14 @@ from transformers import set_seed
 from lrqat.atomic_files import explain_os_errors, replaced_file
 from lrqat.checkpoint.manifest import sha256_of
 from lrqat.checkpoint.publishing import PICTURE, held
+from lrqat.errors import UserError
 from lrqat.evaluation.perplexity import RULE, Perplexity
 from lrqat.layers.methods import METHODS
 from lrqat.models import hub
 from lrqat.models.fuse import fuse
+from lrqat.recipes.recipe import Recipe
 from lrqat.training import processes
+from lrqat.training.budget import choose_grids, with_budget
 from lrqat.training.callbacks import share_changed
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.corpus import Evaluation, read_corpus
@@ -39,6 +42,7 @@ from lrqat.training.states.resume import (
     record_run,
     refuse_earlier_run,
     refuse_overwritten_inputs,
+    saved_recipe,
 )
 
 
@@ -65,6 +69,11 @@ def train(
     refuse_overwritten_inputs(config, overwrite, resume)
     plan = plan_training(config)
     processes.join(plan.device)
+    if config.has_target and processes.count() > 1:
+        raise UserError(
+            "--target-size and --target-bits measure in one process; run lrqat plan, and give its "
+            "recipe to all with --recipe"
+        )
     say = say if processes.is_main() else _say_nothing
     with held(Path(config.output)) if processes.is_main() else nullcontext():
         if resume is None:
@@ -85,6 +94,13 @@ def _train(config: TrainConfig, plan: TrainingPlan, resume: str | None, say: Say
     corpus = read_corpus(config, tokenizer, original, say)
     windows = corpus.windows
     before = None if original is None else measure(original, windows, "full precision", say)
+    recipe = None
+    if config.has_target:
+        tokens = corpus.blocks.tokens
+        recipe = saved_recipe(state) or choose_grids(
+            original, tokenizer, plan.surgery, config, tokens, say
+        )
+        plan = with_budget(plan, recipe, config)
     model = load_prepared(config, plan, corpus.blocks, original)
     del original
     teacher = prepare_teacher(config, plan, model, corpus.blocks)
@@ -94,7 +110,7 @@ def _train(config: TrainConfig, plan: TrainingPlan, resume: str | None, say: Say
 
     fitted = Fitted(model)
     with explain_os_errors(output):
-        _open_states(states, state, config)
+        _open_states(states, state, config, recipe)
         if METHODS[config.method].trains:
             fitted = fit(model, teacher, config, plan, states, state)
     model = finish(fitted.model, config, plan, corpus.blocks)
@@ -110,12 +126,14 @@ def _say_nothing(message: str) -> None:
     """What processes other than the first say."""
 
 
-def _open_states(folder: Path, state: Path | None, config: TrainConfig) -> None:
+def _open_states(
+    folder: Path, state: Path | None, config: TrainConfig, recipe: Recipe | None
+) -> None:
     """Make the folder of states ready; those of an earlier run must not be taken for this one's."""
     if processes.is_main():
         if state is None:
             shutil.rmtree(folder, ignore_errors=True)
-        record_run(folder, config)
+        record_run(folder, config, recipe)
     processes.wait()
 
 

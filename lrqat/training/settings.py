@@ -8,14 +8,18 @@ from typing import Any
 
 from lrqat.activations.grids import ACTIVATION_GRIDS, find_activation_grid, parse_setting
 from lrqat.activations.ranges import RANGE_METHODS
+from lrqat.byte_sizes import parse_size
 from lrqat.errors import UserError
+from lrqat.grids.backends import BACKENDS
+from lrqat.grids.misfits import MISFIT_CHOICES, NEXT
 from lrqat.init.lora_init import LORA_INITS
-from lrqat.settings import AUTO, Group, about, at_least, between, flag, one_of, option
+from lrqat.settings import AUTO, Group, about, above, at_least, between, flag, one_of, option
 from lrqat.training.optimizers import OPTIMIZERS, refuse_unavailable
 
 SELF = "self"  # as --teacher: the model itself; as --data: text that the model writes
 NONE = "none"  # as --teacher
 DTYPES = (AUTO, "float32", "bfloat16")
+EMBEDDING_AND_HEAD = "q8_0"  # their grid; costs next to nothing, and halves what F16 would take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +68,44 @@ class GridSettings(Group):
     title = "grid"
 
     grid: str = option("grid of the projections", "q4_0")
+    recipe: str | None = option(
+        "grids by a recipe: a file of YAML, or the types of llama-quantize's Q4_K_M, Q3_K_S, "
+        "Q2_K ...; weights that it does not name go on --grid",
+        None,
+    )
+    target_size: str | None = option(
+        "bytes of the GGUF file, as 70MB: every weight gets the grid with which the KL of all is "
+        "least within them",
+        None,
+    )
+    target_bits: float | None = option(
+        "the same by bits per weight of the whole file, embedding and head included",
+        None,
+        above(0),
+    )
+    for_: str | None = option(
+        f"choose only grids that a back-end runs fast: {', '.join(BACKENDS)}",
+        None,
+        one_of(BACKENDS),
+    )
+    embedding_grid: str | None = option(
+        f"grid of the embedding, or none to leave it unquantized; default: {EMBEDDING_AND_HEAD}, "
+        "or what --recipe says",
+        None,
+    )
+    head_grid: str | None = option(
+        "grid of the output head, likewise; a tied one is the embedding, and needs one of the two",
+        None,
+    )
+    misfit: str = option(
+        "weights whose rows do not fit their grid: "
+        + "; ".join(f"{name}: {what}" for name, what in MISFIT_CHOICES.items()),
+        NEXT,
+        one_of(MISFIT_CHOICES),
+    )
     grid_for: tuple[str, ...] = option(
         "another grid for the modules that match a regular expression, as PATTERN=GRID; "
-        "also puts the output head or the embedding on a grid",
+        "the last one that matches counts",
         (),
     )
     keep: tuple[str, ...] = option("regular expression of modules that stay unquantized", ())
@@ -74,6 +113,21 @@ class GridSettings(Group):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.grids_by_pattern()
+        ways = ("recipe", "target_size", "target_bits")
+        given = [flag(name) for name in ways if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UserError(f"{given[0]} does not go with {given[1]}; give one of them")
+        if self.for_ and not self.has_target:
+            raise UserError(
+                "--for chooses grids under a budget; add --target-size or --target-bits"
+            )
+        if self.target_size is not None:
+            parse_size(self.target_size, "--target-size")
+
+    @property
+    def has_target(self) -> bool:
+        """Whether the grids are chosen by measurement."""
+        return self.target_size is not None or self.target_bits is not None
 
     def grids_by_pattern(self) -> dict[str, str]:
         """`grid_for` as pattern -> grid name. Raises UserError for an entry without both."""

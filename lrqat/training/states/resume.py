@@ -7,19 +7,33 @@ from lrqat.atomic_files import refuse_existing, refuse_overlap, replaced_file, w
 from lrqat.checkpoint.manifest import FILE_NAME
 from lrqat.errors import OutputError, UserError
 from lrqat.foreign_files import read_json
+from lrqat.recipes.recipe import Recipe
+from lrqat.recipes.recipe_file import read_recipe, write_recipe
 from lrqat.training.config import TrainConfig
 from lrqat.training.states.folder import STATE, damage, list_states
 
 STATES = "checkpoints"
-_RUN = "run.json"
+_RUN, _RECIPE = "run.json", "recipe.yaml"
 # What may differ between a run and its continuation.
 _FREE = {"output", "save_every", "eval_data", "eval_windows", "context", "device", "teacher_cache"}
 
 
-def record_run(state_folder: Path, config: TrainConfig) -> None:
-    """Write the settings of a run beside its states."""
+def record_run(state_folder: Path, config: TrainConfig, recipe: Recipe | None = None) -> None:
+    """Write the settings of a run beside its states, and the grids that its budget got."""
+    if recipe is not None:
+        state_folder.mkdir(parents=True, exist_ok=True)
+        write_recipe(recipe, state_folder / _RECIPE, overwrite=True)
     with replaced_file(state_folder / _RUN, overwrite=True) as path:
         write_json(path, config.to_json())
+
+
+def saved_recipe(state: Path | None) -> Recipe | None:
+    """The grids that a run under a budget began with, if it goes on from a state.
+
+    Raises:
+        RecipeError: the file is not there any more, or damaged.
+    """
+    return None if state is None else read_recipe(state.parent / _RECIPE)
 
 
 def refuse_overwritten_inputs(config: TrainConfig, overwrite: bool, resume: str | None) -> None:
@@ -36,6 +50,7 @@ def refuse_overwritten_inputs(config: TrainConfig, overwrite: bool, resume: str 
         "--eval-data": config.eval_data,
         "--teacher": config.teacher,
         "--imatrix": config.imatrix,
+        "--recipe": config.recipe,
         "--resume": resume if resume and (Path(resume) / STATE).is_file() else None,
     }
     # Else it is an id on the hub, or a word such as self.

@@ -147,7 +147,8 @@ def test_a_training_dry_run_prints_the_plan(tiny_model, text_file, tmp_path, cap
     plan = json.loads(captured.out)
     assert plan["trainable"] > 0
     assert plan["memory_bytes"]["total"] > 0
-    assert "stays unquantized: model.layers.1.mlp.down_proj" in captured.err
+    assert "stays unquantized: 2 weights: model.layers.*.mlp.down_proj" in captured.err
+    assert plan["quantized"]["lm_head"]["grid"] == "q8_0"
     assert not (tmp_path / "x").exists()
 
 

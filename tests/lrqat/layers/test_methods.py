@@ -64,11 +64,19 @@ def test_merging_rounds_the_sum():
 
 
 @pytest.mark.parametrize("method", ["full", "lora-then-rtn"])
-@pytest.mark.parametrize(
-    ("name", "grid_for", "what"),
-    [("llama", {"embed_tokens": "q8_0"}, "an embedding"), ("qwen3_moe", {}, "a stack of experts")],
-)
-def test_methods_of_linear_layers_refuse_the_rest(method, name, grid_for, what):
-    plan = plan_surgery(make(name), "q4_0", grid_for=grid_for)
-    with pytest.raises(UserError, match=f"--method {method} does not train .*{what}"):
+def test_methods_of_linear_layers_refuse_experts(method):
+    plan = plan_surgery(make("qwen3_moe"), "q4_0")
+    with pytest.raises(UserError, match=f"--method {method} does not train .*a stack of experts"):
         check_settings(plan, Settings(rank=4, method=method))
+
+
+@pytest.mark.parametrize("method", ["full", "lora-then-rtn"])
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_methods_of_linear_layers_round_the_embedding(method, name):
+    model = make(name)
+    plan = plan_surgery(model, "q4_0", embedding_and_head="q8_0")
+    prepare(model, plan, Settings(rank=4, method=method))
+    table = model.get_input_embeddings().table
+    assert table.grid.name == "q8_0"
+    assert table.lora_a.numel() == 0
+    assert (model.get_output_embeddings() is table) == (name == "qwen3")

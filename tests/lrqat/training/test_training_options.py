@@ -109,7 +109,18 @@ def test_activations_are_exported_as_trained_or_refused(settings):
         ({"grid_for": ("down_proj",)}, "must be PATTERN=GRID"),
         ({"grid_for": ("no_such=q8_0",)}, "'no_such' matches no"),
         ({"cross_entropy_weight": 1.5}, "--cross-entropy-weight 1.5"),
-        ({"method": "lora-then-rtn", "grid_for": ("embed=q8_0",)}, "does not train"),
+        ({"recipe": "Q4_0", "target_size": "1MB"}, "--recipe does not go with --target-size"),
+        ({"target_size": "1MB", "target_bits": 3.0}, "give one of them"),
+        ({"for_": "cuda"}, "--for chooses grids under a budget"),
+        ({"target_size": "much"}, "--target-size 'much' is no size"),
+        (
+            {"target_size": "1MB", "streamed": True},
+            "--streamed has no whole model to measure a bud",
+        ),
+        ({"recipe": "missing.yaml"}, "there is no such file"),
+        ({"recipe": "Q4_K_X"}, "unknown recipe 'Q4_K_X'"),
+        ({"embedding_grid": "q9"}, "unknown grid 'q9'"),
+        ({"misfit": "refuse", "grid": "q4_k"}, "--misfit refuse is asked for"),
     ],
 )
 def test_impossible_combinations_name_both_flags(settings, options, match):

@@ -1,0 +1,24 @@
+"""Sizes of files as people write them."""
+
+import re
+
+from lrqat.errors import UserError
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) *([kMG]?)(i?)B?", re.IGNORECASE)
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3}
+
+
+def parse_size(text: str, flag: str) -> int:
+    """Bytes that "70MB", "1.2GiB" or a number of bytes says; decimal unless there is an i.
+
+    Args:
+        text: what the user wrote.
+        flag: the option, for the message.
+
+    Raises:
+        UserError: it says no size.
+    """
+    found = _SIZE.fullmatch(text.strip()) if len(text) < 32 else None
+    if not found or float(found[1]) <= 0:
+        raise UserError(f"{flag} {text[:32]!r} is no size; write 70MB, 1.2GB or 64MiB")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** _POWERS[found[2].lower()])

@@ -1,0 +1,104 @@
+"""The plan of a training run as a table: what goes on which grid, what it weighs, and why.
+
+Weights that differ by the number of their layer alone share a line, and so do equal reasons;
+`--verbose` has a line for every weight.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+
+from exporters.planning import any_layer
+from lrqat.cli.command import Output
+from lrqat.models.surgery import SurgeryPlan, Target
+from lrqat.training.plan import TrainingPlan
+
+_COLUMNS = ("weights", "count", "shape", "grid", "bits per weight", "bytes")
+
+
+def show_plan(out: Output, plan: TrainingPlan, rank: int, *, verbose: bool = False) -> None:
+    """Print what `plan` will do.
+
+    Args:
+        out: where.
+        plan: of a run.
+        rank: of A and B.
+        verbose: name every weight.
+    """
+    show_grids(out, plan.surgery, verbose=verbose)
+    out.say(
+        f"{plan.trainable:,} trainable parameters (rank {rank}), "
+        f"{str(plan.dtype).removeprefix('torch.')} on {plan.device}"
+    )
+    memory = plan.memory.to_json()
+    total = memory.pop("total")
+    parts = ", ".join(f"{name} {_mib(size)}" for name, size in memory.items() if size)
+    out.say(f"estimated peak memory: {_mib(total)} ({parts})")
+    for warning in plan.warnings:
+        out.warn(warning)
+
+
+def show_grids(out: Output, surgery: SurgeryPlan, *, verbose: bool = False) -> None:
+    """Print which weights go on which grid, and what does not do as it was asked."""
+    name_of = str if verbose else any_layer
+    out.table("", _COLUMNS, _rows(surgery, name_of))
+    for line in [*_moved(surgery, name_of), *_kept(surgery, name_of)]:
+        out.say(line)
+
+
+def _rows(surgery: SurgeryPlan, name_of: Callable[[str], str]) -> list[tuple[str, ...]]:
+    alike: dict[tuple[str, Target], int] = defaultdict(int)
+    for name in sorted(surgery.quantized, key=_place_of(surgery, name_of)):
+        target = surgery.quantized[name]
+        alike[name_of(name), target] += target.count
+    rows = [
+        (
+            f"{name} (and {target.tied_to})" if target.tied_to else name,
+            f"{count}",
+            " x ".join(map(str, target.shape)),
+            target.grid.name,
+            f"{target.bits_per_weight:.4g}",
+            f"{count * target.nbytes // target.count:,}",
+        )
+        for (name, target), count in alike.items()
+    ]
+    total = sum(target.nbytes for target in surgery.quantized.values())
+    matrices = sum(target.count for target in surgery.quantized.values())
+    mean = f"{surgery.bits_per_weight:.4g}"
+    return [*rows, ("all on a grid", f"{matrices}", "", "", mean, f"{total:,}")]
+
+
+def _place_of(surgery: SurgeryPlan, name_of: Callable[[str], str]) -> Callable[[str], object]:
+    """The order of lines: kinds as the model has them, the smallest grid of each first."""
+    kinds = list(dict.fromkeys(map(name_of, surgery.quantized)))
+    bits = {name: target.bits_per_weight for name, target in surgery.quantized.items()}
+    return lambda name: (kinds.index(name_of(name)), bits[name])
+
+
+def _moved(surgery: SurgeryPlan, name_of: Callable[[str], str]) -> list[str]:
+    """What did not fit the grid that was asked for: a line for each width and grid."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name, target in surgery.quantized.items():
+        if target.asked:
+            reason = target.asked.refuses(target.shape[1])
+            alike[f"on {target.grid.name}, as {reason}"].append(name)
+    return [f"{_named(names, name_of)}: {reason}" for reason, names in alike.items()]
+
+
+def _kept(surgery: SurgeryPlan, name_of: Callable[[str], str]) -> list[str]:
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name, reason in surgery.kept.items():
+        alike[reason].append(name)
+    return [
+        f"stays unquantized: {_named(names, name_of)} ({reason})" for reason, names in alike.items()
+    ]
+
+
+def _named(names: list[str], name_of: Callable[[str], str]) -> str:
+    """The patterns of some modules, and how many modules they are."""
+    patterns = list(dict.fromkeys(map(name_of, names)))
+    counted = f"{len(names)} weights: " if len(names) > len(patterns) else ""
+    return counted + ", ".join(patterns)
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
