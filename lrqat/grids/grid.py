@@ -195,6 +195,8 @@ _LLAMA_CPP = (
     Grid("tq2_0", 2, -1, 1, 256, "ternary, four weights a byte"),
     Grid("iq4_nl", 4, -127, 113, 32, "16 uneven levels, groups of 32", signed_scale=True,
          levels=_IQ4_NL),
+    Grid("iq4_xs", 4, -127, 113, 32, "16 uneven levels, two-level scales",
+         TwoLevelScale(-31, 31, 6), signed_scale=True, levels=_IQ4_NL),
     Grid("mxfp4", 4, -12, 12, 32, "4-bit floats, power-of-two scales", PowerOfTwoScale(),
          levels=_MXFP4),
 )  # fmt: skip

@@ -12,7 +12,8 @@ the grid's numbers are put in the type's form:
 No weight changes: the numbers multiply to the same float32. `exactness` tells from the grid alone
 whether all of them can be put so; here each number is checked once more, so that nothing is ever
 rounded and no integer overflows. One function for each form of `exactness` that several types have:
-`encode_scaled`, `encode_offset`, `encode_two_level`, `encode_two_level_offset`.
+`encode_scaled`, `encode_offset`, `encode_two_level`, `encode_two_level_codebook`,
+`encode_two_level_offset`.
 """
 
 from typing import Any
@@ -64,6 +65,15 @@ def encode_two_level(
     """As `encode_scaled`, of a type with a sub-scale, one of `stored`, for every `part` weights."""
     d, sub_scales = _two_levels(scales, ggml, q.shape[1], part, stored)
     return Fields(codes(q, low, high, ggml, scales.zero_point), {"d": d, "scales": sub_scales})
+
+
+def encode_two_level_codebook(
+    ggml: GgmlType, part: int, levels: NDArray[np.int8], stored: TwoLevelScale,
+    q: NDArray[np.int8], scales: StoredScales,
+) -> Fields:  # fmt: skip
+    """As `encode_two_level`, of a type whose codes are the places of q in `levels`."""
+    d, sub_scales = _two_levels(scales, ggml, q.shape[1], part, stored)
+    return Fields(indices(q, levels, ggml), {"d": d, "scales": sub_scales})
 
 
 def encode_two_level_offset(

@@ -8,6 +8,7 @@ One function for each form that a type's weights have; each returns a reason, or
     codebook           d * level                 IQ4_NL MXFP4
     offset             d * q + m                 Q4_1 Q5_1
     two_level          d * sub * q               Q3_K Q6_K
+    two_level_codebook d * sub * level           IQ4_XS
     two_level_offset   d * sub * q - dmin * m    Q2_K Q4_K Q5_K
 
 `encoding` says how a grid of another form is put into one of these without changing a weight.
@@ -38,11 +39,9 @@ def refuses_codebook(
     ggml: GgmlType, levels: Collection[int], stored: ScaleCodec, grid: Grid, in_features: int
 ) -> str | None:
     """For certain levels with a scale of the form `stored` for each block."""
-    needed = grid.levels or range(grid.q_min, grid.q_max + 1)
-    if grid.zero_point or not set(needed) <= set(levels):
-        return f"{grid.name}'s integers are not {ggml}'s levels"
     return (
-        _minima(ggml, grid)
+        _codebook(ggml, levels, grid)
+        or _minima(ggml, grid)
         or _codec(ggml, "scales", grid.scale, stored, grid)
         or _blocks(ggml, grid, in_features)
     )
@@ -85,6 +84,19 @@ def refuses_two_level(
     )
 
 
+def refuses_two_level_codebook(
+    ggml: GgmlType, part: int, levels: Collection[int], scales: TwoLevelScale, grid: Grid,
+    in_features: int,
+) -> str | None:  # fmt: skip
+    """For certain levels with a sub-scale for every `part` weights and a float16 for all."""
+    return (
+        _codebook(ggml, levels, grid)
+        or _minima(ggml, grid)
+        or _levels(ggml, "scales", part, grid.scale, scales, grid)
+        or _rows(ggml, in_features)
+    )
+
+
 def refuses_two_level_offset(
     ggml: GgmlType, part: int, most: int, scales: TwoLevelScale, minima: TwoLevelScale, grid: Grid,
     in_features: int,
@@ -102,6 +114,13 @@ def refuses_two_level_offset(
 
 def _minima(ggml: GgmlType, grid: Grid) -> str | None:
     return f"{grid.name} has minima and {ggml} has none" if grid.minimum else None
+
+
+def _codebook(ggml: GgmlType, levels: Collection[int], grid: Grid) -> str | None:
+    needed = grid.levels or range(grid.q_min, grid.q_max + 1)
+    if grid.zero_point or not set(needed) <= set(levels):
+        return f"{grid.name}'s integers are not {ggml}'s levels"
+    return None
 
 
 def _integers(ggml: GgmlType, low: int, high: int, grid: Grid) -> str | None:
