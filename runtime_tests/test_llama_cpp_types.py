@@ -51,9 +51,11 @@ def library() -> Any:
     return loaded
 
 
-@pytest.fixture(params=[*TYPES_OF_OURS, "int8-channel", "int2-asym-channel", "int3-asym-g32"])
+@pytest.fixture(
+    params=[*TYPES_OF_OURS, "q2_k-sym", "int8-channel", "int2-asym-channel", "int3-asym-g32"]
+)
 def checkpoint(request: Any, make_small: Callable[..., Checkpoint], library: Any) -> Checkpoint:
-    """A fused model on the grid that is named after a type, and on three that are not."""
+    """A fused model on the grid that is named after a type, and on four that are not."""
     return make_small(request.param)
 
 

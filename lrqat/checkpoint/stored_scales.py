@@ -130,7 +130,9 @@ class _Reader:
     ) -> tuple[Floats, NDArray[np.int8]]:
         top = self._part(f"super_{part}", self._columns // codec.super_block).astype(np.float32)
         sub = self._part(f"sub_{part}", self._groups)
-        _refuse(self._name, f"super {part}s", top, _inexact(top, FloatScale()), self._grid)
+        for times in {1, codec.times}:
+            inexact = _inexact(times * top, FloatScale())
+            _refuse(self._name, f"super {part}s", top, inexact, self._grid)
         foreign = sub.dtype != np.int8 or sub.min() < codec.least or sub.max() > codec.most
         products = top.repeat(self._groups // top.shape[1], axis=1) * sub
         if foreign or not np.array_equal(products, values):

@@ -3,7 +3,8 @@
     FloatScale         the nearest number of the type
     PowerOfTwoScale    the nearest power of two (in its logarithm)
     TwoLevelScale      d * c: d = fp16(largest magnitude of the super-block / largest sub-scale),
-                       c = the nearest integer to value / d
+                       c = the nearest integer to value / d; where 2 d and 3 d must be float16, too
+                       (`times`), d has two significant bits less
 
 Every rounding gives the same values back when applied to its own result, so a scale that was read
 from a file ships unchanged. In training the gradient goes straight through.
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from lrqat.grids.grid import FloatScale, PowerOfTwoScale, ScaleCodec, TwoLevelScale
 
+_HALF_BITS = 11  # significant bits of a float16
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
@@ -48,11 +50,24 @@ def two_levels(
     rows, groups = values.shape
     blocks = values.view(rows, -1, codec.super_block // group_size)
     magnitude = blocks.abs() if signed else blocks.clamp_min(0)
-    super_scale = _float(magnitude.amax(-1) / codec.most, FloatScale(), signed=False)
+    super_scale = _super_scale(magnitude.amax(-1) / codec.most, codec.times)
     sub = magnitude.div_(super_scale[..., None]).round_().clamp_(max(codec.least, 0), codec.most)
     if signed:  # a scale never becomes zero: the sign stands and the magnitude is at least one
         sub = torch.where(blocks < 0, -sub.clamp_min_(1), sub.clamp_min_(1))
     return super_scale, sub.reshape(rows, groups)
+
+
+def _super_scale(values: Tensor, times: int) -> Tensor:
+    """The nearest float16, or where `times` is more than 1, the nearest with fewer bits.
+
+    So many fewer that 1 to `times` times are float16 numbers, too, as small as they may be.
+    """
+    spare = (times - 1).bit_length()
+    if spare:
+        digits = 2.0 ** (_HALF_BITS - spare)
+        fraction, exponent = torch.frexp(values.clamp_max(2.0 ** (15 - spare)))
+        values = torch.ldexp((fraction * digits).round() / digits, exponent)
+    return _float(values, FloatScale(), signed=False)
 
 
 def compose(super_scale: Tensor, sub: Tensor) -> Tensor:

@@ -15,6 +15,14 @@ def halves(rng, shape):
     return rng.integers(1, 0x7C00, shape, np.uint16).view(np.float16).astype(np.float32)
 
 
+def multipliable(rng, shape, times):
+    """The same of those of which 1 to `times` times are float16, too."""
+    every = np.arange(1, 0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    with np.errstate(over="ignore"):
+        fits = [(n * every).astype(np.float16) == n * every for n in range(1, times + 1)]
+    return rng.choice(every[np.all(fits, axis=0)], shape)
+
+
 def numbers(rng, codec, shape, columns, signed):
     """Values (out, groups) that `codec` stores, and its two levels."""
     sign = rng.choice(np.array([-1, 1] if signed else [1], np.int8), shape)
@@ -22,7 +30,8 @@ def numbers(rng, codec, shape, columns, signed):
         return sign * np.exp2(rng.integers(-126, 124, shape)).astype(np.float32), None, None
     if isinstance(codec, FloatScale):
         return sign * halves(rng, shape), None, None
-    top = halves(rng, (shape[0], columns // codec.super_block))
+    supers = shape[0], columns // codec.super_block
+    top = halves(rng, supers) if codec.times == 1 else multipliable(rng, supers, codec.times)
     sub = sign * rng.integers(max(codec.least, 0), codec.most + 1, shape).astype(np.int8)
     if codec.least:  # a scale, which is never zero
         sub[sub == 0] = 1

@@ -8,12 +8,13 @@ the grid's numbers are put in the type's form:
     a zero-point where the type has no minimum             goes into the integers, q - zero_point
     a zero-point where it has two levels of minima         dmin = scale, sub-minimum = its code
     no minimum where the type has one                      the minimum that moves 0 to its code
+    odd levels -3..3 where it has two levels of minima     code = (q + 3) / 2, dmin = 3/2 d
 
 No weight changes: the numbers multiply to the same float32. `exactness` tells from the grid alone
 whether all of them can be put so; here each number is checked once more, so that nothing is ever
 rounded and no integer overflows. One function for each form of `exactness` that several types have:
 `encode_scaled`, `encode_offset`, `encode_two_level`, `encode_two_level_codebook`,
-`encode_two_level_offset`.
+`encode_two_level_offset`, `encode_two_level_centred`.
 """
 
 from typing import Any
@@ -85,6 +86,17 @@ def encode_two_level_offset(
     dmin, mins = _two_level_minima(scales, grid, ggml, q.shape[1], part, stored)
     found = codes(q, grid.q_min, grid.q_min + most, ggml)
     return Fields(found, {"d": d, "dmin": dmin, "scales": sub_scales, "mins": mins})
+
+
+def encode_two_level_centred(
+    ggml: GgmlType, part: int, most: int, stored: TwoLevelScale, q: NDArray[np.int8],
+    scales: StoredScales,
+) -> Fields:  # fmt: skip
+    """As `encode_two_level_offset`, of odd levels -most..most: scale * q = 2 s code - most s."""
+    super_scale, sub = _two_levels(scales, ggml, q.shape[1], part, stored)
+    d, dmin = (half(np.float32(n) * super_scale.astype(np.float32)) for n in (2, most))
+    found = indices(q, np.arange(-most, most + 1, 2, dtype=np.int8), ggml)
+    return Fields(found, {"d": d, "dmin": dmin, "scales": sub, "mins": sub})
 
 
 def integers(

@@ -10,6 +10,7 @@ One function for each form that a type's weights have; each returns a reason, or
     two_level          d * sub * q               Q3_K Q6_K
     two_level_codebook d * sub * level           IQ4_XS
     two_level_offset   d * sub * q - dmin * m    Q2_K Q4_K Q5_K
+    two_level_centred  the same around zero      Q2_K
 
 `encoding` says how a grid of another form is put into one of these without changing a weight.
 """
@@ -110,6 +111,30 @@ def refuses_two_level_offset(
         or (grid.minimum and _levels(ggml, "minima", part, grid.minimum, minima, grid))
         or _rows(ggml, in_features)
     )
+
+
+def refuses_two_level_centred(
+    ggml: GgmlType, part: int, most: int, scales: TwoLevelScale, grid: Grid, in_features: int
+) -> str | None:
+    """For a grid that `is_centred`, in a type that has minima: dmin is `most` times a super-scale.
+
+    Args:
+        ggml: the type.
+        part: weights that share a sub-scale.
+        most: the largest code.
+        scales: the sub-scales, and the sub-minima, which are the same.
+        grid: the grid.
+        in_features: weights of a row.
+    """
+    codec = grid.scale
+    if not isinstance(codec, TwoLevelScale) or codec.times < most:
+        return f"{most} times a scale of {grid.name} does not fit {ggml}'s float16 minima"
+    return _levels(ggml, "scales", part, codec, scales, grid) or _rows(ggml, in_features)
+
+
+def is_centred(grid: Grid, most: int) -> bool:
+    """Whether the levels are codes 0..most, moved around zero and doubled: -most, 2 - most ..."""
+    return grid.levels == tuple(range(-most, most + 1, 2))
 
 
 def _minima(ggml: GgmlType, grid: Grid) -> str | None:

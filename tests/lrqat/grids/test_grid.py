@@ -23,6 +23,7 @@ def test_bits_per_weight_are_those_of_the_runtime_types():
                  "tq1_0", "tq2_0", "iq4_nl", "iq4_xs", "mxfp4"):  # fmt: skip
         weights, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name.upper()]]
         assert find_grid(name).bits_per_weight(256) == 8 * size / weights, name
+    assert find_grid("q2_k-sym").bits_per_weight(256) == find_grid("q2_k").bits_per_weight(256)
     assert find_grid("q2_0").bits_per_weight(256) == 2.25
     assert find_grid("int4-g128").bits_per_weight(256) == 4.125
     assert find_grid("int4-channel").bits_per_weight(256) == 4 + 16 / 256
