@@ -185,6 +185,7 @@ _LLAMA_CPP = (
     # -127, not -128: the range llama.cpp's own quantiser writes, and so the one every backend's
     # kernels are tested on.
     Grid("q8_0", 8, -127, 127, 32, "8 bits, groups of 32"),
+    Grid("q1_0", 1, -1, 1, 128, "signs, groups of 128", levels=(-1, 1)),
     Grid("q2_0", 2, -2, 1, 64, "2 bits, groups of 64", signed_scale=True),
     Grid("q2_k", 2, 0, 3, 16, "2 bits, two-level scales and minima", _K4, minimum=_K4_MIN),
     # Q2_K with every minimum 1.5 times its scale, so that the values lie around zero. The minima

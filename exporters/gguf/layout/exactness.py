@@ -5,7 +5,7 @@
 One function for each form that a type's weights have; each returns a reason, or None if it holds:
 
     scaled             d * q                     Q4_0 Q5_0 Q8_0 Q2_0 TQ1_0 TQ2_0
-    codebook           d * level                 IQ4_NL MXFP4
+    codebook           d * level                 IQ4_NL MXFP4 Q1_0
     offset             d * q + m                 Q4_1 Q5_1
     two_level          d * sub * q               Q3_K Q6_K
     two_level_codebook d * sub * level           IQ4_XS

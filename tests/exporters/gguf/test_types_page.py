@@ -1,11 +1,11 @@
 """The tables of types, in docs/gguf-types.md and README.md, are what the code says."""
 
-import gguf
 import pytest
 
 from exporters.gguf.blocks import bits_per_weight, float_blocks, integer_blocks
 from exporters.gguf.tensors.selection import exact_types
 from lrqat.grids.grid import GRIDS
+from tests.support.ggml_decoders import NOT_IN_GGUF_PY
 from tests.support.paths import ROOT
 
 PAGE, README = ROOT / "docs" / "gguf-types.md", ROOT / "README.md"
@@ -50,7 +50,7 @@ def readme_row(name):
     named = " ".join(f"`{g}`" for g in NAMED if name in exact_types(GRIDS[g], 256))
     held = [named, *(f"`int{kind}` {spans(name, kind)}" for kind in KINDS if spans(name, kind))]
     oracles = ["llama.cpp"]
-    if name.upper() in gguf.GGMLQuantizationType.__members__:
+    if name not in NOT_IN_GGUF_PY:
         oracles.insert(0, "gguf-py")
     cells = [f"`{name}`", f"{bits_per_weight(block):g}", "; ".join(held), ", ".join(oracles)]
     return f"| {' | '.join(cells)} |"

@@ -25,6 +25,7 @@ FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 @pytest.mark.parametrize(
     ("name", "outputs", "dtype"),
     [
+        ("q1_0", 64, "INT2"),
         ("q2_0", 64, "INT2"),
         ("tq1_0", 64, "INT2"),
         ("int2-asym-g32", 4, "INT2"),
