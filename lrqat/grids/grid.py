@@ -42,6 +42,19 @@ class PowerOfTwoScale:
 
 
 @dataclass(frozen=True)
+class Float8Scale:
+    """An 8-bit float without sign (UE4M3) for each group, times a power of two for the tensor.
+
+    NVIDIA's tensors have any float32 there; with a power of two every product is exact, and so is
+    its reciprocal. The largest scale of the tensor decides on it.
+    """
+
+    def bits(self, group_size: int) -> float:
+        """Bits that a group of `group_size` weights spends on it."""
+        return 8
+
+
+@dataclass(frozen=True)
 class TwoLevelScale:
     """A float16 number for each super-block of weights, times a small integer for each group.
 
@@ -65,7 +78,7 @@ class TwoLevelScale:
         return self.sub_bits + 16 * group_size / self.super_block
 
 
-ScaleCodec = FloatScale | PowerOfTwoScale | TwoLevelScale
+ScaleCodec = FloatScale | PowerOfTwoScale | Float8Scale | TwoLevelScale
 
 
 @dataclass(frozen=True)
@@ -209,6 +222,8 @@ _LLAMA_CPP = (
     Grid("iq4_xs", 4, -127, 113, 32, "16 uneven levels, two-level scales",
          TwoLevelScale(-31, 31, 6), signed_scale=True, levels=_IQ4_NL),
     Grid("mxfp4", 4, -12, 12, 32, "4-bit floats, power-of-two scales", PowerOfTwoScale(),
+         levels=_MXFP4),
+    Grid("nvfp4", 4, -12, 12, 16, "4-bit floats, 8-bit float scales", Float8Scale(),
          levels=_MXFP4),
 )  # fmt: skip
 

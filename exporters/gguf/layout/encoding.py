@@ -19,6 +19,7 @@ rounded and no integer overflows. One function for each form of `exactness` that
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -154,6 +155,28 @@ def exponents(scales: StoredScales, ggml: GgmlType, low: int, high: int) -> NDAr
     found = found.astype(np.int32) - 1
     _check(found, low, high, "exponents", ggml)
     return found
+
+
+def tensor_scale(scales: StoredScales, ggml: GgmlType) -> np.float32:
+    """The power of two that all scales share. Raises ExportRefusedError if there is none."""
+    found = scales.tensor_scale
+    if found is None or (found != found[0]).any():
+        raise ExportRefusedError(f"scales without one power of two for all do not fit {ggml}")
+    return np.float32(found[0, 0])
+
+
+def float8(scales: StoredScales, ggml: GgmlType) -> NDArray[np.uint8]:
+    """The scales without it as UE4M3, uint8 (out, groups).
+
+    Raises:
+        ExportRefusedError: a scale that is none, or zero.
+    """
+    exact = scales.scale / tensor_scale(scales, ggml)
+    found = exact.astype(ml_dtypes.float8_e4m3fn)
+    wrong = (found.astype(np.float32) != exact) | ~(exact > 0)
+    if wrong.any():
+        raise ExportRefusedError(f"scales that are no 8-bit floats do not fit {ggml}")
+    return found.view(np.uint8)
 
 
 def half(values: NDArray[np.float32]) -> NDArray[np.float16]:

@@ -5,7 +5,7 @@
 One function for each form that a type's weights have; each returns a reason, or None if it holds:
 
     scaled             d * q                     Q4_0 Q5_0 Q8_0 Q2_0 TQ1_0 TQ2_0
-    codebook           d * level                 IQ4_NL MXFP4 Q1_0
+    codebook           d * level                 IQ4_NL MXFP4 NVFP4 Q1_0
     offset             d * q + m                 Q4_1 Q5_1
     two_level          d * sub * q               Q3_K Q6_K
     two_level_codebook d * sub * level           IQ4_XS
@@ -21,7 +21,14 @@ import numpy as np
 
 from exporters.gguf.layout.ggml_types import GgmlType
 from lrqat.checkpoint.stored_scales import StoredScales
-from lrqat.grids.grid import FloatScale, Grid, PowerOfTwoScale, ScaleCodec, TwoLevelScale
+from lrqat.grids.grid import (
+    Float8Scale,
+    FloatScale,
+    Grid,
+    PowerOfTwoScale,
+    ScaleCodec,
+    TwoLevelScale,
+)
 
 _HALF = FloatScale("float16")
 
@@ -37,14 +44,16 @@ def refuses_scaled(ggml: GgmlType, low: int, high: int, grid: Grid, in_features:
 
 
 def refuses_codebook(
-    ggml: GgmlType, levels: Collection[int], stored: ScaleCodec, grid: Grid, in_features: int
-) -> str | None:
-    """For certain levels with a scale of the form `stored` for each block."""
+    ggml: GgmlType, levels: Collection[int], stored: ScaleCodec, grid: Grid, in_features: int,
+    part: int | None = None,
+) -> str | None:  # fmt: skip
+    """For certain levels with a scale of the form `stored` for each block, or `part` of it."""
     return (
         _codebook(ggml, levels, grid)
         or _minima(ggml, grid)
         or _codec(ggml, "scales", grid.scale, stored, grid)
-        or _blocks(ggml, grid, in_features)
+        or _rows(ggml, in_features)
+        or _groups(ggml, part or ggml.weights, grid)
     )
 
 
@@ -175,7 +184,11 @@ def _codec(
 def _described(codec: ScaleCodec) -> str:
     if isinstance(codec, FloatScale):
         return codec.dtype
-    return "powers of two" if isinstance(codec, PowerOfTwoScale) else "products of two levels"
+    return {
+        PowerOfTwoScale: "powers of two",
+        Float8Scale: "8-bit floats",
+        TwoLevelScale: "products of two levels",
+    }[type(codec)]
 
 
 def _levels(

@@ -88,7 +88,7 @@ def test_every_other_grid_has_a_form(grid):
         assert (
             refuses_grid(GRIDS[reason.rpartition("train on ")[2].partition(",")[0]], FLOAT) is None
         )
-        assert grid.name in ("q2_k-sym", "q3_k", "q6_k", "iq4_xs", "mxfp4")
+        assert grid.name in ("q2_k-sym", "q3_k", "q6_k", "iq4_xs", "mxfp4", "nvfp4")
 
 
 @settings(max_examples=60, deadline=None)
