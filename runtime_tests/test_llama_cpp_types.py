@@ -51,9 +51,11 @@ def library() -> Any:
     return loaded
 
 
-@pytest.fixture(params=[*TYPES_OF_OURS, "int8-channel", "int2-asym-channel", "int3-asym-g32"])
+@pytest.fixture(
+    params=[*TYPES_OF_OURS, "q2_k-sym", "int8-channel", "int2-asym-channel", "int3-asym-g32"]
+)
 def checkpoint(request: Any, make_small: Callable[..., Checkpoint], library: Any) -> Checkpoint:
-    """A fused model on the grid that is named after a type, and on three that are not."""
+    """A fused model on the grid that is named after a type, and on four that are not."""
     return make_small(request.param)
 
 
@@ -132,10 +134,10 @@ def test_a_real_model_with_all_types_at_once(library: Any, tmp_path: Path) -> No
     if not source.is_dir():
         pytest.skip("no shared pycode-8m")
     model = hub.load_model(str(source), dtype=torch.float32)
-    kinds = [
-        f"{layer}.{part}" for layer in range(5) for part in ("self_attn", "mlp.up", "mlp.down")
-    ]
-    grid_for = {f"layers.{k}": name for k, name in zip(kinds, TYPES_OF_OURS, strict=True)}
+    parts = ("self_attn.[qk]", "self_attn.[vo]", "mlp.up", "mlp.down")
+    kinds = [f"{layer}.{part}" for layer in range(5) for part in parts]
+    assert len(kinds) >= len(TYPES_OF_OURS)
+    grid_for = {f"layers.{k}": name for k, name in zip(kinds, TYPES_OF_OURS, strict=False)}
     plan = surgery.plan_surgery(model, "q8_0", grid_for=grid_for)
     preparation.prepare(model, plan, preparation.Settings(rank=1, range_init="minmax"))
     base = {"name": "pycode-8m", "revision": None, "dtype": "float32"}

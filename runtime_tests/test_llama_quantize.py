@@ -23,8 +23,8 @@ from lrqat.runtimes.llama_cpp.llama_quantize import quantize
 
 TOOL = os.environ.get("LLAMA_QUANTIZE")
 needs_tool = pytest.mark.skipif(not TOOL, reason="LLAMA_QUANTIZE names no llama-quantize")
-# It makes MXFP4 of experts only.
-BY_LLAMA_QUANTIZE = sorted(set(integer_blocks()) - {"mxfp4"})
+# It makes MXFP4 of experts only, and NVFP4 without a tensor's scale.
+BY_LLAMA_QUANTIZE = sorted(set(integer_blocks()) - {"mxfp4", "nvfp4"})
 
 
 def first_byte(header: Header) -> int:

@@ -52,6 +52,8 @@ class Architecture:
         whole_heads: whether heads must fill the hidden size (its loader expects them to).
         windows: whether its graph computes sliding windows; the others attend to everything.
         epsilon: config.json's name of the norms' epsilon, and llama.cpp's.
+        scaled: weights of a block that its graph multiplies with a scale of the whole tensor
+            (`exporters.gguf.tensors.weight_scales`).
         norm_offset: what is added to the weights of norms, which its graph does not do.
         splits: part of a name -> those of the equal parts that its rows are cut into.
         read: config.json -> the same with Llama's names for what has another one.
@@ -76,6 +78,7 @@ class Architecture:
     whole_heads: bool = False
     windows: bool = False
     epsilon: tuple[str, str] = ("rms_norm_eps", "layer_norm_rms_epsilon")
+    scaled: tuple[str, ...] = weights(*ATTENTION, "attn_qkv")
     norm_offset: float = 0.0
     splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     read: Callable[[Config], Config] = dict

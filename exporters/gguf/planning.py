@@ -7,12 +7,12 @@ else.
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from exporters.embedding_and_head import find_embedding_and_head
 from exporters.gguf.architecture import Architecture
 from exporters.gguf.architectures import find_architecture
-from exporters.gguf.blocks import float_blocks
+from exporters.gguf.blocks import find_tensor_scale, float_blocks
 from exporters.gguf.converter.upstream import refuses_converter
 from exporters.gguf.graph.hyperparameters import hyperparameters, refusals
 from exporters.gguf.metadata import vocabulary_metadata, without_fatal_name
@@ -28,6 +28,7 @@ from exporters.gguf.tensors.embedding_and_head import (
 from exporters.gguf.tensors.selection import choose_float_block, choose_integer_block, exact_types
 from exporters.gguf.tensors.sources import Source, find_sources
 from exporters.gguf.tensors.stored import stored_tensors
+from exporters.gguf.tensors.weight_scales import refuses_scale, weight_scale
 from exporters.planning import activation_grid, refuses_activations
 from exporters.text_model import text_model
 from lrqat.checkpoint.reader import Checkpoint
@@ -118,6 +119,19 @@ def _plan_tensors(made: Plan, architecture: Architecture) -> None:
     made.refusals += [reason] if reason else []
     for source in sources:
         _add_tensor(made, source, _plan_tensor)
+    names = {source.name for source in sources}
+    scaled = (refuses_scale(architecture, t.source, t.block, names) for t in made.tensors)
+    made.refusals += filter(None, scaled)
+    made.tensors = list(_with_scales(made))
+
+
+def _with_scales(made: Plan) -> Iterator[PlannedTensor]:
+    """Every tensor, and after it the scale that its type leaves to a tensor of its own."""
+    for tensor in made.tensors:
+        yield tensor
+        scale = weight_scale(made.checkpoint, tensor.source, tensor.block)
+        if scale is not None:
+            yield PlannedTensor(scale, float_blocks()["f32"])
 
 
 def _add_tensor(
@@ -133,7 +147,13 @@ def _plan_converted(made: Plan, source: Source) -> PlannedTensor:
     """A tensor that llama.cpp's converter lays out: what was not trained it makes float32."""
     if not source.quantized:
         return PlannedTensor(source, float_blocks()["f32"])
-    return PlannedTensor(source, *choose_integer_block(made.checkpoint, source, made.options))
+    block, note = choose_integer_block(made.checkpoint, source, made.options)
+    if find_tensor_scale(block) is not None:
+        raise ExportRefusedError(
+            f"{source.origin}: {block.TYPE} has a scale for the whole tensor, for which a "
+            "converter's file has no place here; train on another grid, such as mxfp4"
+        )
+    return PlannedTensor(source, block, note)
 
 
 def _plan_tensor(made: Plan, source: Source) -> PlannedTensor:

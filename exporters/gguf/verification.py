@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from exporters.gguf.architectures import find_architecture
-from exporters.gguf.blocks import float_blocks, integer_blocks
+from exporters.gguf.blocks import find_tensor_scale, float_blocks, integer_blocks
 from exporters.gguf.converter.upstream import mismatching_rows
 from exporters.gguf.file.header import Header, TensorInfo
 from exporters.gguf.file.shards import read_model
@@ -24,6 +24,7 @@ from exporters.gguf.metadata import differing
 from exporters.gguf.provenance import CONVERTER
 from exporters.gguf.tensors.rounded_values import value_blocks
 from exporters.gguf.tensors.sources import Source, find_sources
+from exporters.gguf.tensors.weight_scales import weight_scale
 from exporters.parallel import in_order
 from exporters.text_model import text_model
 from lrqat.checkpoint.reader import Checkpoint, QuantizedTensor
@@ -82,7 +83,7 @@ def verify(path: str | Path, checkpoint: Checkpoint) -> dict[str, int]:
     if CONVERTER in header.metadata:
         return mismatching_rows(header, checkpoint)
     checkpoint = text_model(checkpoint)
-    by_name = {source.name: source for source in _sources(checkpoint)}
+    by_name = {source.name: source for source in _sources(header, checkpoint)}
     found = {c.name: c.differences(by_name.get(c.name)) for c in _checks(header, checkpoint)}
     keys = differing(header, checkpoint, find_architecture(checkpoint.config))
     return found | dict.fromkeys(keys, 1)
@@ -111,7 +112,7 @@ def _checks(
     progress: Callable[[str], None] = lambda name: None,
     workers: int | None = None,
 ) -> list[TensorCheck]:
-    sources = _sources(checkpoint)
+    sources = _sources(header, checkpoint)
     checks = []
     for check in in_order(
         partial(_check, checkpoint),
@@ -125,8 +126,13 @@ def _checks(
     return checks + [TensorCheck(name, problem="not in the checkpoint") for name in extra]
 
 
-def _sources(checkpoint: Checkpoint) -> list[Source]:
-    return find_sources(checkpoint, find_architecture(checkpoint.config))
+def _sources(header: Header, checkpoint: Checkpoint) -> list[Source]:
+    """All tensors that the file should have; those of scales if the types of their weights do."""
+    found = find_sources(checkpoint, find_architecture(checkpoint.config))
+    blocks = {name: integer_blocks().get(i.type_name.lower()) for name, i in header.tensors.items()}
+    stored = ((source, blocks.get(source.name)) for source in found)
+    scales = [weight_scale(checkpoint, source, block) for source, block in stored if block]
+    return [*found, *filter(None, scales)]
 
 
 def _check(checkpoint: Checkpoint, pair: tuple[Source, TensorInfo | None]) -> TensorCheck:
@@ -156,7 +162,10 @@ def _check_integers(
             return TensorCheck(source.name, problem=str(error))
         differences = found.differences(expected)
         integers, scales = integers + differences[0], scales + differences[1]
-        values += _unlike_weights(block.factors(found), tensor)
+        factors, tensor_scale = block.factors(found), find_tensor_scale(block)
+        if tensor_scale is not None:  # which is a tensor of its own, and compared there
+            factors = factors.times(tensor_scale(tensor.scales))
+        values += _unlike_weights(factors, tensor)
     return TensorCheck(source.name, integers, scales, values)
 
 

@@ -7,6 +7,7 @@ Names of the tensors beside X.weight_packed, each only where the grid has it:
     X.weight_minimum        float32 (out, groups)    weight = scale * q - minimum
     X.weight_super_scale    float32 (out, supers)    exact in float16
     X.weight_sub_scale      int8 (out, groups)       scale = super * sub
+    X.weight_tensor_scale   float32 (out, 1)         the power of two that all scales of X share
     X.weight_super_minimum, X.weight_sub_minimum     the same for the minimum
 """
 
@@ -14,11 +15,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from lrqat.errors import CheckpointError
-from lrqat.grids.grid import FloatScale, Grid, PowerOfTwoScale, ScaleCodec, TwoLevelScale
+from lrqat.grids.grid import (
+    Float8Scale,
+    FloatScale,
+    Grid,
+    PowerOfTwoScale,
+    ScaleCodec,
+    TwoLevelScale,
+)
 
 Floats = NDArray[np.float32]
 
@@ -35,6 +44,7 @@ class StoredScales:
         sub_scale: int8 (out, groups).
         super_minimum: float32 (out, supers), exact in float16.
         sub_minimum: int8 (out, groups).
+        tensor_scale: float32 (out, 1), a power of two, the same in every row.
     """
 
     scale: Floats
@@ -44,6 +54,7 @@ class StoredScales:
     sub_scale: NDArray[np.int8] | None = None
     super_minimum: Floats | None = None
     sub_minimum: NDArray[np.int8] | None = None
+    tensor_scale: Floats | None = None
 
     @property
     def offset(self) -> Floats | None:
@@ -92,9 +103,11 @@ def read_scales(
     if grid.minimum is not None:
         minimum, super_minimum, sub_minimum = reader.codec("minimum", grid.minimum)
     zero_point = reader.zero_point() if grid.zero_point else None
+    tensor_scale = reader.tensor_scale(scale) if isinstance(grid.scale, Float8Scale) else None
     return StoredScales(
-        scale, zero_point, minimum, super_scale, sub_scale, super_minimum, sub_minimum
-    )
+        scale, zero_point, minimum, super_scale, sub_scale, super_minimum, sub_minimum,
+        tensor_scale,
+    )  # fmt: skip
 
 
 class _Reader:
@@ -130,7 +143,9 @@ class _Reader:
     ) -> tuple[Floats, NDArray[np.int8]]:
         top = self._part(f"super_{part}", self._columns // codec.super_block).astype(np.float32)
         sub = self._part(f"sub_{part}", self._groups)
-        _refuse(self._name, f"super {part}s", top, _inexact(top, FloatScale()), self._grid)
+        for times in {1, codec.times}:
+            inexact = _inexact(times * top, FloatScale())
+            _refuse(self._name, f"super {part}s", top, inexact, self._grid)
         foreign = sub.dtype != np.int8 or sub.min() < codec.least or sub.max() > codec.most
         products = top.repeat(self._groups // top.shape[1], axis=1) * sub
         if foreign or not np.array_equal(products, values):
@@ -138,6 +153,19 @@ class _Reader:
                 f"{self._name}: the two levels of its {part}s do not give its {part}s; train again"
             )
         return top, sub
+
+    def tensor_scale(self, values: Floats) -> Floats:
+        """float32 (out, 1), of which every value is a multiple by an UE4M3 number."""
+        found = self._part("tensor_scale", 1).astype(np.float32)
+        _refuse(self._name, "tensor scales", found, _inexact(found, PowerOfTwoScale()), self._grid)
+        with np.errstate(over="ignore"):
+            of_groups = values / found
+        foreign = of_groups.astype(ml_dtypes.float8_e4m3fn).astype(np.float32) != of_groups
+        if foreign.any() or (found != found[0]).any():
+            raise CheckpointError(
+                f"{self._name}: its scales are no 8-bit floats times one tensor scale; train again"
+            )
+        return found
 
     def zero_point(self) -> NDArray[np.int8]:
         """int8 (out, groups)."""
@@ -150,6 +178,8 @@ class _Reader:
 
 def _inexact(values: Floats, codec: ScaleCodec) -> dict[str, NDArray[np.bool_]]:
     """What `codec` cannot store, by the name of the problem."""
+    if isinstance(codec, Float8Scale):  # `_Reader.tensor_scale` looks at them
+        return {}
     if isinstance(codec, PowerOfTwoScale):
         return {"no powers of two": np.frexp(values)[0] != 0.5}
     assert isinstance(codec, FloatScale)

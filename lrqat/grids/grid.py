@@ -42,6 +42,19 @@ class PowerOfTwoScale:
 
 
 @dataclass(frozen=True)
+class Float8Scale:
+    """An 8-bit float without sign (UE4M3) for each group, times a power of two for the tensor.
+
+    NVIDIA's tensors have any float32 there; with a power of two every product is exact, and so is
+    its reciprocal. The largest scale of the tensor decides on it.
+    """
+
+    def bits(self, group_size: int) -> float:
+        """Bits that a group of `group_size` weights spends on it."""
+        return 8
+
+
+@dataclass(frozen=True)
 class TwoLevelScale:
     """A float16 number for each super-block of weights, times a small integer for each group.
 
@@ -50,19 +63,22 @@ class TwoLevelScale:
         most: largest sub-scale.
         sub_bits: bits of a sub-scale.
         super_block: weights that share the float16 number (llama.cpp's QK_K).
+        times: 1 to this many times the float16 number are float16 numbers, too, for types that
+            store such a multiple.
     """
 
     least: int
     most: int
     sub_bits: int
     super_block: int = 256
+    times: int = 1
 
     def bits(self, group_size: int) -> float:
         """Bits that a group of `group_size` weights spends on it."""
         return self.sub_bits + 16 * group_size / self.super_block
 
 
-ScaleCodec = FloatScale | PowerOfTwoScale | TwoLevelScale
+ScaleCodec = FloatScale | PowerOfTwoScale | Float8Scale | TwoLevelScale
 
 
 @dataclass(frozen=True)
@@ -83,7 +99,8 @@ class Grid:
         zero_point: whether each group has an integer zero-point.
         minimum: how the minimum of each group is stored, or None where there is none.
         levels: the integers of a codebook grid in rising order; None: all from q_min to q_max.
-        packed_bits: bits per weight where codes are packed tighter than `bits`.
+        packed_bits: bits per weight of the codes, where they are packed tighter than `bits` or
+            beside numbers that say nothing new.
     """
 
     name: str
@@ -144,6 +161,8 @@ class Grid:
 _IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 # E2M1 times two (ggml-common.h `kvalues_mxfp4`); the shared power of two is halved to match.
 _MXFP4 = (-12, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 12)
+# Halves of odd numbers, times two, so that they are integers.
+_CENTRED = (-3, -1, 1, 3)
 _WIDTHS = (2, 3, 4, 5, 6, 8)
 _GROUPS = (16, 32, 64, 128, 256, None)
 
@@ -179,8 +198,13 @@ _LLAMA_CPP = (
     # -127, not -128: the range llama.cpp's own quantiser writes, and so the one every backend's
     # kernels are tested on.
     Grid("q8_0", 8, -127, 127, 32, "8 bits, groups of 32"),
+    Grid("q1_0", 1, -1, 1, 128, "signs, groups of 128", levels=(-1, 1)),
     Grid("q2_0", 2, -2, 1, 64, "2 bits, groups of 64", signed_scale=True),
     Grid("q2_k", 2, 0, 3, 16, "2 bits, two-level scales and minima", _K4, minimum=_K4_MIN),
+    # Q2_K with every minimum 1.5 times its scale, so that the values lie around zero. The minima
+    # take as many bits as the scales.
+    Grid("q2_k-sym", 2, -3, 3, 16, "2 bits around zero (-3/2, -1/2, 1/2, 3/2), two-level scales",
+         TwoLevelScale(1, 15, 4, times=3), levels=_CENTRED, packed_bits=2.3125),
     Grid(
         "q3_k", 3, -4, 3, 16, "3 bits, two-level scales", TwoLevelScale(-31, 31, 6),
         signed_scale=True,
@@ -195,7 +219,11 @@ _LLAMA_CPP = (
     Grid("tq2_0", 2, -1, 1, 256, "ternary, four weights a byte"),
     Grid("iq4_nl", 4, -127, 113, 32, "16 uneven levels, groups of 32", signed_scale=True,
          levels=_IQ4_NL),
+    Grid("iq4_xs", 4, -127, 113, 32, "16 uneven levels, two-level scales",
+         TwoLevelScale(-31, 31, 6), signed_scale=True, levels=_IQ4_NL),
     Grid("mxfp4", 4, -12, 12, 32, "4-bit floats, power-of-two scales", PowerOfTwoScale(),
+         levels=_MXFP4),
+    Grid("nvfp4", 4, -12, 12, 16, "4-bit floats, 8-bit float scales", Float8Scale(),
          levels=_MXFP4),
 )  # fmt: skip
 

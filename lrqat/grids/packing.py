@@ -41,7 +41,7 @@ def bits_in_checkpoint(grid: Grid) -> int:
 
     Codebooks are stored as their levels, so that scale * q means the same as on other grids.
     """
-    return 8 if grid.levels else container_bits(grid.bits)
+    return containers(grid)[0] if grid.levels else container_bits(grid.bits)
 
 
 def pack_grid(q: NDArray[np.int8], grid: Grid) -> NDArray[np.int32]:

@@ -69,7 +69,8 @@ def find_scales(
     rows = max(1, _CHUNK_WEIGHTS // weight.shape[1])
     chunks = [start.find(chunk.float(), grid, wanted) for chunk in weight.detach().split(rows)]
     columns = zip(*(chunk.parts() for chunk in chunks), strict=True)
-    return Scales.of(_concatenated(parts) for parts in columns)
+    # What all rows share is known only now.
+    return Scales.of(map(_concatenated, columns)).stored(grid, weight.shape[1])
 
 
 def _concatenated(parts: tuple[Tensor | None, ...]) -> Tensor | None:

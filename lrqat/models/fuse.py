@@ -27,9 +27,9 @@ from lrqat.checkpoint.reader import ACTIVATION_FILE, PACKED, SHAPE
 from lrqat.checkpoint.stored_scales import PARTS
 from lrqat.checkpoint.weight_kinds import WeightKind
 from lrqat.errors import ModelError
-from lrqat.grids.grid import Grid, TwoLevelScale
+from lrqat.grids.grid import Float8Scale, Grid, TwoLevelScale
 from lrqat.grids.packing import bits_in_checkpoint, pack_grid
-from lrqat.grids.scale_codecs import two_levels
+from lrqat.grids.scale_codecs import tensor_and_groups, two_levels
 from lrqat.layers.weight import QuantizedWeight
 from lrqat.models.card import model_card
 from lrqat.models.preparation import quantized_layers
@@ -243,6 +243,9 @@ def _scale_tensors(layer: QuantizedWeight) -> tuple[dict[str, Tensor], dict[str,
         own["zero_point"] = stored.zero_point.to(torch.int8).cpu()
     if stored.minimum is not None:
         own["minimum"] = stored.minimum.cpu()
+    if isinstance(layer.grid.scale, Float8Scale):
+        tensor_scale, _ = tensor_and_groups(stored.scale)
+        own["tensor_scale"] = tensor_scale.repeat(layer.out_features, 1).cpu()
     size = layer.in_features // stored.scale.shape[1]
     for part, codec in (("scale", layer.grid.scale), ("minimum", layer.grid.minimum)):
         if isinstance(codec, TwoLevelScale):

@@ -11,7 +11,7 @@ from lrqat.errors import RuntimeUnavailableError
 
 INTEGER = sorted(integer_blocks().items())
 ALL = pytest.mark.parametrize(("name", "block"), INTEGER)
-NOT_IN_GGUF_PY = {"q2_0"}
+NOT_IN_GGUF_PY = {"q1_0", "q2_0"}
 
 
 def c_dequantize(name, data):
@@ -26,7 +26,7 @@ def c_dequantize(name, data):
 
 
 def gguf_dequantize(name, data):
-    """What gguf-py makes of rows of bytes; for the type that it does not know, what we do."""
+    """What gguf-py makes of rows of bytes; for the types that it does not know, what we do."""
     if name in NOT_IN_GGUF_PY:
         block = integer_blocks()[name]
         return block.factors(block.unpack(data)).weights()

@@ -21,6 +21,7 @@ ARCHITECTURE = Architecture(
     arch=MODEL_ARCH.LLAMA,
     block=weights(*LLAMA_BLOCK),
     optional=biases(*ATTENTION, *FEED_FORWARD),
+    scaled=weights(*ATTENTION, *FEED_FORWARD),
     rope_types=("default", "linear", "llama3", "yarn"),
     row_order=interleaved_rows,
     computed=llama3_divisors,

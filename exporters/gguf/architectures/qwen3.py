@@ -5,11 +5,19 @@ Source: conversion/qwen.py, src/models/qwen3.cpp.
 
 from gguf import MODEL_ARCH
 
-from exporters.gguf.architecture import LLAMA_BLOCK, Architecture, biases, weights
+from exporters.gguf.architecture import (
+    ATTENTION,
+    FEED_FORWARD,
+    LLAMA_BLOCK,
+    Architecture,
+    biases,
+    weights,
+)
 
 ARCHITECTURE = Architecture(
     hf_names=("Qwen3ForCausalLM",),
     arch=MODEL_ARCH.QWEN3,
     block=weights(*LLAMA_BLOCK, "attn_q_norm", "attn_k_norm"),
     optional=biases("attn_q", "attn_k", "attn_v"),
+    scaled=weights(*ATTENTION, *FEED_FORWARD),
 )

@@ -12,6 +12,8 @@ from exporters.gguf.file import key_values as kv
 from exporters.gguf.file.key_values import KeyValue
 from exporters.gguf.graph.config_values import positive_int
 
+_EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+
 
 def _refuses(config: Config) -> list[str]:
     reasons = []
@@ -37,10 +39,10 @@ ARCHITECTURE = Architecture(
     hf_names=("Qwen3MoeForCausalLM",),
     arch=MODEL_ARCH.QWEN3MOE,
     block=weights(
-        "attn_norm", *ATTENTION, "attn_q_norm", "attn_k_norm", "ffn_norm", "ffn_gate_inp",
-        "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps",
+        "attn_norm", *ATTENTION, "attn_q_norm", "attn_k_norm", "ffn_norm", "ffn_gate_inp", *_EXPERTS
     ),
     optional=biases("attn_q", "attn_k", "attn_v"),
+    scaled=weights(*ATTENTION, *_EXPERTS),
     splits={"experts.gate_up_proj": ("experts.gate_proj", "experts.up_proj")},
     refuses=_refuses,
     hyperparameters=_hyperparameters,

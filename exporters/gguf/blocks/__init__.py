@@ -6,6 +6,7 @@ An integer type is a module with
     ACTIVATIONS               what llama.cpp rounds activations to when it multiplies with the type
     refuses(grid, in_features) -> str | None
     refuses_scales(scales, grid) -> str | None      where the grid alone does not tell
+    tensor_scale(scales) -> float32                 where a tensor beside it has one for all weights
     encode(q, scales, grid)   -> Fields: the type's own numbers for those of a checkpoint
     pack(Fields)              -> bytes of rows
     unpack(bytes of rows)     -> Fields
@@ -111,6 +112,12 @@ def refuses_scales(block: IntegerBlock, scales: ScaleParts, grid: Grid) -> str |
     asked: Callable[[StoredScales, Grid], str | None] | None
     asked = getattr(block, "refuses_scales", None)
     return next(filter(None, (asked(each, grid) for each in scales())), None) if asked else None
+
+
+def find_tensor_scale(block: Block) -> Callable[[StoredScales], np.float32] | None:
+    """The type's `tensor_scale`, or None: all is in the blocks."""
+    found: Callable[[StoredScales], np.float32] | None = getattr(block, "tensor_scale", None)
+    return found
 
 
 def bits_per_weight(block: Block) -> float:

@@ -7,17 +7,23 @@
 
     weight = d * s * code - dmin * m,   code = q,   q in 0..3
 
-Exact for the grid q2_k; and for grids of 2 bits, symmetric or with a zero-point, whose fp16 scales
-serve a multiple of 256 weights or a whole row: code = q + 2, d = dmin = scale, s = 1 and m the code
-of zero. Source: ggml/src/ggml-common.h `block_q2_K`, ggml/src/ggml-quants.c `dequantize_row_q2_K`.
+Exact for the grid q2_k; for q2_k-sym, whose minima are 3/2 of its scales: code = (q + 3) / 2,
+d = 2 super-scale, dmin = 3 super-scale, s = m = sub-scale; and for grids of 2 bits, symmetric or
+with a zero-point, whose fp16 scales serve a multiple of 256 weights or a whole row: code = q + 2,
+d = dmin = scale, s = 1 and m the code of zero. Source: ggml/src/ggml-common.h
+`block_q2_K`, ggml/src/ggml-quants.c `dequantize_row_q2_K`.
 """
 
 import numpy as np
 from gguf import LlamaFileType
 from numpy.typing import NDArray
 
-from exporters.gguf.layout.encoding import encode_two_level_offset
-from exporters.gguf.layout.exactness import refuses_two_level_offset
+from exporters.gguf.layout.encoding import encode_two_level_centred, encode_two_level_offset
+from exporters.gguf.layout.exactness import (
+    is_centred,
+    refuses_two_level_centred,
+    refuses_two_level_offset,
+)
 from exporters.gguf.layout.fields import Factors, Fields, compose
 from exporters.gguf.layout.ggml_types import ggml_type
 from exporters.gguf.layout.rows import halves, in_blocks, join, split, stack, unstack
@@ -33,11 +39,15 @@ _MOST, _PART, _SUB = 3, 16, TwoLevelScale(0, 15, 4)
 
 def refuses(grid: Grid, in_features: int) -> str | None:
     """Why rows of `in_features` weights on `grid` are not exact in Q2_K, or None."""
+    if is_centred(grid, _MOST):
+        return refuses_two_level_centred(TYPE, _PART, _MOST, _SUB, grid, in_features)
     return refuses_two_level_offset(TYPE, _PART, _MOST, _SUB, _SUB, grid, in_features)
 
 
 def encode(q: NDArray[np.int8], scales: StoredScales, grid: Grid) -> Fields:
     """The numbers Q2_K stores. Raises ExportRefusedError if one is not exact."""
+    if is_centred(grid, _MOST):
+        return encode_two_level_centred(TYPE, _PART, _MOST, _SUB, q, scales)
     return encode_two_level_offset(TYPE, _PART, _MOST, _SUB, q, scales, grid)
 
 

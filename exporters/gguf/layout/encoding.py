@@ -8,15 +8,18 @@ the grid's numbers are put in the type's form:
     a zero-point where the type has no minimum             goes into the integers, q - zero_point
     a zero-point where it has two levels of minima         dmin = scale, sub-minimum = its code
     no minimum where the type has one                      the minimum that moves 0 to its code
+    odd levels -3..3 where it has two levels of minima     code = (q + 3) / 2, dmin = 3/2 d
 
 No weight changes: the numbers multiply to the same float32. `exactness` tells from the grid alone
 whether all of them can be put so; here each number is checked once more, so that nothing is ever
 rounded and no integer overflows. One function for each form of `exactness` that several types have:
-`encode_scaled`, `encode_offset`, `encode_two_level`, `encode_two_level_offset`.
+`encode_scaled`, `encode_offset`, `encode_two_level`, `encode_two_level_codebook`,
+`encode_two_level_offset`, `encode_two_level_centred`.
 """
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -66,6 +69,15 @@ def encode_two_level(
     return Fields(codes(q, low, high, ggml, scales.zero_point), {"d": d, "scales": sub_scales})
 
 
+def encode_two_level_codebook(
+    ggml: GgmlType, part: int, levels: NDArray[np.int8], stored: TwoLevelScale,
+    q: NDArray[np.int8], scales: StoredScales,
+) -> Fields:  # fmt: skip
+    """As `encode_two_level`, of a type whose codes are the places of q in `levels`."""
+    d, sub_scales = _two_levels(scales, ggml, q.shape[1], part, stored)
+    return Fields(indices(q, levels, ggml), {"d": d, "scales": sub_scales})
+
+
 def encode_two_level_offset(
     ggml: GgmlType, part: int, most: int, stored: TwoLevelScale, q: NDArray[np.int8],
     scales: StoredScales, grid: Grid,
@@ -75,6 +87,17 @@ def encode_two_level_offset(
     dmin, mins = _two_level_minima(scales, grid, ggml, q.shape[1], part, stored)
     found = codes(q, grid.q_min, grid.q_min + most, ggml)
     return Fields(found, {"d": d, "dmin": dmin, "scales": sub_scales, "mins": mins})
+
+
+def encode_two_level_centred(
+    ggml: GgmlType, part: int, most: int, stored: TwoLevelScale, q: NDArray[np.int8],
+    scales: StoredScales,
+) -> Fields:  # fmt: skip
+    """As `encode_two_level_offset`, of odd levels -most..most: scale * q = 2 s code - most s."""
+    super_scale, sub = _two_levels(scales, ggml, q.shape[1], part, stored)
+    d, dmin = (half(np.float32(n) * super_scale.astype(np.float32)) for n in (2, most))
+    found = indices(q, np.arange(-most, most + 1, 2, dtype=np.int8), ggml)
+    return Fields(found, {"d": d, "dmin": dmin, "scales": sub, "mins": sub})
 
 
 def integers(
@@ -132,6 +155,28 @@ def exponents(scales: StoredScales, ggml: GgmlType, low: int, high: int) -> NDAr
     found = found.astype(np.int32) - 1
     _check(found, low, high, "exponents", ggml)
     return found
+
+
+def tensor_scale(scales: StoredScales, ggml: GgmlType) -> np.float32:
+    """The power of two that all scales share. Raises ExportRefusedError if there is none."""
+    found = scales.tensor_scale
+    if found is None or (found != found[0]).any():
+        raise ExportRefusedError(f"scales without one power of two for all do not fit {ggml}")
+    return np.float32(found[0, 0])
+
+
+def float8(scales: StoredScales, ggml: GgmlType) -> NDArray[np.uint8]:
+    """The scales without it as UE4M3, uint8 (out, groups).
+
+    Raises:
+        ExportRefusedError: a scale that is none, or zero.
+    """
+    exact = scales.scale / tensor_scale(scales, ggml)
+    found = exact.astype(ml_dtypes.float8_e4m3fn)
+    wrong = (found.astype(np.float32) != exact) | ~(exact > 0)
+    if wrong.any():
+        raise ExportRefusedError(f"scales that are no 8-bit floats do not fit {ggml}")
+    return found.view(np.uint8)
 
 
 def half(values: NDArray[np.float32]) -> NDArray[np.float16]:

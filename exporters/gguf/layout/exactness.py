@@ -5,10 +5,12 @@
 One function for each form that a type's weights have; each returns a reason, or None if it holds:
 
     scaled             d * q                     Q4_0 Q5_0 Q8_0 Q2_0 TQ1_0 TQ2_0
-    codebook           d * level                 IQ4_NL MXFP4
+    codebook           d * level                 IQ4_NL MXFP4 NVFP4 Q1_0
     offset             d * q + m                 Q4_1 Q5_1
     two_level          d * sub * q               Q3_K Q6_K
+    two_level_codebook d * sub * level           IQ4_XS
     two_level_offset   d * sub * q - dmin * m    Q2_K Q4_K Q5_K
+    two_level_centred  the same around zero      Q2_K
 
 `encoding` says how a grid of another form is put into one of these without changing a weight.
 """
@@ -19,7 +21,14 @@ import numpy as np
 
 from exporters.gguf.layout.ggml_types import GgmlType
 from lrqat.checkpoint.stored_scales import StoredScales
-from lrqat.grids.grid import FloatScale, Grid, PowerOfTwoScale, ScaleCodec, TwoLevelScale
+from lrqat.grids.grid import (
+    Float8Scale,
+    FloatScale,
+    Grid,
+    PowerOfTwoScale,
+    ScaleCodec,
+    TwoLevelScale,
+)
 
 _HALF = FloatScale("float16")
 
@@ -35,16 +44,16 @@ def refuses_scaled(ggml: GgmlType, low: int, high: int, grid: Grid, in_features:
 
 
 def refuses_codebook(
-    ggml: GgmlType, levels: Collection[int], stored: ScaleCodec, grid: Grid, in_features: int
-) -> str | None:
-    """For certain levels with a scale of the form `stored` for each block."""
-    needed = grid.levels or range(grid.q_min, grid.q_max + 1)
-    if grid.zero_point or not set(needed) <= set(levels):
-        return f"{grid.name}'s integers are not {ggml}'s levels"
+    ggml: GgmlType, levels: Collection[int], stored: ScaleCodec, grid: Grid, in_features: int,
+    part: int | None = None,
+) -> str | None:  # fmt: skip
+    """For certain levels with a scale of the form `stored` for each block, or `part` of it."""
     return (
-        _minima(ggml, grid)
+        _codebook(ggml, levels, grid)
+        or _minima(ggml, grid)
         or _codec(ggml, "scales", grid.scale, stored, grid)
-        or _blocks(ggml, grid, in_features)
+        or _rows(ggml, in_features)
+        or _groups(ggml, part or ggml.weights, grid)
     )
 
 
@@ -85,6 +94,19 @@ def refuses_two_level(
     )
 
 
+def refuses_two_level_codebook(
+    ggml: GgmlType, part: int, levels: Collection[int], scales: TwoLevelScale, grid: Grid,
+    in_features: int,
+) -> str | None:  # fmt: skip
+    """For certain levels with a sub-scale for every `part` weights and a float16 for all."""
+    return (
+        _codebook(ggml, levels, grid)
+        or _minima(ggml, grid)
+        or _levels(ggml, "scales", part, grid.scale, scales, grid)
+        or _rows(ggml, in_features)
+    )
+
+
 def refuses_two_level_offset(
     ggml: GgmlType, part: int, most: int, scales: TwoLevelScale, minima: TwoLevelScale, grid: Grid,
     in_features: int,
@@ -100,8 +122,39 @@ def refuses_two_level_offset(
     )
 
 
+def refuses_two_level_centred(
+    ggml: GgmlType, part: int, most: int, scales: TwoLevelScale, grid: Grid, in_features: int
+) -> str | None:
+    """For a grid that `is_centred`, in a type that has minima: dmin is `most` times a super-scale.
+
+    Args:
+        ggml: the type.
+        part: weights that share a sub-scale.
+        most: the largest code.
+        scales: the sub-scales, and the sub-minima, which are the same.
+        grid: the grid.
+        in_features: weights of a row.
+    """
+    codec = grid.scale
+    if not isinstance(codec, TwoLevelScale) or codec.times < most:
+        return f"{most} times a scale of {grid.name} does not fit {ggml}'s float16 minima"
+    return _levels(ggml, "scales", part, codec, scales, grid) or _rows(ggml, in_features)
+
+
+def is_centred(grid: Grid, most: int) -> bool:
+    """Whether the levels are codes 0..most, moved around zero and doubled: -most, 2 - most ..."""
+    return grid.levels == tuple(range(-most, most + 1, 2))
+
+
 def _minima(ggml: GgmlType, grid: Grid) -> str | None:
     return f"{grid.name} has minima and {ggml} has none" if grid.minimum else None
+
+
+def _codebook(ggml: GgmlType, levels: Collection[int], grid: Grid) -> str | None:
+    needed = grid.levels or range(grid.q_min, grid.q_max + 1)
+    if grid.zero_point or not set(needed) <= set(levels):
+        return f"{grid.name}'s integers are not {ggml}'s levels"
+    return None
 
 
 def _integers(ggml: GgmlType, low: int, high: int, grid: Grid) -> str | None:
@@ -131,7 +184,11 @@ def _codec(
 def _described(codec: ScaleCodec) -> str:
     if isinstance(codec, FloatScale):
         return codec.dtype
-    return "powers of two" if isinstance(codec, PowerOfTwoScale) else "products of two levels"
+    return {
+        PowerOfTwoScale: "powers of two",
+        Float8Scale: "8-bit floats",
+        TwoLevelScale: "products of two levels",
+    }[type(codec)]
 
 
 def _levels(

@@ -72,6 +72,11 @@ class Factors:
     scale: NDArray[Any]
     minimum: NDArray[Any] | None = None
 
+    def times(self, factor: np.float32) -> "Factors":
+        """All weights multiplied by a power of two."""
+        minimum = None if self.minimum is None else self.minimum.astype(np.float32) * factor
+        return Factors(self.levels, self.scale.astype(np.float32) * factor, minimum)
+
     def weights(self) -> Floats:
         """float32 (out, in)."""
         rows, columns = self.levels.shape

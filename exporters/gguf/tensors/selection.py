@@ -85,7 +85,7 @@ def choose_for_grid(
         note = _note(blocks[chosen], grid, columns, activations) if is_auto else ""
         return blocks[chosen], note
     exact = tuple(filter(holds, exact))
-    tried = _nearest(grid, columns) if is_auto else [blocks[options.type]]
+    tried = _nearest(grid, columns, activations) if is_auto else [blocks[options.type]]
     reasons = [
         str(_refuses(block, grid, columns, activations) or refuses_scales(block, scales, grid))
         for block in tried
@@ -108,8 +108,15 @@ def _refuses(
     return block.refuses(grid, in_features)
 
 
-def _nearest(grid: Grid, columns: int) -> list[IntegerBlock]:
-    """The types that are named when none is exact: the smallest that could hold the grid's bits."""
+def _nearest(grid: Grid, columns: int, activations: str | None) -> list[IntegerBlock]:
+    """The types that are named when none is exact.
+
+    The best of those that hold other rows of the grid; if there are none, the smallest that could
+    hold its bits.
+    """
+    others = exact_types(grid, _WHOLE_BLOCKS, activations)
+    if others:
+        return [integer_blocks()[name] for name in others[:3]]
     bits = grid.bits_per_weight(columns)
     large = [block for block in integer_blocks().values() if bits_per_weight(block) >= bits]
     return large[:3] or list(integer_blocks().values())[-1:]

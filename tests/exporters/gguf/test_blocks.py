@@ -75,7 +75,8 @@ def test_one_byte_changes_one_place(name, block):
 @ALL
 def test_the_codes_that_a_type_has_are_the_codes_that_c_reads(name, block):
     """All codes at one scale: as many different weights in C as there are codes."""
-    uneven = {"tq1_0": 3, "tq2_0": 4, "iq4_nl": 16, "mxfp4": 15}  # MXFP4 has two zeros
+    two_zeros = {"mxfp4": 15, "nvfp4": 15}
+    uneven = {"tq1_0": 3, "tq2_0": 4, "iq4_nl": 16, "iq4_xs": 16, **two_zeros}
     octets = random_rows(block.TYPE, 1, rows=1, blocks=64)
     fields = block.unpack(octets)
     ones = {n: np.ones_like(v) for n, v in fields.numbers.items()}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporters.gguf.blocks import integer_blocks, row_bytes
+from exporters.gguf.blocks import find_tensor_scale, integer_blocks, row_bytes
 from exporters.gguf.tensors.selection import exact_types
 from lrqat.errors import ExportRefusedError
 from lrqat.grids.grid import GRIDS, FloatScale, Grid
@@ -32,6 +32,9 @@ def assert_exact(block, tensor):
     assert packed.shape == (len(tensor.q), row_bytes(block, tensor.q.shape[1]))
     assert_equal_fields(block.unpack(packed), fields)
     expected = tensor.dequantize()
+    tensor_scale = find_tensor_scale(block)
+    if tensor_scale is not None:  # a power of two: dividing by it loses nothing
+        expected = expected / tensor_scale(tensor.scales)
     assert_same_weights(block.factors(fields).weights(), expected)
     assert_same_weights(c_dequantize(block.NAME, packed), expected)
     assert_same_weights(gguf_dequantize(block.NAME, packed), expected)
@@ -70,7 +73,7 @@ def test_random_tensors_of_every_grid_that_a_type_holds(name, block, data):
 def test_extreme_scales(name, block):
     grids = [g for g in GRIDS.values() if g.symmetric and g.scale == FloatScale()]
     held = [g for g in grids if block.refuses(g, 512) is None]
-    assert held or name == "mxfp4"
+    assert held or name in ("iq4_xs", "mxfp4", "nvfp4")  # which have no float16 for each group
     for grid in held:
         tensor = make(grid, 10, 512)
         signed = np.concatenate([EXTREMES, -EXTREMES])[:, None]
@@ -103,8 +106,10 @@ HELD = {
     "q5_0": "q5_0 q5_1 q8_0",
     "q5_1": "q5_1",
     "q8_0": "q8_0",
+    "q1_0": "q1_0 q2_0 q4_0 q4_1 q5_0 q5_1 q8_0",
     "q2_0": "q2_0 q4_0 q4_1 q5_0 q5_1 q8_0",
     "q2_k": "q2_k",
+    "q2_k-sym": "q2_k q3_k q6_k",
     "q3_k": "q3_k q6_k",
     "q4_k": "q4_k q5_k",
     "q5_k": "q5_k",
@@ -112,7 +117,9 @@ HELD = {
     "tq1_0": "tq1_0 tq2_0 q2_0 q2_k q3_k q4_0 q4_k q4_1 q5_0 q5_k q5_1 q6_k q8_0",
     "tq2_0": "tq2_0 tq1_0 q2_0 q2_k q3_k q4_0 q4_k q4_1 q5_0 q5_k q5_1 q6_k q8_0",
     "iq4_nl": "iq4_nl q8_0",
+    "iq4_xs": "iq4_xs",
     "mxfp4": "mxfp4",
+    "nvfp4": "nvfp4",
     "int2-g16": "",
     "int2-g32": "q4_0 q4_1 q5_0 q5_1 q8_0",
     "int2-g64": "q2_0 q4_0 q4_1 q5_0 q5_1 q8_0",
@@ -153,6 +160,7 @@ def test_every_type_is_the_best_for_its_own_grid():
         ("q4_0", GRIDS["int4-channel"], 172, "rows of 172 weights .* blocks of 32"),
         ("q4_0", GRIDS["int4-g16"], 256, "every 16 weights, Q4_0 only one for 32"),
         ("q4_0", replace(GRIDS["q4_0"], scale=FloatScale("float32")), 256, "float32"),
+        ("q1_0", GRIDS["tq2_0"], 256, "not Q1_0's levels"),
         ("q4_0", GRIDS["q4_1"], 256, "has minima"),
         ("q4_0", GRIDS["int4-asym-g32"], 256, r"less their zero-points, -15\.\.15"),
         ("q4_1", GRIDS["int4-asym-g32"], 256, "zero-points times its scales"),
@@ -161,12 +169,20 @@ def test_every_type_is_the_best_for_its_own_grid():
         ("q3_k", GRIDS["int3-g128"], 256, "every 128 weights, Q3_K only one for 256"),
         ("q3_k", GRIDS["q6_k"], 256, r"-32\.\.31 leave Q3_K's"),
         ("q3_k", Grid("wide", 3, -4, 3, 16, "", GRIDS["q6_k"].scale), 256, r"sub-scales -127"),
+        ("q2_k", replace(GRIDS["q2_k-sym"], scale=GRIDS["q2_k"].scale), 256, "3 times a scale"),
+        ("q4_k", GRIDS["q2_k-sym"], 256, "two levels of scales and no minima"),
         ("q6_k", GRIDS["int6-channel"], 576, "rows of 576"),
         ("q4_k", GRIDS["q3_k"], 256, "no minima"),
         ("q4_k", GRIDS["q2_k"], 256, "every 16 weights, Q4_K only one for 32"),
         ("q8_0", GRIDS["q3_k"], 256, "products of two levels"),
         ("iq4_nl", GRIDS["tq2_0"], 256, "not IQ4_NL's levels"),
+        ("iq4_xs", GRIDS["iq4_nl"], 256, "every 32 weights, IQ4_XS only one for 256"),
+        ("iq4_xs", GRIDS["q3_k"], 256, "not IQ4_XS's levels"),
+        ("iq4_nl", GRIDS["iq4_xs"], 256, "products of two levels"),
         ("mxfp4", GRIDS["int3-g32"], 256, "float16 and MXFP4's powers of two"),
+        ("nvfp4", GRIDS["mxfp4"], 256, "powers of two and NVFP4's 8-bit floats"),
+        ("mxfp4", GRIDS["nvfp4"], 256, "8-bit floats and MXFP4's powers of two"),
+        ("nvfp4", GRIDS["nvfp4"], 48, "48 weights do not divide into NVFP4's blocks of 64"),
         ("q8_0", GRIDS["mxfp4"], 256, "powers of two and Q8_0's float16"),
     ],
 )  # fmt: skip
@@ -181,7 +197,7 @@ def test_numbers_that_do_not_fit_are_refused_even_unasked():
         tensor = make(GRIDS["tq2_0"], 1, 256)
         tensor = with_scales(tensor, np.full((1, 1), inexact, np.float32))
         for _, block in INTEGER:
-            with pytest.raises(ExportRefusedError, match=r"float16|level|MXFP4"):
+            with pytest.raises(ExportRefusedError, match=r"float16|level|MXFP4|NVFP4"):
                 block.encode(*encoded(tensor))
     wide = make(GRIDS["int8-asym-channel"], 1, 256)
     for _, block in INTEGER:

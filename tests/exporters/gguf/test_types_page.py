@@ -1,15 +1,16 @@
 """The tables of types, in docs/gguf-types.md and README.md, are what the code says."""
 
-import gguf
 import pytest
 
 from exporters.gguf.blocks import bits_per_weight, float_blocks, integer_blocks
 from exporters.gguf.tensors.selection import exact_types
 from lrqat.grids.grid import GRIDS
+from tests.support.ggml_decoders import NOT_IN_GGUF_PY
 from tests.support.paths import ROOT
 
 PAGE, README = ROOT / "docs" / "gguf-types.md", ROOT / "README.md"
 KINDS = ("", "-asym")
+NAMED = [name for name in GRIDS if not name.startswith("int")]
 SIZES = ("g16", "g32", "g64", "g128", "g256", "channel")
 
 
@@ -26,7 +27,7 @@ def spans(name, kind):
 
 def row(name):
     block = integer_blocks()[name]
-    named = [f"`{g}`" for g in GRIDS if "-" not in g and name in exact_types(GRIDS[g], 256)]
+    named = [f"`{g}`" for g in NAMED if name in exact_types(GRIDS[g], 256)]
     cells = [
         f"`{name}`",
         f"{bits_per_weight(block):g}",
@@ -46,10 +47,10 @@ def test_the_row_of_a_type(name):
 
 def readme_row(name):
     block = integer_blocks()[name]
-    named = " ".join(f"`{g}`" for g in GRIDS if "-" not in g and name in exact_types(GRIDS[g], 256))
+    named = " ".join(f"`{g}`" for g in NAMED if name in exact_types(GRIDS[g], 256))
     held = [named, *(f"`int{kind}` {spans(name, kind)}" for kind in KINDS if spans(name, kind))]
     oracles = ["llama.cpp"]
-    if name.upper() in gguf.GGMLQuantizationType.__members__:
+    if name not in NOT_IN_GGUF_PY:
         oracles.insert(0, "gguf-py")
     cells = [f"`{name}`", f"{bits_per_weight(block):g}", "; ".join(held), ", ".join(oracles)]
     return f"| {' | '.join(cells)} |"

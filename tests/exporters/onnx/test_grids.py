@@ -25,12 +25,14 @@ FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 @pytest.mark.parametrize(
     ("name", "outputs", "dtype"),
     [
+        ("q1_0", 64, "INT2"),
         ("q2_0", 64, "INT2"),
         ("tq1_0", 64, "INT2"),
         ("int2-asym-g32", 4, "INT2"),
         ("int2-channel", 66, "INT4"),  # no multiple of 4, where ONNX Runtime's fusion is wrong
         ("tq2_0", 65, "INT4"),
         ("int3-g64", 64, "INT4"),
+        ("q2_k-sym", 64, "INT4"),  # odd numbers from -3 to 3
         ("q3_k", 64, "INT4"),
         ("int4-asym-channel", 33, "INT4"),
         ("int5-g32", 64, "INT8"),
@@ -86,7 +88,7 @@ def test_every_other_grid_has_a_form(grid):
         assert (
             refuses_grid(GRIDS[reason.rpartition("train on ")[2].partition(",")[0]], FLOAT) is None
         )
-        assert grid.name in ("q3_k", "q6_k", "mxfp4")
+        assert grid.name in ("q2_k-sym", "q3_k", "q6_k", "iq4_xs", "mxfp4", "nvfp4")
 
 
 @settings(max_examples=60, deadline=None)

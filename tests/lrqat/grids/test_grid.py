@@ -20,9 +20,10 @@ def test_every_grid_is_consistent():
 
 def test_bits_per_weight_are_those_of_the_runtime_types():
     for name in ("q4_0", "q4_1", "q5_0", "q5_1", "Q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k",
-                 "tq1_0", "tq2_0", "iq4_nl", "mxfp4"):  # fmt: skip
+                 "q1_0", "tq1_0", "tq2_0", "iq4_nl", "iq4_xs", "mxfp4", "nvfp4"):  # fmt: skip
         weights, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name.upper()]]
         assert find_grid(name).bits_per_weight(256) == 8 * size / weights, name
+    assert find_grid("q2_k-sym").bits_per_weight(256) == find_grid("q2_k").bits_per_weight(256)
     assert find_grid("q2_0").bits_per_weight(256) == 2.25
     assert find_grid("int4-g128").bits_per_weight(256) == 4.125
     assert find_grid("int4-channel").bits_per_weight(256) == 4 + 16 / 256
