@@ -24,6 +24,24 @@ def matrices(values: Tensor, target: Target) -> Tensor:
     return values.detach().float().reshape(target.count, *target.shape)
 
 
+def rounded_values(
+    parameter: nn.Parameter, target: Target, grid: Grid, importance: Tensor
+) -> Tensor:
+    """A weight rounded to a grid, in its own shape and dtype.
+
+    Args:
+        parameter: the weight, as its layer keeps it.
+        target: its place in the plan.
+        grid: its grid.
+        importance: (count, in) of its input channels.
+    """
+    pairs = zip(matrices(parameter.data, target), importance, strict=True)
+    made = torch.stack([rounded(matrix, grid, of_matrix) for matrix, of_matrix in pairs])
+    flat = made if target.kind == WeightKind.EXPERTS else made[0]
+    flat = flat.T if target.kind == WeightKind.CONV1D else flat
+    return flat.to(parameter.dtype).contiguous()
+
+
 @contextmanager
 def rounding(
     model: nn.Module,
@@ -31,7 +49,7 @@ def rounding(
     grids: Mapping[str, Grid],
     importance: Mapping[str, Tensor],
 ) -> Iterator[None]:
-    """Inside, every weight of `grids` is its rounded self whenever its module runs.
+    """Inside, every weight of `grids` is its rounded self while its module runs.
 
     Args:
         model: a causal LM in full precision, left as it was.
@@ -50,6 +68,26 @@ def rounding(
         yield
 
 
+@contextmanager
+def all_rounded(
+    model: nn.Module,
+    targets: Mapping[str, Target],
+    grids: Mapping[str, Grid],
+    importance: Mapping[str, Tensor],
+) -> Iterator[None]:
+    """The same for many runs: rounded once, which takes the memory of a second model."""
+    originals = {}
+    try:
+        for name, grid in grids.items():
+            parameter = parameter_of(model, name, targets[name])
+            originals[name] = parameter.data
+            parameter.data = rounded_values(parameter, targets[name], grid, importance[name])
+        yield
+    finally:
+        for name, original in originals.items():
+            parameter_of(model, name, targets[name]).data = original
+
+
 class _Swap:
     """Rounds one weight before its module runs, and takes it back afterwards."""
 
@@ -64,17 +102,8 @@ class _Swap:
 
     def _round(self, module: nn.Module, args: Any) -> None:
         parameter = getattr(module, self._attribute)
-        self._original = parameter.data
-        originals = matrices(parameter.data, self._target)
-        made = torch.stack(
-            [
-                rounded(matrix, self._grid, importance)
-                for matrix, importance in zip(originals, self._importance, strict=True)
-            ]
-        )
-        flat = made[0] if self._target.kind != WeightKind.EXPERTS else made
-        flat = flat.T if self._target.kind == WeightKind.CONV1D else flat
-        parameter.data = flat.to(parameter.dtype).contiguous()
+        made = rounded_values(parameter, self._target, self._grid, self._importance)
+        self._original, parameter.data = parameter.data, made
 
     def _restore(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._original is not None:

@@ -21,7 +21,7 @@ _FLOATING = {"f32": 4, "f16": 2, "bf16": 2}
 # Bytes of 256 weights in the types that no grid is named after. Source: ggml/src/ggml-common.h.
 _BYTES_OF_256 = {
     "iq1_s": 50, "iq1_m": 56, "iq2_xxs": 66, "iq2_xs": 74, "iq2_s": 82, "iq3_xxs": 98,
-    "iq3_s": 110, "iq4_xs": 136,
+    "iq3_s": 110,
 }  # fmt: skip
 _GATE_AND_UP = "experts.gate_up_proj"  # two tensors in the file
 
