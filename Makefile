@@ -4,11 +4,13 @@
 #                both in llama.cpp and ONNX Runtime, and print the proof
 #   make test    set everything up, check style and types, run all tests
 #
-# Both can be run again: what is done is not done twice. Other targets: check, fast, fuzz, clean.
+# Both can be run again: what is done is not done twice. Other targets: check, fast, fuzz, kills,
+# clean.
 #
 #   PYTHON=python3.12          the interpreter of the virtual environment (3.11 or newer)
 #   PYTEST_ARGS="..."          passed to pytest, e.g. a path, or -k and a name
 #   FUZZ_EXAMPLES=5000        altered inputs for each target of make fuzz; 100,000 in all
+#   KILLS=50                  how often make kills kills each command; KILLS_SEED=0 says at which moments
 #   PIP_ARGS="--index-url ..." passed to pip; on Linux without a GPU, PyTorch's own CPU index saves
 #                              gigabytes (see README.md)
 
@@ -16,6 +18,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 VENV ?= .venv
 FUZZ_EXAMPLES ?= 5000
+KILLS ?= 50
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # A worker for every core, each with one thread (tests/support/fixtures.py); a worker that is done
@@ -26,7 +29,7 @@ PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal $
 export HF_HUB_DISABLE_TELEMETRY = 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test fast fuzz check setup clean
+.PHONY: demo test fast fuzz kills check setup clean
 
 demo: $(READY)
 	@echo "== demo: base model, LR-QAT, export, both runtimes"
@@ -42,6 +45,10 @@ fast: $(READY)
 # The readers on inputs that are new every time (tests/fuzz); make test has some of each.
 fuzz: $(READY)
 	@FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/fuzz
+
+# Training and exports killed at random moments (tests/kills); make test has some of each.
+kills: $(READY)
+	@KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/kills
 
 check: $(READY)
 	@echo "== check: style and types"

@@ -41,8 +41,12 @@ ALLOWED = {
     "tools": {"lrqat.cli", "benchmarks"},
 }
 TOPS = {name.split(".")[0] for name in ALLOWED}
-# `python -m lrqat` is the program; and what `lrqat` offers is imported when it is asked for.
-ENTRANCE = {Path("lrqat/__main__.py"): {"lrqat.cli"}}
+# What stands at the top for whoever comes from outside: `python -m lrqat` is the program, and
+# `lrqat.data` the text for Python users. What `lrqat` offers is imported when it is asked for.
+ENTRANCE = {
+    Path("lrqat/__main__.py"): {"lrqat.cli"},
+    Path("lrqat/data.py"): {"lrqat.training"},
+}
 
 
 def sources(top):
@@ -128,3 +132,13 @@ def test_every_public_name_is_there_and_no_module_has_it():
     for name in lrqat.__all__:
         assert getattr(lrqat, name) is not None
         assert importlib.util.find_spec(f"lrqat.{name}") is None, name
+
+
+def test_what_stands_at_the_entrance_is_for_those_outside():
+    """Nothing of ours imports it, so that there is one way to each name, and no circle."""
+    doors = {".".join(path.with_suffix("").parts) for path in ENTRANCE}
+    for path in [path for top in TOPS for path in sources(top)]:
+        inside = {
+            name for name in imported(path) if any(f"{name}.".startswith(f"{d}.") for d in doors)
+        }
+        assert not inside, path

@@ -27,7 +27,7 @@ from exporters.onnx.tracing.skeleton import build_skeleton
 from exporters.onnx.tracing.trace import cache_shape, trace
 from exporters.onnx.verification import verify
 from exporters.planning import refuse_inexact
-from lrqat.atomic_files import refuse_existing, replaced_folder
+from lrqat.atomic_files import refuse_occupied, replaced_folder
 from lrqat.errors import OutputError
 
 Progress = Callable[[str], None]
@@ -86,7 +86,7 @@ def write(
     """
     refuse_inexact(plan.refusals)
     target = Path(path)
-    refuse_existing(target, overwrite)  # before the long part
+    refuse_occupied(target, overwrite, MODEL)  # before the long part
     skeleton = build_skeleton(plan)
     form = cache_form(cache_bits(plan.checkpoint), plan.options.kv_cache == "integers")
     model = trace(skeleton, _opset(plan), form)

@@ -18,7 +18,7 @@ from exporters.onnx_genai.planning import Plan
 from exporters.onnx_genai.verification import verify
 from exporters.planning import refuse_inexact
 from exporters.provenance import provenance
-from lrqat.atomic_files import refuse_existing, replaced_folder, write_json
+from lrqat.atomic_files import refuse_occupied, replaced_folder, write_json
 from lrqat.errors import OutputError
 
 
@@ -44,7 +44,7 @@ def write(
     """
     refuse_inexact(plan.refusals)
     target = Path(path)
-    refuse_existing(target, overwrite)
+    refuse_occupied(target, overwrite, MODEL)
     with replaced_folder(target, overwrite, MODEL) as staging:
         scratch = staging / "scratch"  # in there, so that nothing stays if this is killed
         source = scratch / "olive"

@@ -8,12 +8,21 @@ Whatever is written here appears whole or not at all, however the process ends:
 
 Work in progress lies beside its target, under names that begin with a dot. A lock says which
 process it belongs to, so what a killed one left is recognised and removed by the next that writes
-there (`locked`, `recover`).
+there (`locked`, `recover`, `is_present`).
 """
 
-from lrqat.atomic_files.files import fsync, replaced_file, replaced_files, umask, write_json
+from lrqat.atomic_files.files import (
+    fsync,
+    is_present,
+    refuse_present,
+    replaced_file,
+    replaced_files,
+    umask,
+    write_json,
+)
 from lrqat.atomic_files.folders import (
     recover,
+    refuse_occupied,
     replaced_folder,
     staged_folder,
     sweep,
@@ -26,10 +35,13 @@ from lrqat.atomic_files.refusals import explain_os_errors, refuse_existing
 __all__ = [
     "explain_os_errors",
     "fsync",
+    "is_present",
     "locked",
     "recover",
     "refuse_existing",
+    "refuse_occupied",
     "refuse_overlap",
+    "refuse_present",
     "replaced_file",
     "replaced_files",
     "replaced_folder",

@@ -27,6 +27,7 @@ from pathlib import Path
 from lrqat.atomic_files.exchange import exchange
 from lrqat.atomic_files.files import (
     STAGING,
+    delete,
     fsync,
     leftovers,
     make_durable,
@@ -65,10 +66,7 @@ def replaced_folder(target: Path, overwrite: bool, marker: str) -> Iterator[Path
         OutputError: `target` is occupied and `overwrite` is false or it has no `marker`, another
             process is writing it, or the disk is full or not writable.
     """
-    refuse_existing(target, overwrite)
-    if is_occupied(target) and not (target / marker).is_file():
-        recover(target, marker)
-        _refuse_foreign(target, marker)
+    refuse_occupied(target, overwrite, marker)
     with _published(target, marker, keep_nothing) as staging:
         yield staging
         refuse_existing(target, overwrite)
@@ -122,7 +120,7 @@ def sweep(target: Path, marker: str, kept: Kept) -> None:
         _finish_in_place(place, marker)
         abandoned += place.glob(_INSIDE + "*")
     for leftover in abandoned:
-        shutil.rmtree(leftover, ignore_errors=True)
+        delete(leftover)
 
 
 @contextmanager
@@ -141,7 +139,7 @@ def _published(target: Path, marker: str, kept: Kept) -> Iterator[Path]:
             make_durable(staging)
             _publish(staging, place, marker, kept)
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            delete(staging)
 
 
 def _publish(staging: Path, place: Path, marker: str, kept: Kept) -> None:
@@ -175,7 +173,7 @@ def _carry_over(aside: Path, place: Path, kept: Kept) -> None:
         os.rename(aside / name, place / name)
     if names:
         fsync(place)
-    shutil.rmtree(aside, ignore_errors=True)
+    delete(aside)
 
 
 def _is_entered(place: Path) -> bool:
@@ -231,9 +229,30 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _refuse_foreign(target: Path, marker: str) -> None:
-    if not (target / marker).is_file():
+def refuse_occupied(target: Path, overwrite: bool, marker: str) -> None:
+    """Refuse a folder that may not be replaced, after what a killed process left of it is settled.
+
+    So what is refused is whole, and the refusal leaves nothing beside it.
+
+    Raises:
+        OutputError: as for `replaced_folder`.
+    """
+    if is_occupied(target) and _is_ours(target, marker):
+        recover(target, marker)
+    refuse_existing(target, overwrite)
+    if is_occupied(target) and not (target / marker).is_file():
         raise OutputError(
             f"{target} holds no {marker}, so it is not an earlier export and is not replaced; name "
             "another --output"
         )
+
+
+def _is_ours(target: Path, marker: str) -> bool:
+    """Whether a folder is such an artefact, on its way to be one, or nothing but litter of one.
+
+    What lies beside anybody else's folder is not settled by these rules: it may have to be kept.
+    """
+    if any((place / marker).is_file() for place in (target, target / _PUBLISHING)):
+        return True
+    names = os.listdir(target) if target.is_dir() else []
+    return bool(names) and all(name == LOCK or name.startswith(_INSIDE) for name in names)

@@ -39,7 +39,7 @@ def locked(target: Path) -> Iterator[bool]:
     Raises:
         OutputError: another process holds it, which is named; or it cannot be written there.
     """
-    path = _lock_of(target)
+    path = lock_of(target)
     with explain_os_errors(target):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = _acquire(path, target)
@@ -58,7 +58,8 @@ def is_pinned(folder: Path) -> bool:
     return os.path.ismount(folder) or not os.access(folder.parent, os.W_OK)
 
 
-def _lock_of(target: Path) -> Path:
+def lock_of(target: Path) -> Path:
+    """Where the lock of `target` is while somebody holds it, or was killed holding it."""
     place = Path(os.path.realpath(target))
     return place / LOCK if is_pinned(place) else place.parent / f".{place.name}{LOCK}"
 

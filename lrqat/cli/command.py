@@ -178,6 +178,9 @@ def _quiet_libraries() -> None:
     """Leave the screen to our own progress; libraries may still report errors."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error") == "error":
+        imported = sys.modules.get("transformers")
+        if imported is not None:  # by tools/train.py, and it asks only then
+            imported.logging.set_verbosity_error()
     warnings.formatwarning = lambda message, *where, **more: f"warning: {shown(str(message))}\n"
     warnings.filterwarnings("ignore", module=r"(torch|transformers|datasets|onnxscript)\b")

@@ -8,6 +8,7 @@ library's own `compress()`, which takes floats and quantises, is not used.
 
 import copy
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def fuse(
     base_model: dict[str, Any],
     training: dict[str, Any] | None = None,
     reference: dict[str, Any] | None = None,
+    beside: Callable[[Path], None] = lambda folder: None,
 ) -> Path:
     """Write the fused checkpoint of a prepared (and usually trained) model.
 
@@ -67,6 +69,8 @@ def fuse(
             floating tensors go back to it where that loses nothing.
         training: provenance: data, steps, seed, rates ... Local paths in it are cut to names.
         reference: perplexity of the fake-quant model, see `lrqat.checkpoint.manifest`.
+        beside: puts into the folder that it is given what appears with the checkpoint and is no
+            part of it: lrqat.json does not list it.
 
     Returns:
         `path`.
@@ -99,6 +103,7 @@ def fuse(
         manifest = _manifest(model, plan, base_model, training or {}, activations, reference)
         manifest["files"] = manifests.describe_files(staging, manifests.names_in(staging))
         write_json(staging / manifests.FILE_NAME, manifest)
+        beside(staging)
     return path
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from exporters.format import format_of, load_format
 from exporters.text_model import text_model
-from lrqat.atomic_files import refuse_existing
+from lrqat.atomic_files import refuse_present
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import UserError, first_line
 from lrqat.evaluation.kl_base import write_kl_base
@@ -88,7 +88,7 @@ def prove(
         OutputError: `kl_base` exists, or cannot be written.
     """
     if kl_base:
-        refuse_existing(kl_base, overwrite=False)
+        refuse_present([kl_base], overwrite=False)
     formats = [format_of(file) for file in files]
     if accuracy_levels and not any(PROVERS[name].at_level for name in formats):
         raise UserError("accuracy levels are ONNX Runtime's, and no file is an ONNX folder")

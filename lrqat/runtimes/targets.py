@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from exporters.format import CHECKPOINT, FORMATS, load_format, recognise
+from lrqat.atomic_files import is_present
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import UserError
 from lrqat.evaluation.perplexity import LogitsFunction, Perplexity, Progress, Windows, perplexity
@@ -126,7 +127,7 @@ def _open_gguf(path: str, context: int) -> Iterator[Target]:
     from exporters import gguf
     from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
 
-    if not Path(path).is_file():
+    if not is_present(Path(path)):
         raise UserError(f"no GGUF file at {path}; write one with `lrqat export --format gguf`")
     with LlamaCpp.open(path, n_ctx=context, n_threads=os.cpu_count() or 1) as llama:
         yield Target(

@@ -29,6 +29,21 @@ def share_changed(model: Any) -> float:
     return changed / max(1, total)
 
 
+def history_of(log_history: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """What the Trainer's record says of logged steps, in their order.
+
+    Returns:
+        {"step", "loss", "learning_rate", "changed", "skipped"} of each.
+    """
+    defaults = {"learning_rate": 0.0, "skipped": 0}
+    names = ("step", "loss", "learning_rate", "changed", "skipped")
+    return [
+        {name: row[name] for name in names}
+        for row in ({**defaults, **logged} for logged in log_history)
+        if row.keys() >= set(names)
+    ]
+
+
 class ProgressLine(TrainerCallback):
     """One line on standard error: loss, tokens per second, time left, share of integers changed.
 
@@ -38,7 +53,7 @@ class ProgressLine(TrainerCallback):
         guard: its count of skipped steps is shown once it is not zero.
 
     Attributes:
-        history: one {"step", "loss", "learning_rate", "changed", "skipped"} for every logged step.
+        history: see `history_of`; of a run that was resumed, with the steps before.
     """
 
     def __init__(self, model: Any, tokens_per_step: int, guard: StepGuard | None = None) -> None:
@@ -53,6 +68,7 @@ class ProgressLine(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the line."""
         self._first_step, self._start = state.global_step, time.monotonic()
+        self.history = history_of(state.log_history)
         self._bar = tqdm(
             total=state.max_steps,
             initial=state.global_step,
@@ -84,15 +100,9 @@ class ProgressLine(TrainerCallback):
             f"loss {logs['loss']:.4f}, {rate:,.0f} tokens/s, {changed:.2%} of integers changed"
             + (f", {skipped} steps skipped" if skipped else "")
         )
-        self.history.append(
-            {
-                "step": state.global_step,
-                "loss": logs["loss"],
-                "learning_rate": logs.get("learning_rate", 0.0),
-                "changed": changed,
-                "skipped": skipped,
-            }
-        )
+        # Into the Trainer's own record, which saved states hold.
+        state.log_history[-1] |= {"changed": changed, "skipped": skipped}
+        self.history += history_of(state.log_history[-1:])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the line."""

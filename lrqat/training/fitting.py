@@ -9,14 +9,14 @@ from typing import Any
 from transformers import PrinterCallback, TrainingArguments
 
 from lrqat.checkpoint.weight_kinds import WeightKind
-from lrqat.training.callbacks import ProgressLine
+from lrqat.training.callbacks import ProgressLine, history_of
 from lrqat.training.config import TrainConfig
 from lrqat.training.guard import StepGuard
 from lrqat.training.objectives.distillation import Distillation
 from lrqat.training.objectives.losses import Objective
 from lrqat.training.plan import TrainingPlan
 from lrqat.training.settings import ScheduleSettings
-from lrqat.training.states.folder import step_of
+from lrqat.training.states.folder import read_history, step_of
 from lrqat.training.trainer import LRQATTrainer, load_adapters
 from lrqat.training.training_model import TrainingModel
 
@@ -61,7 +61,7 @@ def fit(
     """
     if state and step_of(state) >= config.steps:  # it was stopped after its last step
         load_adapters(model, state)
-        return Fitted(model)
+        return Fitted(model, history_of(read_history(state)))
     guard = StepGuard()
     training_model = TrainingModel(
         model,

@@ -13,7 +13,7 @@ def plot_training(history: list[dict[str, float]], path: Path, title: str) -> No
     Args:
         history: {"step", "loss", "changed"} in the order of steps; empty draws nothing.
         path: file to write.
-        title: one line.
+        title: one line, shown as it is.
     """
     if not history:
         return
@@ -22,7 +22,8 @@ def plot_training(history: list[dict[str, float]], path: Path, title: str) -> No
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     left = figure.subplots()
     left.plot(steps, [row["loss"] for row in history], color="tab:blue")
-    left.set(xlabel="step", title=title)
+    left.set(xlabel="step")
+    left.set_title(title, parse_math=False)  # a name may have dollars in it
     left.set_ylabel("loss (nats per token)", color="tab:blue")
     left.grid(alpha=0.3)
     right = left.twinx()

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import set_seed
 
-from lrqat.atomic_files import explain_os_errors, replaced_file
+from lrqat.atomic_files import explain_os_errors
 from lrqat.checkpoint.manifest import sha256_of
 from lrqat.checkpoint.publishing import PICTURE, held
 from lrqat.errors import UserError
@@ -147,7 +147,12 @@ def _publish(
     report: TrainReport,
     fitted: Fitted,
 ) -> None:
-    """Write the fused checkpoint, and a picture of the steps into it."""
+    """Write the fused checkpoint, and a picture of the steps into its folder."""
+
+    def draw(folder: Path) -> None:
+        title = f"{base['name']}, {config.grid}"
+        plot_training(fitted.history, folder / PICTURE, title)
+
     fuse(
         model,
         tokenizer,
@@ -156,11 +161,8 @@ def _publish(
         base_model=base,
         training=_describe_training(config),
         reference=_describe_reference(report.after, evaluation),
+        beside=draw,
     )
-    if fitted.history:
-        title = f"{base['name']}, {config.grid}"
-        with replaced_file(report.output / PICTURE, overwrite=True) as path:
-            plot_training(fitted.history, path, title)
 
 
 def _describe_training(config: TrainConfig) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from gguf import GGUFValueType as Type
 
 from exporters.gguf.file.header import GgufFileError, Header, read_header
 from exporters.gguf.file.key_values import KeyValue
+from lrqat.atomic_files import is_present
 from lrqat.errors import ExportRefusedError
 
 _NO, _COUNT, _TENSORS = "split.no", "split.count", "split.tensors.count"
@@ -87,12 +88,15 @@ def shard_entries(no: int, count: int, tensors: int) -> list[KeyValue]:
 def read_model(path: Path, unknown_types: bool = False) -> Header:
     """`read_header` of a whole model: one file, or the first of several.
 
+    Files that a killed export had nearly published are finished first.
+
     Returns:
         The first file's metadata and the tensors of all.
 
     Raises:
         GgufFileError: a file is not valid or missing, or they are not parts of one model.
     """
+    is_present(path)  # or it is, now
     first = read_header(path, unknown_types)
     count = first.metadata.get(_COUNT, 1)
     if type(count) is not int or not 1 <= count <= _MOST_FILES:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from exporters.gguf.file.shards import read_model
 from exporters.gguf.layout.ggml_types import ggml_type
+from lrqat.atomic_files import is_present
 from lrqat.errors import DataError, ModelError, RuntimeUnavailableError
 from lrqat.runtimes.llama_cpp import ffi
 
@@ -267,7 +268,7 @@ def dequantize_row(type_name: str, data: bytes, n: int) -> NDArray[np.float32]:
 
 
 def _load_model(library: Any, path: str | Path, vocab_only: bool = False) -> int:
-    if not Path(path).is_file():
+    if not is_present(Path(path)):
         raise ModelError(f"no GGUF file at {path}; write one with `lrqat export`")
     ffi.take_errors()
     params = library.llama_model_default_params()

@@ -91,6 +91,11 @@ def read_training(state: Path) -> dict[str, Any]:
     return read_json(state / TRAINING)
 
 
+def read_history(state: Path) -> list[dict[str, Any]]:
+    """What the Trainer had logged when it saved a state, a row for each time."""
+    return list(read_json(state / TRAINER_STATE)["log_history"])
+
+
 def damage(state: Path) -> str | None:
     """What is wrong with a state, in words, or None if it is as it was written."""
     if not (state / STATE).is_file():

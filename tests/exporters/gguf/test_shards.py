@@ -141,7 +141,10 @@ def test_a_failing_write_leaves_the_old_parts(plan, tmp_path, monkeypatch):
 
 
 def test_the_first_part_gets_its_name_last(plan, tmp_path, monkeypatch):
-    """Whatever stops the renaming, no first part is left beside others that are not its own."""
+    """Whatever stops the renaming, no first part is left beside others that are not its own.
+
+    And whoever reads next finishes it.
+    """
     gguf.write(plan, tmp_path / "model.gguf")
     first = names(tmp_path)[0]
     done = []
@@ -158,7 +161,10 @@ def test_the_first_part_gets_its_name_last(plan, tmp_path, monkeypatch):
         gguf.write(plan, tmp_path / "model.gguf", overwrite=True)
     assert first not in done
     assert first not in names(tmp_path)
-    assert not list(tmp_path.glob(".*"))
+    assert len(list(tmp_path.glob(".*"))) == 1, "what is new waits for its names"
+    monkeypatch.undo()
+    assert not any(gguf.verify(tmp_path / first, plan.checkpoint).values())
+    assert names(tmp_path) == [path.name for path in shard_paths(tmp_path / "model.gguf", 5)]
 
 
 @pytest.fixture

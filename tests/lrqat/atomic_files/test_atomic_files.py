@@ -2,6 +2,7 @@
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,13 @@ from lrqat.atomic_files import folders as publishing
 from lrqat.atomic_files import (
     recover,
     replaced_file,
-    replaced_files,
+    replaced_folder,
     staged_folder,
     write_json,
 )
+from lrqat.atomic_files.files import delete
 from lrqat.errors import OutputError
-from tests.support.faults import FAULTS, every_fault
+from tests.support.faults import FAULTS, every_fault, run
 from tests.support.published import MARKER, artefact, kept, put_replaced, put_staged, tree, write
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs fork and SIGKILL")
@@ -106,24 +108,32 @@ def test_whatever_fails_a_file_is_the_old_one_or_the_new(fault, tmp_path):
 
 
 @posix
-@pytest.mark.parametrize("fault", FAULTS)
-def test_whatever_fails_the_first_of_several_files_is_never_beside_others_of_its_time(
-    fault, tmp_path
-):
-    targets = [tmp_path / "1-of-2", tmp_path / "2-of-2"]
+@pytest.mark.parametrize("put", [put_replaced, put_staged])
+def test_a_refused_folder_is_whole_and_nothing_lies_beside_it(put, tmp_path, monkeypatch):
+    """The same command once more, without leave to replace what a killed one had published."""
+    monkeypatch.setattr(*NO_WAITING)
+    target = tmp_path / "made"
+    for at in every_fault(lambda: put(target, "1"), "kill"):
+        with suppress(OutputError), replaced_folder(target, False, MARKER) as staging:
+            write(staging, "1")
+        assert tree(target) == artefact("1"), f"before operation {at}"
+        assert os.listdir(tmp_path) == ["made"], f"litter of operation {at}"
+        publishing._remove(target)
 
-    def put(text):
-        with replaced_files(targets, True) as paths:
-            for path in paths:
-                path.write_text(text)
 
-    put("0")
-    for _ in every_fault(lambda: put("1"), fault):
-        if targets[0].exists():
-            assert targets[0].read_text() == targets[1].read_text()
-        put("0")
-        assert sorted(tmp_path.iterdir()) == targets
-    assert [path.read_text() for path in targets] == ["1", "1"]
+def test_what_is_to_stay_beside_anothers_folder_is_not_swept_by_other_rules(tmp_path, monkeypatch):
+    target = tmp_path / "made"
+    put_staged(target, "0")
+    with_mine(target)
+    with monkeypatch.context() as patched:
+        patched.setattr(publishing, "_carry_over", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            put_staged(target, "1")
+    with pytest.raises(OutputError, match=r"holds no model\.onnx"):
+        publishing.refuse_occupied(target, True, "model.onnx")
+    put_staged(target, "2")
+    assert tree(target) == artefact("2") | MINE
+    assert os.listdir(tmp_path) == ["made"]
 
 
 @posix
@@ -140,6 +150,27 @@ def test_an_error_leaves_no_litter_at_once(tmp_path):
         fail()
     assert tree(target) == artefact("0")
     assert os.listdir(tmp_path) == ["made"]
+
+
+@posix
+def test_a_folder_that_may_not_be_entered_is_deleted_too(tmp_path):
+    """Root may enter all, so there somebody else tries."""
+    made, inner = tmp_path / "made", tmp_path / "made" / "inner"
+    inner.mkdir(parents=True)
+    (inner / "template").touch()
+    inner.chmod(0o600)
+    root = os.geteuid() == 0
+    for path in (tmp_path, made, inner) if root else ():
+        os.chown(path, 65534, 65534)
+
+    def act():
+        os.chdir(tmp_path)  # whose parents are closed to others
+        if root:
+            os.setuid(65534)
+        delete(Path("made"))
+
+    assert run(act)
+    assert not made.exists()
 
 
 def test_folders_and_files_get_the_modes_of_new_ones(tmp_path):

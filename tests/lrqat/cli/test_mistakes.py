@@ -1,5 +1,6 @@
 """Mistakes of a user: one message each, status 2, and nothing left behind."""
 
+import json
 import shutil
 import sys
 
@@ -150,6 +151,18 @@ def test_a_mistake_is_no_traceback_in_a_real_process(places):
     assert (done.returncode, done.stdout) == (2, "")
     assert "truncated or altered" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_library_adds_no_warning_to_the_one_message(tiny_model, text_file, tmp_path):
+    """transformers has one for this number, and a tool imports it before the command begins."""
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": 512}))
+    options = ["--grid", "q4_0", "--data", text_file, "--output", tmp_path / "run", "--dry-run"]
+    done = run("train", "--model", folder, *options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: the configuration of this 'llama' model cannot be built")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.fixture(scope="module")

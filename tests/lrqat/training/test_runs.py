@@ -11,6 +11,7 @@ import time
 import pytest
 
 from lrqat.checkpoint.manifest import FILE_NAME, names_in
+from lrqat.checkpoint.publishing import PICTURE
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.cli import train
 from lrqat.errors import OutputError
@@ -175,10 +176,11 @@ def test_a_run_that_was_killed_after_its_last_step_takes_no_other(tiny_model, te
     """As it published: what is resumed has nothing left to train."""
     given = arguments(tiny_model, text_file, tmp_path / "run", method="lr-qat")
     assert train.main(given) == 0
-    weights = tmp_path / "run" / "model.safetensors"
-    before = weights.read_bytes()
-    (tmp_path / "run" / FILE_NAME).unlink()
+    made = [tmp_path / "run" / name for name in ("model.safetensors", PICTURE)]
+    before = [path.read_bytes() for path in made]
+    for path in (tmp_path / "run" / FILE_NAME, made[1]):
+        path.unlink()
     assert train.main([*given, "--resume", "auto"]) == 0
-    assert weights.read_bytes() == before
+    assert [path.read_bytes() for path in made] == before
     states = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if path.is_dir()]
     assert sorted(states)[-1] == "checkpoint-2"

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
+from lrqat.data import documents, pack, split_held_out
 from lrqat.errors import DataError
 from lrqat.evaluation.text import EvaluationText, encode, window_bos
 from lrqat.models import hub
-from lrqat.training.data.documents import documents, pack, split_held_out
 from tests.support.small_tokenizers import byte_level
 
 ROWS = ["first document\nwith two lines", "a second", "and a third one"] * 20
