@@ -5,6 +5,7 @@ import re
 from lrqat.errors import UserError
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) *([kMG]?)(i?)B?", re.IGNORECASE)
+_LONGEST = 32
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3}
 
 
@@ -18,7 +19,11 @@ def parse_size(text: str, flag: str) -> int:
     Raises:
         UserError: it says no size.
     """
-    found = _SIZE.fullmatch(text.strip()) if len(text) < 32 else None
-    if not found or float(found[1]) <= 0:
-        raise UserError(f"{flag} {text[:32]!r} is no size; write 70MB, 1.2GB or 64MiB")
-    return int(float(found[1]) * (1024 if found[3] else 1000) ** _POWERS[found[2].lower()])
+    found = _SIZE.fullmatch(text.strip()) if len(text) < _LONGEST else None
+    size = 0
+    if found:
+        power = _POWERS[found[2].lower()]
+        size = int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+    if not 0 < size < 1 << 63:
+        raise UserError(f"{flag} {text[:_LONGEST]!r} is no size; write 70MB, 1.2GB or 64MiB")
+    return size

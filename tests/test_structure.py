@@ -17,7 +17,7 @@ _MODEL = _CORE | {"lrqat.checkpoint", "lrqat.layers", "lrqat.init", "lrqat.activ
 _TRAINING = _MODEL | {"lrqat.models", "lrqat.evaluation", "lrqat.recipes"}
 _EXPORTER = _CORE | {"lrqat.checkpoint", "exporters"}
 _RUNTIMES = _TRAINING | {"exporters", "exporters.gguf", "exporters.onnx", "exporters.onnx_genai"}
-_ALL = _RUNTIMES | {"lrqat.training", "lrqat.runtimes"}
+_ALL = _RUNTIMES | {"lrqat.training", "lrqat.runtimes", "lrqat.budget"}
 ALLOWED = {
     "lrqat": set(),
     "lrqat.atomic_files": {"lrqat"},

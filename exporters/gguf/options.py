@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from exporters.gguf.blocks import float_blocks, integer_blocks
-from exporters.gguf.file.shards import parse_size
 from exporters.gguf.tensors.rounded_values import value_blocks
+from lrqat.byte_sizes import parse_size
 from lrqat.errors import ExportRefusedError, did_you_mean
 
 
@@ -72,7 +72,7 @@ class Options:
         _check("type", self.type, ["auto", *integer_blocks(), "f32"])
         _check("float type", self.float_type, ["auto", *float_blocks()])
         if self.split_max_size is not None:
-            parse_size(self.split_max_size)
+            parse_size(self.split_max_size, "--split-max-size")
         for what in ("embedding_type", "head_type"):
             asked = getattr(self, what)
             _check(what.replace("_", " "), asked, ["auto", *value_blocks()])

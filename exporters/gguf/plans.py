@@ -10,11 +10,12 @@ import gguf
 
 from exporters.gguf.blocks import Block, row_bytes
 from exporters.gguf.file.key_values import KeyValue
-from exporters.gguf.file.shards import parse_size, split_sizes
+from exporters.gguf.file.shards import split_sizes
 from exporters.gguf.options import Options
 from exporters.gguf.tensors.embedding_and_head import EmbeddingOrHeadType
 from exporters.gguf.tensors.sources import Source
 from exporters.planning import any_layer, remarks
+from lrqat.byte_sizes import parse_size
 from lrqat.checkpoint.reader import Checkpoint
 
 _ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
@@ -102,9 +103,8 @@ class Plan:
     def shards(self) -> list[list[PlannedTensor]]:
         """The tensors of each file to be; one file unless the options ask for more."""
         size = self.options.split_max_size
-        counts = split_sizes(
-            (tensor.padded_bytes for tensor in self.tensors), parse_size(size) if size else None
-        )
+        most = parse_size(size, "--split-max-size") if size else None
+        counts = split_sizes((tensor.padded_bytes for tensor in self.tensors), most)
         remaining = iter(self.tensors)
         return [list(itertools.islice(remaining, count)) for count in counts]
 

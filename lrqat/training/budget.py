@@ -31,13 +31,16 @@ _GRIDS = (
     "q2_0", "q2_k", "q2_k-sym", "q3_k", "iq4_xs", "iq4_nl", "q4_0", "q4_k", "q4_1", "q5_0", "q5_k",
     "q5_1", "q6_k", "q8_0",
 )  # fmt: skip
+# Not every graph of llama.cpp multiplies with its tensor scale: the user names it, or nobody.
+_BY_ARCHITECTURE = ("nvfp4",)
 Say = Callable[[str], None]
 
 
 def candidates(settings: GridSettings) -> list[Grid]:
     """The grids that a budget chooses from. Raises UserError for an unknown back-end."""
     if settings.for_ is not None:
-        return find_backend(settings.for_).grids()
+        grids = find_backend(settings.for_).grids()
+        return [grid for grid in grids if grid.name not in _BY_ARCHITECTURE]
     return [GRIDS[name] for name in _GRIDS if name in GRIDS]
 
 

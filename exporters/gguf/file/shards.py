@@ -24,17 +24,7 @@ from lrqat.atomic_files import is_present
 from lrqat.errors import ExportRefusedError
 
 _NO, _COUNT, _TENSORS = "split.no", "split.count", "split.tensors.count"
-_UNITS = {"": 1, "M": 10**6, "G": 10**9}
 _MOST_FILES = 2**16 - 1
-
-
-def parse_size(text: str) -> int:
-    """Bytes of "2G", "500M" or "123456". Raises ExportRefusedError for anything else."""
-    found = re.fullmatch(r"([0-9]{1,15})([MG]?)", str(text).strip().upper())
-    size = int(found[1]) * _UNITS[found[2]] if found else 0
-    if size < 1:
-        raise ExportRefusedError(f"{text!r} is no size of a file; give one such as 2G or 500M")
-    return size
 
 
 def split_sizes(sizes: Iterable[int], most: int | None) -> list[int]:

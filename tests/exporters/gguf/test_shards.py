@@ -11,10 +11,10 @@ from gguf import GGUFReader
 from exporters import gguf
 from exporters.gguf import writer as writing
 from exporters.gguf.file.header import GgufFileError, read_header
-from exporters.gguf.file.shards import parse_size, read_model, shard_paths, split_sizes
+from exporters.gguf.file.shards import read_model, shard_paths, split_sizes
 from lrqat.checkpoint.manifest import sha256_of
 from lrqat.checkpoint.reader import Checkpoint
-from lrqat.errors import ExportRefusedError, OutputError
+from lrqat.errors import ExportRefusedError, OutputError, UserError
 
 SIZE = 120_000
 
@@ -33,16 +33,9 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("text", "size"), [("2G", 2 * 10**9), ("500M", 5 * 10**8), ("12", 12), (" 3g ", 3 * 10**9)]
-)
-def test_sizes(text, size):
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "0", "G", "-1M", "1.5G", "2T", "1e9", "0M", "9" * 20])
+@pytest.mark.parametrize("text", ["", "0", "G", "-1M", "2T", "1e9", "0M", "9" * 20])
 def test_what_is_no_size(text):
-    with pytest.raises(ExportRefusedError, match="such as 2G"):
+    with pytest.raises(UserError, match=r"--split-max-size .* is no size"):
         gguf.Options(split_max_size=text)
 
 

@@ -24,7 +24,7 @@ def test_it_is_within_a_hundredth_of_what_the_exporter_writes(make_fused, tiny_m
 
 @pytest.mark.parametrize(
     ("text", "nbytes"), [("70MB", 70_000_000), ("64MiB", 64 << 20), ("1.5 gb", 1_500_000_000),
-                         ("900k", 900_000), ("123", 123)]
+                         ("900k", 900_000), ("123", 123), (" 3g ", 3 * 10**9), ("500M", 5 * 10**8)]
 )  # fmt: skip
 def test_sizes_are_read_as_people_write_them(text, nbytes):
     assert parse_size(text, "--target-size") == nbytes
