@@ -8,10 +8,10 @@ checkpoint: an exporter never has to decide it.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lrqat.architectures import BESIDE_TEXT, ROUTERS, ROUTERS_BESIDE_EXPERTS
@@ -20,11 +20,13 @@ from lrqat.errors import ModelError, UserError
 from lrqat.grids.grid import Grid, find_grid
 from lrqat.models.text_part import TextPart
 from lrqat.models.tying import is_tied
+from lrqat.models.weight_use import misused_layers
 
-# Reasons to leave a weight unquantized: until a pattern asks for a grid, and whatever one asks for.
+# Reasons to leave a weight unquantized: until a pattern asks for a grid, and whatever one asks for
+# (also those of `lrqat.models.weight_use`).
 OUTPUT_HEAD, INPUT_EMBEDDING = "output head", "embedding"
 ROUTER, WHOLE_STACK = "router", "stack of experts that its model does not take one by one"
-_NEVER = (ROUTER, WHOLE_STACK)
+HEAD_BIAS = "the output head is the same weight, and adds a bias to its products"
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,13 @@ class _Found:
     count: int = 1
     reason: str | None = None  # why it is left unquantized unless a pattern asks for it
     tied_to: str | None = None
+    never: str | None = None  # why it is left unquantized whatever a pattern asks for
+
+    @classmethod
+    def of(cls, weight: Tensor, kind: WeightKind, reason: str | None, never: str | None) -> Self:
+        """Of one matrix (out, in)."""
+        rows, columns = weight.shape
+        return cls((rows, columns), kind, 1, reason, never=never)
 
 
 @dataclass(frozen=True)
@@ -115,6 +124,7 @@ class _Rule:
     grid: Grid | None
     flag: str
     used: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)  # what it matches in vain, and why
 
 
 def plan_surgery(
@@ -170,7 +180,11 @@ def _decide(
     """(grid or None, why it is left unquantized)."""
     names = [name, *([item.tied_to] if item.tied_to else [])]
     matching = [rule for rule in rules if any(rule.pattern.search(n) for n in names)]
-    if item.reason in _NEVER:
+    if item.never:
+        asking = [rule for rule in matching if rule.grid]
+        for rule in asking:
+            rule.refused[name] = item.never
+        item = replace(item, reason=item.never if asking else item.reason or item.never)
         matching = [rule for rule in matching if rule.grid is None]
     for rule in matching:
         rule.used.append(name)
@@ -194,25 +208,29 @@ def _find(model: nn.Module) -> Iterator[tuple[str, _Found]]:
     embedding: Any = getattr(model, "get_input_embeddings", lambda: None)()
     names = {module: name for name, module in model.named_modules()}
     tied = is_tied(model)
-    text = TextPart(model)
+    text, misused = TextPart(model), misused_layers(model)
     for name, module in model.named_modules():
         if name not in text:
             continue
+        never = misused.get(name)
         if isinstance(module, nn.Embedding) and module is embedding:
-            shape, tied_to = _pair(module.weight.shape), names[head] if tied else None
-            yield name, _Found(shape, WeightKind.EMBEDDING, 1, INPUT_EMBEDDING, tied_to)
+            tied_to = names[head] if tied else None
+            if tied_to and never is None:
+                has_bias = getattr(head, "bias", None) is not None
+                never = misused.get(tied_to, HEAD_BIAS if has_bias else None)
+            found = _Found.of(module.weight, WeightKind.EMBEDDING, INPUT_EMBEDDING, never)
+            yield name, replace(found, tied_to=tied_to)
         elif module is head:
             if not tied and isinstance(module, nn.Linear):
-                yield name, _Found(_pair(module.weight.shape), WeightKind.LINEAR, 1, OUTPUT_HEAD)
+                yield name, _Found.of(module.weight, WeightKind.LINEAR, OUTPUT_HEAD, never)
         elif _is_router(model, name):
             weight = getattr(module, "weight", None)
             if isinstance(weight, nn.Parameter) and weight.ndim == 2:
-                yield name, _Found(_pair(weight.shape), WeightKind.LINEAR, 1, ROUTER)
+                yield name, _Found.of(weight, WeightKind.LINEAR, ROUTER, ROUTER)
         elif isinstance(module, nn.Linear):
-            yield name, _Found(_pair(module.weight.shape), WeightKind.LINEAR)
+            yield name, _Found.of(module.weight, WeightKind.LINEAR, None, never)
         elif isinstance(module, Conv1D):
-            rows, columns = _pair(module.weight.shape)
-            yield name, _Found((columns, rows), WeightKind.CONV1D)
+            yield name, _Found.of(module.weight.T, WeightKind.CONV1D, None, never)
         else:
             yield from _stacks(name, module)
 
@@ -237,13 +255,9 @@ def _stacks(name: str, module: nn.Module) -> Iterator[tuple[str, _Found]]:
     for parameter, value in module.named_parameters(recurse=False):
         if value.ndim == 3:
             count, rows, columns = value.shape
-            reason = None if indexed else WHOLE_STACK
-            yield f"{name}.{parameter}", _Found((rows, columns), WeightKind.EXPERTS, count, reason)
-
-
-def _pair(shape: Iterable[int]) -> tuple[int, int]:
-    rows, columns = shape
-    return rows, columns
+            never = None if indexed else WHOLE_STACK
+            found = _Found((rows, columns), WeightKind.EXPERTS, count, never, never=never)
+            yield f"{name}.{parameter}", found
 
 
 def _rule(text: str, grid: Grid | None, flag: str) -> _Rule:
@@ -260,6 +274,12 @@ def _check(
     kept: dict[str, str],
 ) -> None:
     for rule in rules:
+        if not rule.used and rule.refused:
+            name, reason = next(iter(rule.refused.items()))
+            raise UserError(
+                f"{rule.flag} {rule.text!r} is for {name}, which stays unquantized ({reason}); "
+                "leave it out"
+            )
         if not rule.used:
             example = next(n for n, i in found.items() if i.kind != WeightKind.EMBEDDING)
             raise UserError(
