@@ -17,6 +17,7 @@ from tests.support.zoo import VOCABULARY
         ("ctrl", "node"),  # a tied head with a bias
         ("falcon, one key-value head", "products"),
         ("opt", "node"),  # learned positions, which begin at 2
+        ("apertus", "node"),  # buffers that are equal in all layers
     ],
 )
 def test_logits_are_pytorchs(name, attention, tmp_path):

@@ -84,7 +84,8 @@ def _watch(model: nn.Module, seen: _Seen) -> Iterator[tuple[str, nn.Module]]:
         module.register_forward_hook(_note_end(seen, name))
         if isinstance(module, _LAYERS):
             module.__dict__.update(_seen=seen, _name=name, _busy=False)
-            module.__class__ = _telling(type(module))
+            kind: Any = type(module)
+            module.__class__ = _telling(kind)
             yield name, module
 
 
@@ -127,7 +128,8 @@ def _run(model: Any, training: bool) -> None:
 def _read_in_source(model: nn.Module) -> Iterator[tuple[str, str]]:
     """(layer, module) where the source of a module's class takes the weight of a layer in it."""
     for owner, module in model.named_modules():
-        for path in _weights_in(type(module)):
+        kind: Any = type(module)
+        for path in _weights_in(kind):
             layer: Any = module
             for part in path:
                 layer = getattr(layer, part, None)
@@ -136,7 +138,7 @@ def _read_in_source(model: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 @cache
-def _weights_in(kind: type) -> frozenset[tuple[str, ...]]:
+def _weights_in(kind: Any) -> frozenset[tuple[str, ...]]:
     """The x.y of every `self.x.y.weight` in the methods of a class, but for its construction."""
     found: set[tuple[str, ...]] = set()
     for base in kind.__mro__:

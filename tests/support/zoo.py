@@ -162,6 +162,7 @@ CONFIGS = {
     "gpt_oss": lambda: hf.GptOssConfig(
         **HEAD_DIM, num_local_experts=4, num_experts_per_tok=2, sliding_window=20
     ),
+    "apertus": lambda: hf.ApertusConfig(**SIZES),
     "ctrl": lambda: hf.CTRLConfig(
         vocab_size=VOCABULARY, n_embd=64, dff=96, n_layer=2, n_head=4, n_positions=128
     ),
@@ -233,7 +234,7 @@ IN_LLAMA_CPP = tuple(
     name for name in CONFIGS if name not in {
         "mistral, window", "qwen2_moe", "gemma2, low caps", "phi3, window",
         "phi3, long rope from 64", "smollm3, every second", "gpt_neox", "cohere",
-        "falcon, one key-value head", "opt", "ctrl", *NOT_IN_ONNX.keys() - {"qwen3_moe"},
+        "falcon, one key-value head", "opt", "ctrl", "apertus", *NOT_IN_ONNX.keys() - {"qwen3_moe"},
     }
 )  # fmt: skip
 # One of every architecture in ONNX: windows shorter than a prompt, caps that bend the logits.
