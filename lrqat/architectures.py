@@ -157,6 +157,22 @@ ARCHITECTURES = {
 }
 
 
+# The model types of onnxruntime-genai 0.18 with keys and values as their only cache: it refuses to
+# load a folder of another. Source: src/models/model_type.h, and each tried on one folder.
+GENAI_TYPES = frozenset(
+    {
+        "ernie4_5", "gemma", "gemma2", "gemma3_text", "gemma4_text", "granite", "llama", "mistral",
+        "nemotron", "olmo", "phi", "phi3", "phimoe", "qwen2", "qwen3", "smollm3",
+    }
+)  # fmt: skip
+
+
+def genai_type(model_type: object) -> str | None:
+    """What ONNX Runtime GenAI calls config.json's `model_type`; None: it does not take it."""
+    name = find_architecture(model_type).genai_type or str(model_type)
+    return name if name in GENAI_TYPES else None
+
+
 def find_architecture(model_type: object) -> Architecture:
     """The entry of config.json's `model_type`, or one that says nothing."""
     return ARCHITECTURES.get(str(model_type), Architecture())

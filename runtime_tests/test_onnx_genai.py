@@ -19,7 +19,7 @@ from lrqat.runtimes.layer_sources import SOURCES, Case
 from lrqat.runtimes.layer_trace import FLOAT32_BOUND, compare_states
 from lrqat.runtimes.onnx_runtime.session import OnnxRuntime
 from tests.support.checkpoints import fused
-from tests.support.zoo import SIZES
+from tests.support.zoo import SIZES, small_llama
 
 TOKENS = np.random.default_rng(0).integers(1, SIZES["vocab_size"], 60)
 # The builder was once seen to take another matrix of as many rows for the head.
@@ -141,6 +141,14 @@ def test_what_the_builder_was_not_seen_to_do_right_is_refused(fused_checkpoint):
     assert "the builder's graph rounds neither; use --format onnx" in reasons
     assert "not for gpt_neox; use --format onnx" in reasons
     assert "model.layers.1.mlp.down_proj is unquantized" in reasons
+
+
+@pytest.mark.parametrize(("size", "refused"), [(8, True), (24, True), (32, False)])
+def test_heads_that_its_attention_does_not_rotate_are_refused(size, refused, tmp_path):
+    """ONNX Runtime would say so when it runs: head_size shall be a multiple of 16."""
+    checkpoint = fused(small_llama(head_dim=size), tmp_path / "fused", keep=(), grid_for={})
+    reasons = onnx_genai.plan(checkpoint).refusals
+    assert [f"its heads have {size} numbers" in reason for reason in reasons] == [True] * refused
 
 
 def test_the_plan_is_plain_values_and_counts_the_bytes(fused_checkpoint):

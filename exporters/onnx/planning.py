@@ -10,13 +10,13 @@ import onnx_ir as ir
 from exporters.embedding_and_head import find_embedding_and_head
 from exporters.onnx.activations import (
     QDQ,
-    cache_bits,
     refuses_roundings,
     roundings,
     with_level,
 )
 from exporters.onnx.options import FUSION_ENTRY, Options
 from exporters.onnx.plans import Plan, PlannedTensor
+from exporters.onnx.tracing.probe import probe
 from exporters.onnx.weights.embedding_and_head import (
     FLOATS,
     INT8_ROWS,
@@ -59,8 +59,9 @@ def plan(checkpoint: Checkpoint, options: Options | None = None) -> Plan:
         _plan_trained(made, name)
     for name in checkpoint.floating_names:
         _plan_unquantized(made, name)
-    reason = _refuses_rope(checkpoint.config)
-    made.refusals += [reason] if reason else []
+    found = probe(checkpoint.config, str(chosen.attention))
+    made.cache = found.cache
+    made.refusals += filter(None, (found.reason, _refuses_rope(checkpoint.config)))
     _plan_roundings(made)
     two_bits = any(tensor.dtype == ir.DataType.INT2 for tensor in made.tensors)
     made.options = made.options.with_integers(two_bits)
@@ -81,7 +82,7 @@ def _plan_trained(made: Plan, name: str) -> None:
     kind = made.checkpoint.kind(name)
     reason = refuses_grid(grid, made.options.float_dtype)
     if kind not in (*_PRODUCTS, WeightKind.EMBEDDING):
-        reason = f"trained {kind} have no form in ONNX here; train them with --keep"
+        return  # experts, of which `probe` says why there is no graph
     if reason:
         made.refusals.append(f"{name}: {reason}")
     elif kind == WeightKind.EMBEDDING:
@@ -200,12 +201,7 @@ def _planned(
 
 def _notes(made: Plan) -> list[str]:
     """What the user should know."""
-    notes = _wider(made)
-    if not made.genai:
-        notes.append(
-            f"keys and values are passed on as {cache_bits(made.checkpoint)}-bit integers with "
-            "their scales, which ONNX Runtime GenAI cannot do; --kv-cache float is for it"
-        )
+    notes = _wider(made) + made.notes_of_folder
     head = made.embedding_and_head.of_logits
     rounded = any(c.module == head and c.type == INT8_ROWS for c in made.choices)
     if rounded and made.options.preset == "cpu" and made.options.accuracy_level != 4:

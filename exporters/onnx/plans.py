@@ -9,8 +9,10 @@ import onnx_ir as ir
 from exporters.embedding_and_head import EmbeddingAndHead
 from exporters.onnx.activations import Rounding, cache_bits
 from exporters.onnx.options import Options
+from exporters.onnx.tracing.probe import CacheShape
 from exporters.onnx.weights.embedding_and_head import EmbeddingOrHeadType
 from exporters.planning import any_layer, remarks
+from lrqat.architectures import genai_type
 from lrqat.checkpoint.reader import Checkpoint
 
 _INTEGERS = ("integers", "codes")
@@ -71,6 +73,7 @@ class Plan:
         roundings: how inputs of layers are rounded, by module name.
         refusals: reasons not to write; a plan with any cannot be written.
         notes: what a user should know.
+        cache: the form of the model's cache; None if the model is refused.
     """
 
     checkpoint: Checkpoint
@@ -81,6 +84,7 @@ class Plan:
     roundings: dict[str, Rounding] = field(default_factory=dict)
     refusals: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    cache: CacheShape | None = None
 
     @property
     def compared(self) -> str:
@@ -93,9 +97,26 @@ class Plan:
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
-    def genai(self) -> bool:
-        """Whether ONNX Runtime GenAI can run it: its caches have two tensors per layer."""
-        return cache_bits(self.checkpoint) is None or self.options.kv_cache == "float"
+    def refuses_genai(self) -> str | None:
+        """Why ONNX Runtime GenAI does not take the folder, and what to do; None: it does."""
+        bits = cache_bits(self.checkpoint)
+        if bits is not None and self.options.kv_cache == "integers":
+            return (
+                f"keys and values are passed on as {bits}-bit integers with their scales; "
+                "--kv-cache float is for it"
+            )
+        kind = self.checkpoint.config.get("model_type")
+        if genai_type(kind) is None:
+            return f"its list of model types has no {kind}; ONNX Runtime alone runs the folder"
+        return None
+
+    @property
+    def notes_of_folder(self) -> list[str]:
+        """What a user of the folder should know, for the plan and the report."""
+        reason = self.refuses_genai
+        if reason is None:
+            return []
+        return [f"no genai_config.json: ONNX Runtime GenAI does not take the model: {reason}"]
 
     def summary(self) -> list[str]:
         """Lines of a table for people; the layers of a model share a line."""

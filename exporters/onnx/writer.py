@@ -24,7 +24,7 @@ from exporters.onnx.passes.simplify import simplify
 from exporters.onnx.plans import Plan
 from exporters.onnx.tracing.cache import cache_form
 from exporters.onnx.tracing.skeleton import build_skeleton
-from exporters.onnx.tracing.trace import cache_shape, trace
+from exporters.onnx.tracing.trace import trace
 from exporters.onnx.verification import verify
 from exporters.planning import refuse_inexact
 from lrqat.atomic_files import refuse_occupied, replaced_folder
@@ -89,7 +89,8 @@ def write(
     refuse_occupied(target, overwrite, MODEL)  # before the long part
     skeleton = build_skeleton(plan)
     form = cache_form(cache_bits(plan.checkpoint), plan.options.kv_cache == "integers")
-    model = trace(skeleton, _opset(plan), form)
+    assert plan.cache is not None  # a plan without has refusals
+    model = trace(skeleton, _opset(plan), form, plan.cache)
     passes = _transform(model, plan, progress)
     with replaced_folder(target, overwrite, MODEL) as staging:
         save(model, staging)
@@ -100,7 +101,7 @@ def write(
         size = sum(path.stat().st_size for path in (staging / MODEL, *data_paths(staging)))
     quantized = sum(tensor.trained for tensor in plan.tensors)
     rounded = sum(choice.changed for choice in plan.choices)
-    notes = _attention_notes(model, plan, cache_shape(skeleton.config.get_text_config())[0])
+    notes = [*plan.notes_of_folder, *_attention_notes(model, plan, plan.cache.layers)]
     return Report(str(target), size, len(plan.tensors), quantized, rounded, passes, notes)
 
 

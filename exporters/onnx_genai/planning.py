@@ -4,12 +4,15 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from exporters.onnx.tracing.probe import probe
 from exporters.onnx_genai.options import Options
 from exporters.onnx_genai.parts import HEAD, Part, part_of, refuses
 from exporters.planning import any_layer, remarks
 from lrqat.architectures import ARCHITECTURES, find_architecture
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import UserError
+
+_HEAD = 16
 
 
 @dataclass(eq=False)
@@ -98,6 +101,8 @@ def _refusals(checkpoint: Checkpoint, parts: list[Part]) -> list[str]:
         found.append(
             f"the compact form was proved for {proved}, not for {model_type}; use --format onnx"
         )
+    else:
+        found += _refuses_heads(checkpoint)
     kept = [name for name in checkpoint.manifest["kept"] if name != HEAD]
     if kept:
         found.append(
@@ -120,3 +125,17 @@ def _refusals(checkpoint: Checkpoint, parts: list[Part]) -> list[str]:
             "builder's graph rounds neither; use --format onnx"
         )
     return found
+
+
+def _refuses_heads(checkpoint: Checkpoint) -> list[str]:
+    """Sizes of heads that ONNX Runtime's GroupQueryAttention does not rotate.
+
+    Source: onnxruntime, contrib_ops/cpu/bert/rotary_embedding_helper.h.
+    """
+    cache = probe(checkpoint.config).cache
+    if cache is None or cache.head_size % _HEAD == 0:
+        return []
+    return [
+        f"its heads have {cache.head_size} numbers, and ONNX Runtime's GroupQueryAttention rotates "
+        f"multiples of {_HEAD}; use --format onnx"
+    ]

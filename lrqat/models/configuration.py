@@ -8,6 +8,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lrqat.config_bounds import refuse_absurd_counts
+from lrqat.config_values import config_values
 from lrqat.errors import ModelError, refusing
 from lrqat.limited_process import failure_of
 
@@ -27,12 +28,11 @@ def build_config(name: object, values: dict[str, Any]) -> Any:
     Raises:
         ModelError: they are none that transformers takes.
     """
-    plain = {key: value for key, value in values.items() if key != "quantization_config"}
-    refuse_unbuildable(name, plain)
+    refuse_unbuildable(name, values)
     with refusing(
         ModelError, f"config.json of {name} is not a model configuration", "use an intact copy"
     ):
-        return with_own_attention(AutoConfig.for_model(**plain))
+        return with_own_attention(AutoConfig.for_model(**config_values(values)))
 
 
 def with_own_attention(config: Any) -> Any:
@@ -63,8 +63,7 @@ def refuse_unbuildable(name: object, values: dict[str, Any]) -> None:
 
     def build() -> None:
         torch.set_num_threads(1)  # the threads that there were are not in the copy
-        plain = {key: value for key, value in values.items() if key != "quantization_config"}
-        config = with_own_attention(AutoConfig.for_model(**plain))
+        config = with_own_attention(AutoConfig.for_model(**config_values(values)))
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(config)
 

@@ -33,12 +33,14 @@ class Rule:
         grid: None leaves what it matches unquantized.
         flag: the option that it comes from.
         used: names that it matched so far.
+        refused: names that it matches in vain, and why.
     """
 
     pattern: re.Pattern[str]
     grid: Grid | None
     flag: str
     used: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -91,34 +93,25 @@ class Rules:
             _named(name or UNQUANTIZED)
         return cls(tuple(rules), recipe, embedding, head, default)
 
-    def matching(
-        self, names: list[str], *, embedding: bool, head: bool, movable: bool = True
-    ) -> list[Rule]:
-        """The rules that reach a weight, the strongest last; they note that they were used.
+    def reaching(self, names: list[str], *, embedding: bool, head: bool) -> list[Rule]:
+        """The rules that reach a weight, the strongest last.
 
         Args:
             names: of the weight; two if it is tied.
             embedding: whether it is the embedding.
             head: whether it is the output head.
-            movable: whether it can be on a grid; else only rules that leave it alone reach it.
 
         Raises:
             UserError: the embedding and the head are one weight, and two grids are asked for.
         """
-        found = [
-            rule
-            for rule in self.patterns
-            if (movable or rule.grid is None) and any(rule.pattern.search(n) for n in names)
-        ]
-        for rule in found:
-            rule.used.append(names[0])
+        found = [rule for rule in self.patterns if any(rule.pattern.search(n) for n in names)]
         of = {flag: [rule for rule in found if rule.flag == flag] for flag in _FLAGS}
         asked = (EMBEDDING_FLAG, self.embedding, embedding), (HEAD_FLAG, self.head, head)
         roles = [_role(flag, name) for flag, name, reached in asked if reached and name is not None]
         default = [_role("default", self.default)] if self.default and (embedding or head) else []
         # Of a tied weight the recipe may know either name.
         known = [grid for name in names if (grid := self.recipe and self.recipe.grid_of(name))]
-        recipe = [_role(_RECIPE, known[-1])] if known and movable else []
+        recipe = [_role(_RECIPE, known[-1])] if known else []
         if embedding and head:
             _refuse_two(names, roles)
             _refuse_two(names, of[_PATTERNS])

@@ -8,27 +8,20 @@ checkpoint: an exporter never has to decide it.
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from lrqat.architectures import BESIDE_TEXT, ROUTERS, ROUTERS_BESIDE_EXPERTS
+from lrqat.architectures import BESIDE_TEXT
 from lrqat.checkpoint.weight_kinds import WeightKind
 from lrqat.errors import ModelError, UserError
 from lrqat.grids.grid import Grid, find_grid
 from lrqat.grids.misfits import NEXT, REFUSE, fitting, refused
 from lrqat.models.grid_rules import Rule, Rules
+from lrqat.models.matrices import INPUT_EMBEDDING, OUTPUT_HEAD, Matrix, find_matrices
 from lrqat.models.text_part import TextPart
-from lrqat.models.tying import is_tied
 from lrqat.recipes.recipe import Recipe
-
-# Reasons to leave a weight unquantized: until a pattern asks for a grid, and whatever one asks for.
-OUTPUT_HEAD, INPUT_EMBEDDING = "output head", "embedding"
-ROUTER, WHOLE_STACK = "router", "stack of experts that its model does not take one by one"
-_NEVER = (ROUTER, WHOLE_STACK)
 
 
 @dataclass(frozen=True)
@@ -111,17 +104,6 @@ class SurgeryPlan:
         return sum(spent) / self.weights
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A weight matrix of the model and what is usually done with it."""
-
-    shape: tuple[int, int]
-    kind: WeightKind
-    count: int = 1
-    reason: str | None = None  # why it is left unquantized unless a pattern asks for it
-    tied_to: str | None = None
-
-
 def plan_surgery(
     model: nn.Module,
     grid: str | Grid,
@@ -154,7 +136,7 @@ def plan_surgery(
             tied embedding and head, a misfit that is refused, or nothing left to quantise.
     """
     default = find_grid(grid) if isinstance(grid, str) else grid
-    found = dict(_find(model))
+    found = dict(find_matrices(model))
     if all(item.reason for item in found.values()):
         raise ModelError(
             f"{type(model).__name__} has no projections (nn.Linear, Conv1D or 3-D expert weights); "
@@ -175,13 +157,13 @@ def weight_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Name -> (out, in), or (experts, out, in), of every weight that can be on a grid."""
     return {
         name: item.shape if item.kind != WeightKind.EXPERTS else (item.count, *item.shape)
-        for name, item in _find(model)
-        if item.reason not in _NEVER
+        for name, item in find_matrices(model)
+        if not item.never
     }
 
 
 def _place(
-    made: SurgeryPlan, name: str, item: _Found, wanted: Grid | None, reason: str, misfit: str
+    made: SurgeryPlan, name: str, item: Matrix, wanted: Grid | None, reason: str, misfit: str
 ) -> None:
     """Enter a weight into the plan, on the grid that is wanted or on the next that it fits."""
     grid = wanted
@@ -201,82 +183,37 @@ def _place(
         made.kept[item.tied_to] = OUTPUT_HEAD
 
 
-def _decide(name: str, item: _Found, rules: Rules, default: Grid) -> tuple[Grid | None, str]:
+def _decide(name: str, item: Matrix, rules: Rules, default: Grid) -> tuple[Grid | None, str]:
     """(grid or None, why it is left unquantized)."""
     names = [name, *([item.tied_to] if item.tied_to else [])]
-    matching = rules.matching(
+    matching = rules.reaching(
         names,
         embedding=item.kind == WeightKind.EMBEDDING,
         head=bool(item.tied_to) or item.reason == OUTPUT_HEAD,
-        movable=item.reason not in _NEVER,
     )
+    reason = item.reason or item.never
+    if item.never:
+        for rule in matching:
+            if rule.grid:
+                rule.refused[name], reason = item.never, item.never
+        matching = [rule for rule in matching if rule.grid is None]
+    for rule in matching:
+        rule.used.append(name)
     if matching:
         rule = matching[-1]
-        by_default = item.reason if not rule.must_match else None
+        by_default = reason if not rule.must_match else None
         return rule.grid, "" if rule.grid else by_default or rule.reason()
-    return (None, item.reason) if item.reason else (default, "")
+    return (None, reason) if reason else (default, "")
 
 
-def _find(model: nn.Module) -> Iterator[tuple[str, _Found]]:
-    """Every weight matrix of a model by name, the embedding first, each once."""
-    head: Any = getattr(model, "get_output_embeddings", lambda: None)()
-    embedding: Any = getattr(model, "get_input_embeddings", lambda: None)()
-    names = {module: name for name, module in model.named_modules()}
-    tied = is_tied(model)
-    text = TextPart(model)
-    for name, module in model.named_modules():
-        if name not in text:
-            continue
-        if isinstance(module, nn.Embedding) and module is embedding:
-            shape, tied_to = _pair(module.weight.shape), names[head] if tied else None
-            yield name, _Found(shape, WeightKind.EMBEDDING, 1, INPUT_EMBEDDING, tied_to)
-        elif module is head:
-            if not tied and isinstance(module, nn.Linear):
-                yield name, _Found(_pair(module.weight.shape), WeightKind.LINEAR, 1, OUTPUT_HEAD)
-        elif _is_router(model, name):
-            weight = getattr(module, "weight", None)
-            if isinstance(weight, nn.Parameter) and weight.ndim == 2:
-                yield name, _Found(_pair(weight.shape), WeightKind.LINEAR, 1, ROUTER)
-        elif isinstance(module, nn.Linear):
-            yield name, _Found(_pair(module.weight.shape), WeightKind.LINEAR)
-        elif isinstance(module, Conv1D):
-            rows, columns = _pair(module.weight.shape)
-            yield name, _Found((columns, rows), WeightKind.CONV1D)
-        else:
-            yield from _stacks(name, module)
-
-
-def _is_router(model: nn.Module, name: str) -> bool:
-    """Whether a module chooses experts, or is part of one that does."""
-    parts = name.split(".")
-    return not ROUTERS.isdisjoint(parts) or any(
-        part in ROUTERS_BESIDE_EXPERTS
-        and hasattr(model.get_submodule(".".join(parts[:i])), "experts")
-        for i, part in enumerate(parts)
-    )
-
-
-def _stacks(name: str, module: nn.Module) -> Iterator[tuple[str, _Found]]:
-    """3-D parameters of a module of experts, each matrix (out, in)."""
-    if not type(module).__name__.endswith("Experts"):
-        return
-    # Set by `use_experts_implementation` of transformers, whose eager code indexes its weights;
-    # the others multiply the whole stack at once, or keep it as (experts, in, out).
-    indexed = getattr(module, "is_transposed", None) is False
-    for parameter, value in module.named_parameters(recurse=False):
-        if value.ndim == 3:
-            count, rows, columns = value.shape
-            reason = None if indexed else WHOLE_STACK
-            yield f"{name}.{parameter}", _Found((rows, columns), WeightKind.EXPERTS, count, reason)
-
-
-def _pair(shape: Iterable[int]) -> tuple[int, int]:
-    rows, columns = shape
-    return rows, columns
-
-
-def _check(found: dict[str, _Found], rules: Iterable[Rule], made: SurgeryPlan) -> None:
+def _check(found: dict[str, Matrix], rules: Iterable[Rule], made: SurgeryPlan) -> None:
     for rule in rules:
+        if not rule.used and rule.refused:
+            name, reason = next(iter(rule.refused.items()))
+            raise UserError(
+                f"{rule.flag} {rule.text!r} is for {name}, which stays unquantized ({reason}); "
+                "leave it out"
+            )
         if rule.must_match and not rule.used:
             example = next(n for n, i in found.items() if i.kind != WeightKind.EMBEDDING)
             raise UserError(

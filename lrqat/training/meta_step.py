@@ -25,7 +25,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -36,6 +35,7 @@ from lrqat.layers.weight import QuantizedWeight
 from lrqat.models import preparation, split
 from lrqat.models.split import Split
 from lrqat.training.objectives.losses import Objective
+from lrqat.without_values import WithoutValues
 
 
 class PurposeCounter(TorchDispatchMode):
@@ -109,7 +109,7 @@ def shapes_only() -> Iterator[None]:
         (split, "split", _split_untried),
         (torch, "is_autocast_enabled", _never_on_meta),
         (torch, "autocast", _none_on_meta),
-        # Not one of `_ANSWERS`: those are not asked when checkpointing computes a layer again.
+        # Not one of the answers: those are not asked when checkpointing computes a layer again.
         (F, "scaled_dot_product_attention", _attend),
     ]
     originals = [getattr(module, name) for module, name, _ in replaced]
@@ -117,7 +117,7 @@ def shapes_only() -> Iterator[None]:
         setattr(module, name, functools.partial(ours, original))
     try:
         # Initialising a meta tensor must not move the generator that A and B come from.
-        with torch.random.fork_rng(devices=[]), _Answers():
+        with torch.random.fork_rng(devices=[]), WithoutValues({Tensor.unique: _unique}):
             yield
     finally:
         for (module, name, _), original in zip(replaced, originals, strict=True):
@@ -244,19 +244,5 @@ def _none_on_meta(original: Any, device_type: str, *args: Any, **kwargs: Any) ->
     return nullcontext() if device_type == "meta" else original(device_type, *args, **kwargs)
 
 
-class _Answers(TorchFunctionMode):
-    """Answers what cannot be computed without values."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        answer = _ANSWERS.get(func)
-        meta = args and isinstance(args[0], Tensor) and args[0].is_meta
-        return (answer if answer and meta else func)(*args, **(kwargs or {}))
-
-
 def _unique(ids: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
     return ids.clone(), torch.zeros_like(ids)
-
-
-_ANSWERS: dict[Any, Callable[..., Any]] = {Tensor.unique: _unique, Tensor.__bool__: lambda _: True}

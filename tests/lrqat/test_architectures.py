@@ -18,7 +18,8 @@ from lrqat.architectures import (
     role_of,
 )
 from lrqat.models import hub
-from lrqat.models.surgery import ROUTER, plan_surgery
+from lrqat.models.matrices import ROUTER
+from lrqat.models.surgery import plan_surgery
 from tests.support.gguf_shells import gguf_names
 from tests.support.zoo import CONFIGS, MODELS, make
 

@@ -42,9 +42,9 @@ def reused_traces():
         skeleton.shape = _shape_of(plan)
         return skeleton
 
-    def trace_once(skeleton, opset, form):
+    def trace_once(skeleton, opset, form, shape):
         if skeleton.shape not in _TRACES:
-            _TRACES[skeleton.shape] = trace(skeleton, opset, form)
+            _TRACES[skeleton.shape] = trace(skeleton, opset, form, shape)
         return _copy(_TRACES[skeleton.shape])
 
     with pytest.MonkeyPatch.context() as patch:

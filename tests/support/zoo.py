@@ -28,6 +28,20 @@ GPT2 = {
 }  # fmt: skip
 NEOX = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
 MAMBA = {"mamba_d_ssm": 128, "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 8}
+STATES = {
+    "vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "state_size": 8,
+    "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
+}  # fmt: skip
+# The second layer is attention and experts, the first neither.
+JAMBA = {
+    "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2,
+    "expert_layer_offset": 1, "num_experts": 4, "mamba_d_state": 8, "mamba_dt_rank": 32,
+    "use_mamba_kernels": False,
+}  # fmt: skip
+LATENT = SIZES | {
+    "num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 16, "v_head_dim": 16,
+}  # fmt: skip
 
 # Windows shorter than a prompt.
 GEMMA = HEAD_DIM | {"query_pre_attn_scalar": 16, "sliding_window": 20}
@@ -128,6 +142,43 @@ CONFIGS = {
     "gpt_neox": lambda: hf.GPTNeoXConfig(**NEOX),
     "cohere": lambda: hf.CohereConfig(**SIZES, logit_scale=0.25),
     "falcon_h1": lambda: hf.FalconH1Config(**SIZES, **MAMBA, lm_head_multiplier=0.3),
+    "mamba": lambda: hf.MambaConfig(**STATES, time_step_rank=32),
+    "mamba2": lambda: hf.Mamba2Config(
+        **STATES, num_heads=4, head_dim=32, n_groups=1, chunk_size=32
+    ),
+    "jamba": lambda: hf.JambaConfig(**SIZES, **JAMBA),
+    "lfm2": lambda: hf.Lfm2Config(**SIZES, layer_types=["conv", "full_attention"]),
+    "bloom": lambda: hf.BloomConfig(vocab_size=VOCABULARY, hidden_size=64, n_layer=2, n_head=4),
+    "gemma4, two head sizes": lambda: hf.Gemma4TextConfig(
+        **HEAD_DIM, global_head_dim=32, layer_types=["sliding_attention", "full_attention"],
+        hidden_size_per_layer_input=0, num_kv_shared_layers=0,
+    ),
+    "gemma4, shared keys": lambda: hf.Gemma4TextConfig(
+        **HEAD_DIM | {"num_hidden_layers": 4}, global_head_dim=32,
+        layer_types=["sliding_attention", "full_attention"] * 2, hidden_size_per_layer_input=32,
+        vocab_size_per_layer_input=VOCABULARY, num_kv_shared_layers=2,
+    ),
+    "minicpm3": lambda: hf.MiniCPM3Config(**LATENT),
+    "gpt_oss": lambda: hf.GptOssConfig(
+        **HEAD_DIM, num_local_experts=4, num_experts_per_tok=2, sliding_window=20
+    ),
+    "apertus": lambda: hf.ApertusConfig(**SIZES),
+    "ctrl": lambda: hf.CTRLConfig(
+        vocab_size=VOCABULARY, n_embd=64, dff=96, n_layer=2, n_head=4, n_positions=128
+    ),
+    "falcon, alibi": lambda: hf.FalconConfig(
+        vocab_size=VOCABULARY, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_kv_heads=2, new_decoder_architecture=True, alibi=True,
+    ),
+    "falcon, one key-value head": lambda: hf.FalconConfig(
+        vocab_size=VOCABULARY, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+        multi_query=True, bos_token_id=0, eos_token_id=0,
+    ),
+    "opt": lambda: hf.OPTConfig(
+        vocab_size=VOCABULARY, hidden_size=64, ffn_dim=96, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=128, word_embed_proj_dim=64,
+        bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    ),
 }  # fmt: skip
 
 # What the tests of training and fusing take: the names of layers, embedding and head, and what a
@@ -163,11 +214,27 @@ MODELS = {
 }
 TIED = {"qwen3", "gemma2", "gemma3", "smollm3, every second", "gpt2"}
 
+# Models that cannot become an ONNX graph, and a part of the reason.
+NOT_IN_ONNX = {
+    "mamba": "has no input past_key_values",
+    "mamba2": "has no input past_key_values",
+    "falcon_h1": "layer 0 of FalconH1ForCausalLM keeps a state of another kind",
+    "lfm2": "layer 0 of Lfm2ForCausalLM keeps a state of another kind",
+    "jamba": "is a stack of experts",
+    "qwen3_moe": "is a stack of experts",
+    "gpt_oss": "is a stack of experts",
+    "bloom": "has no input position_ids",
+    "falcon, alibi": "computes in bfloat16",
+    "gemma4, two head sizes": "not all alike .*2 x 16, 2 x 32",
+    "gemma4, shared keys": "layer 2 of Gemma4ForCausalLM keeps no keys and values of its own",
+    "minicpm3": "not all alike",
+}
 # What llama.cpp's graphs compute, one of every kind.
 IN_LLAMA_CPP = tuple(
     name for name in CONFIGS if name not in {
         "mistral, window", "qwen2_moe", "gemma2, low caps", "phi3, window",
-        "phi3, long rope from 64", "smollm3, every second", "gpt_neox", "cohere", "falcon_h1",
+        "phi3, long rope from 64", "smollm3, every second", "gpt_neox", "cohere",
+        "falcon, one key-value head", "opt", "ctrl", "apertus", *NOT_IN_ONNX.keys() - {"qwen3_moe"},
     }
 )  # fmt: skip
 # One of every architecture in ONNX: windows shorter than a prompt, caps that bend the logits.

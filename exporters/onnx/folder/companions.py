@@ -9,8 +9,8 @@ from exporters.onnx.folder.external_data import data_paths
 from exporters.onnx.folder.model_file import MODEL
 from exporters.onnx.folder.readme import readme
 from exporters.onnx.plans import Plan
-from exporters.onnx.tracing.trace import cache_name, cache_shape
-from lrqat.architectures import find_architecture
+from exporters.onnx.tracing.trace import cache_name
+from lrqat.architectures import genai_type
 from lrqat.atomic_files import write_json
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.checkpoint.roles import Role, role_of
@@ -28,7 +28,7 @@ def write_companions(plan: Plan, folder: Path, model_config: Any) -> None:
     copy_text_files(plan.checkpoint, folder)
     config = {k: v for k, v in plan.checkpoint.config.items() if k != "quantization_config"}
     write_json(folder / "config.json", config | {"transformers.js_config": js_config(folder)})
-    if plan.genai:
+    if plan.refuses_genai is None:
         write_json(folder / "genai_config.json", genai_config(plan, model_config))
     (folder / "README.md").write_text(readme(plan, folder), encoding="utf-8")
 
@@ -73,7 +73,7 @@ def genai_config(plan: Plan, model_config: Any) -> dict[str, Any]:
     context = int(text.max_position_embeddings)
     return {
         "model": {
-            "type": find_architecture(text.model_type).genai_type or text.model_type,
+            "type": genai_type(text.model_type),
             **{key: value for key, value in special.items() if value is not None},
             "context_length": context,
             "vocab_size": int(text.vocab_size),
@@ -89,7 +89,8 @@ def genai_config(plan: Plan, model_config: Any) -> dict[str, Any]:
 
 
 def _decoder(plan: Plan, text: Any) -> dict[str, Any]:
-    layers, kv_heads, head_size = cache_shape(text)
+    assert plan.cache is not None  # a plan without has refusals
+    layers, kv_heads, head_size = plan.cache
     return {
         "filename": "model.onnx",
         "head_size": head_size,

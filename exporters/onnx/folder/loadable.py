@@ -5,12 +5,15 @@ without graph optimisation, so that weights stay mapped in the file. Both take m
 memory, whatever the size of the model.
 """
 
+import re
 from pathlib import Path
 
 import onnx
 
 from exporters.onnx.folder.model_file import MODEL
 from lrqat.errors import OutputError, first_line
+
+_OLDEST = (1, 26)  # of ONNX Runtime, that runs everything which is written here
 
 
 def refuse_invalid(folder: Path, target: Path) -> None:
@@ -53,5 +56,14 @@ def refuse_unloadable(folder: Path, target: Path) -> None:
         reason = first_line(error).replace(str(folder), str(target))
         raise OutputError(
             f"{target} was not written: ONNX Runtime {onnxruntime.__version__} does not load it "
-            f"({reason}); install onnxruntime 1.26 or newer, or choose a lower --opset"
+            f"({reason}); {remedy(onnxruntime.__version__)}"
         ) from None
+
+
+def remedy(installed: str) -> str:
+    """What to do about a file that the installed ONNX Runtime does not load."""
+    version = tuple(int(part) for part in re.findall(r"\d+", installed)[:2])
+    if version < _OLDEST:
+        oldest = ".".join(map(str, _OLDEST))
+        return f"install onnxruntime {oldest} or newer, or choose a lower --opset"
+    return "it has no kernel for what this architecture computes; report it, or export to GGUF"

@@ -17,10 +17,6 @@ from lrqat.foreign_text import in_code_span, in_markdown
 _TEMPLATE = Path(__file__).with_name("readme_template.md")
 _GENAI = Path(__file__).with_name("readme_genai.md")
 _DEVICES = {"qnn": Path(__file__).with_name("readme_qnn.md")}
-_WITHOUT_GENAI = (
-    "ONNX Runtime GenAI does not take this model: its cache holds integers. For a folder that it "
-    "takes, export the checkpoint with `lrqat export CHECKPOINT --format onnx --kv-cache float`.\n"
-)
 
 
 def readme(plan: Plan, folder: Path) -> str:
@@ -47,7 +43,7 @@ def readme(plan: Plan, folder: Path) -> str:
         entries=entries,
         device=_device(plan, entries),
         js_options=json.dumps(_js_options(plan), indent=2),
-        genai=_genai(_first_tokens(folder / "tokenizer.json")) if plan.genai else _WITHOUT_GENAI,
+        genai=_genai(plan, folder),
     )
 
 
@@ -67,8 +63,11 @@ def _js_options(plan: Plan) -> dict[str, Any]:
     return {"subfolder": "", "dtype": "fp32", **device, **extra}
 
 
-def _genai(prefix: list[int]) -> str:
-    """The section about ONNX Runtime GenAI, for a tokenizer that begins with `prefix`."""
+def _genai(plan: Plan, folder: Path) -> str:
+    """The section about ONNX Runtime GenAI, or why there is none."""
+    if plan.refuses_genai is not None:
+        return f"ONNX Runtime GenAI does not take this model: {in_markdown(plan.refuses_genai)}.\n"
+    prefix = _first_tokens(folder / "tokenizer.json")
     return Template(_GENAI.read_text(encoding="utf-8")).substitute(prefix=prefix)
 
 

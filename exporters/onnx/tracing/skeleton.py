@@ -31,10 +31,12 @@ from exporters.onnx.tracing.stand_ins import (
     RoundedInput,
     TiedHead,
 )
+from exporters.onnx.tracing.trace import ATTENTION
 from exporters.onnx.weights.initializers import FORMS
 from exporters.onnx.weights.integers import grid_of
 from exporters.onnx.weights.storage import code_bits
 from lrqat.architectures import embedding_factor
+from lrqat.config_values import config_values
 from lrqat.errors import ExportRefusedError
 
 # Below this many elements torch's optimiser may look at the values of an initializer.
@@ -44,8 +46,6 @@ _TORCH = {
     ir.DataType.BFLOAT16: torch.bfloat16,
     ir.DataType.INT8: torch.int8,
 }
-# transformers' "eager" is written as products, and what it chooses by itself as one node.
-_ATTENTION = {"node": {}, "products": {"attn_implementation": "eager"}}
 _Planned = dict[str, PlannedTensor]
 
 
@@ -56,13 +56,13 @@ def build_skeleton(plan: Plan) -> Any:
         ExportRefusedError: transformers does not know the architecture, or the checkpoint's tensors
             are not the model's.
     """
-    values = {k: v for k, v in plan.checkpoint.config.items() if k != "quantization_config"}
+    values = config_values(plan.checkpoint.config)
     values["tie_word_embeddings"] = tied = head_is_embedding(plan.checkpoint)
     try:
         config = AutoConfig.for_model(**(values | {"dtype": plan.options.float_type}))
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(
-                config, **_ATTENTION[str(plan.options.attention)]
+                config, **ATTENTION[str(plan.options.attention)]
             )
     except (KeyError, TypeError, ValueError) as error:
         raise ExportRefusedError(
@@ -79,7 +79,8 @@ def build_skeleton(plan: Plan) -> Any:
             factor = _factor_of(model.get_submodule(name))
             model.set_submodule(name, FloatEmbedding(_placeholder(tensor), model.dtype, factor))
     if tied:
-        model.set_output_embeddings(TiedHead(model.get_input_embeddings()))
+        bias = getattr(model.get_output_embeddings(), "bias", None)
+        model.set_output_embeddings(TiedHead(model.get_input_embeddings(), bias))
     for name, rounding in plan.roundings.items():
         if rounding.form != KERNEL:
             ranges = [planned.get(f"{name}.input.{part}") for part in ("scale", "zero_point")]
@@ -129,7 +130,7 @@ def _placeholders(planned: _Planned, name: str) -> tuple[Tensor, Tensor, Tensor 
 
 
 def _fill_parameters(model: nn.Module, planned: _Planned) -> None:
-    """Give every remaining parameter a placeholder; tied ones stay one tensor."""
+    """Give what remains of the model's weights a placeholder; tied ones stay one tensor."""
     made: dict[int, nn.Parameter] = {}
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         if id(parameter) not in made:
@@ -137,8 +138,15 @@ def _fill_parameters(model: nn.Module, planned: _Planned) -> None:
                 raise ExportRefusedError(f"the checkpoint has no tensor {name!r} for its model")
             placeholder = _placeholder(planned[name])
             made[id(parameter)] = nn.Parameter(placeholder, requires_grad=False)
-        module, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(module), leaf, made[id(parameter)])
+        _set(model, name, made[id(parameter)])
+    for name, _ in list(model.named_buffers()):
+        if name in planned and planned[name].form == "float":  # a weight in all but name
+            _set(model, name, _placeholder(planned[name]))
+
+
+def _set(model: nn.Module, name: str, tensor: Tensor) -> None:
+    module, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(module), leaf, tensor)
 
 
 def _traced_type(tensor: PlannedTensor) -> torch.dtype:

@@ -180,18 +180,19 @@ class QuantizedEmbedding(nn.Module):
 
 
 class TiedHead(nn.Module):
-    """y = x @ embedding^T: a head that is the embedding."""
+    """y = x @ embedding^T + bias: a head that is the embedding."""
 
-    def __init__(self, embedding: Any) -> None:
+    def __init__(self, embedding: Any, bias: nn.Parameter | None) -> None:
         super().__init__()
+        self.bias = bias
         self._embedding = [embedding]  # in a list, so that its weight is registered once
 
     def forward(self, x: Tensor) -> Tensor:
         """Project x (..., K) to (..., vocabulary)."""
         embedding = self._embedding[0]
-        if isinstance(embedding, FloatEmbedding | QuantizedEmbedding):
-            return x @ embedding.matrix()
-        return x @ embedding.weight.T
+        own = isinstance(embedding, FloatEmbedding | QuantizedEmbedding)
+        y = x @ (embedding.matrix() if own else embedding.weight.T)
+        return y if self.bias is None else y + self.bias
 
 
 def _scaled(rows: Tensor, factor: float | None) -> Tensor:

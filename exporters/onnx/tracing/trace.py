@@ -26,6 +26,11 @@ from exporters.onnx.tracing.operators import TRANSLATION
 from lrqat.errors import ExportRefusedError
 
 MOST_OPSET = 23  # what torch traces for
+# What a model is made with: transformers' "eager" is written as products, and what it chooses by
+# itself as one node.
+ATTENTION: dict[str, dict[str, str]] = {
+    "node": {}, "products": {"attn_implementation": "eager"}
+}  # fmt: skip
 _PREFIX = "lm."  # WithFlatCache's, before the names of the model's own tensors
 # Distinct and above one: torch.export would take sizes 0 and 1, and equal ones, for constants.
 _BATCH, _SEQUENCE, _PAST = 2, 3, 5
@@ -74,22 +79,14 @@ def cache_names(layers: int, prefix: str, form: CacheForm) -> list[str]:
     return [cache_name(prefix, i, part.name) for i in range(layers) for part in form.parts]
 
 
-def cache_shape(config: Any) -> tuple[int, int, int]:
-    """Layers, key-value heads and head size of the cache, from a model's text configuration."""
-    heads = int(config.num_attention_heads)
-    # Architectures without grouped-query attention (GPT-NeoX, OPT) have no such entry.
-    kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
-    head_size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    return int(config.num_hidden_layers), kv_heads, head_size
-
-
-def trace(model: Any, opset: int, form: CacheForm) -> ir.Model:
+def trace(model: Any, opset: int, form: CacheForm, shape: tuple[int, int, int]) -> ir.Model:
     """Export a skeleton to ONNX IR.
 
     Args:
         model: from `exporters.onnx.tracing.skeleton.build_skeleton`.
         opset: ONNX operator set; `MOST_OPSET` is traced for in place of a newer one.
         form: of the cache.
+        shape: of the cache: layers, key-value heads, head size.
 
     Returns:
         The graph, not yet simplified; initializers have the names of the plan, and placeholders for
@@ -98,12 +95,12 @@ def trace(model: Any, opset: int, form: CacheForm) -> ir.Model:
     Raises:
         ExportRefusedError: torch cannot export this architecture.
     """
-    layers, kv_heads, head_size = cache_shape(model.config.get_text_config())
+    layers = shape[0]
     with _quiet():
         try:
             program = torch.onnx.export(
                 WithFlatCache(model, form).eval(),
-                _example(layers, kv_heads, head_size, form, model.dtype),
+                example(*shape, form, model.dtype),
                 dynamo=True,
                 verbose=False,
                 optimize=False,  # done by passes.simplify, which leaves weights alone
@@ -130,22 +127,28 @@ def _name_as_planned(model: ir.Model) -> None:
             value.name = name.removeprefix(_PREFIX)
 
 
-def _example(
-    layers: int, kv_heads: int, head_size: int, form: CacheForm, dtype: torch.dtype
+def example(
+    layers: int,
+    kv_heads: int,
+    head_size: int,
+    form: CacheForm,
+    dtype: torch.dtype,
+    device: str = "cpu",
 ) -> tuple[Any, ...]:
     """Inputs to trace with: a batch of two, some tokens after some others."""
     total = _PAST + _SEQUENCE
-    past = [
-        torch.zeros(_BATCH, kv_heads, _PAST, part.width(head_size), dtype=part.dtype or dtype)
-        for _ in range(layers)
-        for part in form.parts
-    ]
-    return (
-        torch.ones(_BATCH, _SEQUENCE, dtype=torch.int64),
-        torch.ones(_BATCH, total, dtype=torch.int64),
-        torch.arange(_PAST, total).repeat(_BATCH, 1),
-        past,
-    )
+    with torch.device(device):
+        past = [
+            torch.zeros(_BATCH, kv_heads, _PAST, part.width(head_size), dtype=part.dtype or dtype)
+            for _ in range(layers)
+            for part in form.parts
+        ]
+        return (
+            torch.ones(_BATCH, _SEQUENCE, dtype=torch.int64),
+            torch.ones(_BATCH, total, dtype=torch.int64),
+            torch.arange(_PAST, total).repeat(_BATCH, 1),
+            past,
+        )
 
 
 def _dynamic_shapes(parts: int) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from lrqat.layers.embedding import LRQATEmbedding
 from lrqat.layers.experts import LRQATExperts
 from lrqat.layers.modes import full_precision
 from lrqat.models import hub
+from lrqat.models.matrices import OUTPUT_HEAD, ROUTER
 from lrqat.models.preparation import prepare, quantized_layers
-from lrqat.models.surgery import OUTPUT_HEAD, ROUTER, plan_surgery
+from lrqat.models.surgery import plan_surgery
 from tests.support.trained import (
     IDS,
     SETTINGS,

@@ -6,8 +6,9 @@ import transformers as hf
 
 from lrqat.errors import UserError
 from lrqat.models import hub
+from lrqat.models.matrices import ROUTER, WHOLE_STACK
 from lrqat.models.preparation import prepare
-from lrqat.models.surgery import ROUTER, WHOLE_STACK, plan_surgery
+from lrqat.models.surgery import plan_surgery
 from tests.support.trained import SETTINGS, logits, move, round_trip
 from tests.support.zoo import HEAD_DIM, SIZES, make
 
@@ -44,7 +45,8 @@ def test_the_last_matching_pattern_counts():
         ("llama", {"no_such": "q8_0"}, "'no_such' matches no linear layer"),
         ("llama", {"down_proj": "q9_9"}, "unknown grid 'q9_9'"),
         ("qwen3", {"embed_tokens": "q8_0", "lm_head": "q6_k"}, "give one grid"),
-        ("qwen3_moe", {r"mlp\.gate$": "q8_0"}, "matches no linear layer"),
+        ("ctrl", {"lm_head": "q8_0"}, "adds a bias to its products"),
+        ("qwen3_moe", {r"mlp\.gate$": "q8_0"}, r"stays unquantized \(router\)"),
     ],
 )
 def test_patterns_that_ask_for_the_impossible(name, grid_for, match):
