@@ -7,7 +7,6 @@ path is: `inspect`, `evaluate` and `parity` look up what they need by the name t
 gives.
 """
 
-import importlib
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ from exporters.description import Description
 from exporters.recognition import is_compact, is_gguf, is_qdq
 from lrqat.checkpoint.manifest import FILE_NAME
 from lrqat.checkpoint.reader import Checkpoint
-from lrqat.errors import RuntimeUnavailableError, UserError, did_you_mean
+from lrqat.errors import UserError, did_you_mean
+from lrqat.optional_libraries import load
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -163,13 +163,8 @@ def load_format(name: str) -> AnyFormat:
         hint = did_you_mean(name, FORMATS)
         raise UserError(f"unknown format {name!r}: {hint}known formats are {', '.join(FORMATS)}")
     row = FORMATS[name]
-    try:
-        package: AnyFormat = importlib.import_module(row.package)
-    except ImportError as error:
-        raise RuntimeUnavailableError(
-            f"the {name} exporter needs {error.name}, which is not installed: "
-            f"pip install 'lrqat[{row.extra}]'"
-        ) from None
+    needed_by = f"the {name} exporter"
+    package: AnyFormat = load(row.package, f"lrqat[{row.extra}]", needed_by=needed_by)
     return package
 
 

@@ -9,6 +9,7 @@ import os
 import re
 
 from lrqat.errors import UserError, first_line
+from lrqat.optional_libraries import missing
 
 _MOST_SAID = 2000  # characters
 _NO_MEMORY = re.compile(
@@ -58,7 +59,7 @@ def _missing_package(module: str) -> str | None:
     extra = _extra_with(module)
     if extra is None:
         return None
-    return f"this needs {module}, which is not installed: pip install 'lrqat[{extra}]'"
+    return missing(module, f"lrqat[{extra}]", needed_by="this")
 
 
 def _extra_with(module: str) -> str | None:
