@@ -1,7 +1,7 @@
 """Errors that a user can cause. Every message names the thing, its value, and what to do next."""
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -51,15 +51,30 @@ def did_you_mean(asked: object, known: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, with what it announces; its class if there is none."""
+    """The first line of an error's message, with what it announces; its class if there is none.
+
+    An announcement ends in a colon ("Validation error for field 'x':", and then which); the items
+    of a list follow as long as one more is promised.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if lines and lines[0].endswith(":"):  # "Validation error for field 'x':", and then which
-        return " ".join(lines[:2])
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    count = 1
+    if lines[0].endswith(":"):
+        count = 2
+        while lines[count - 1 : count] and lines[count - 1].endswith((",", " or", " and")):
+            count += 1
+    return " ".join(lines[:count])
 
 
 @contextmanager
-def refusing(kind: type[UserError], what: str, remedy: str) -> Iterator[None]:
+def refusing(
+    kind: type[UserError],
+    what: str,
+    remedy: str,
+    *,
+    cause: Callable[[BaseException], str | None] = lambda error: None,
+) -> Iterator[None]:
     """Where a library is given what others wrote: whatever it raises becomes `kind`.
 
     Libraries raise what they like on inputs that they do not expect, a panic of their Rust code
@@ -70,9 +85,10 @@ def refusing(kind: type[UserError], what: str, remedy: str) -> Iterator[None]:
         kind: what to raise. A UserError that is raised inside passes.
         what: what cannot be done, as in "cannot load the tokenizer of x".
         remedy: what to do next.
+        cause: where we may know better than the library: why, and what to do, or None.
 
     Raises:
-        UserError: of class `kind`, with the first line of the library's message.
+        UserError: of class `kind`, with the cause, or the first line of the library's message.
     """
     try:
         yield
@@ -82,6 +98,9 @@ def refusing(kind: type[UserError], what: str, remedy: str) -> Iterator[None]:
         # PyO3's panics are no Exception, so that nobody catches them by chance.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
+        known = cause(error)
+        if known is not None:
+            raise kind(f"{what}: {known}") from error
         reason = first_line(error).rstrip(".:; ")
         if isinstance(error, KeyError):  # whose message is the key alone
             reason = f"there is no {reason}"
