@@ -37,6 +37,10 @@ class Plan(Protocol):
         """Reasons not to write; a plan with any cannot be written."""
 
     @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all of them, as they are written."""
+
+    @property
     def compared(self) -> str:
         """What `write` compares with the checkpoint before a file gets its name, for people."""
 
@@ -135,16 +139,18 @@ class Registered:
         package: the format, imported when it is used.
         extra: what installs its dependencies: pip install 'lrqat[EXTRA]'.
         recognises: whether a path is a file or folder of it; of all rows at most one does.
+        folder: whether what it writes is a folder.
     """
 
     package: str
     extra: str
     recognises: Callable[[Path], bool]
+    folder: bool = True
 
 
 # By the name that `--format` takes. `lrqat.runtimes` has an opener and a prover for each name.
 FORMATS = {
-    "gguf": Registered("exporters.gguf", "gguf", is_gguf),
+    "gguf": Registered("exporters.gguf", "gguf", is_gguf, folder=False),
     "onnx": Registered("exporters.onnx", "onnx", is_qdq),
     "onnx-genai": Registered("exporters.onnx_genai", "onnx", is_compact),
 }

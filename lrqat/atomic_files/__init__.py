@@ -19,6 +19,7 @@ from lrqat.atomic_files.folders import (
     sweep,
     sweep_leftovers,
 )
+from lrqat.atomic_files.foresight import refuse_unwritable
 from lrqat.atomic_files.locks import locked
 from lrqat.atomic_files.overlap import refuse_overlap
 from lrqat.atomic_files.refusals import explain_os_errors, refuse_existing
@@ -30,6 +31,7 @@ __all__ = [
     "recover",
     "refuse_existing",
     "refuse_overlap",
+    "refuse_unwritable",
     "replaced_file",
     "replaced_files",
     "replaced_folder",

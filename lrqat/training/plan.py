@@ -15,6 +15,7 @@ from lrqat.settings import AUTO
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.corpus import check_texts
 from lrqat.training.data.self_generated import refuse_short_context
+from lrqat.training.disk import bytes_written, refuse_unwritable_outputs
 from lrqat.training.estimate import MemoryEstimate, estimate_memory, trainable_parameters
 from lrqat.training.settings import SELF
 
@@ -70,11 +71,13 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
     surgery = plan_surgery(model, config.grid, config.keep, config.grids_by_pattern())
     check_settings(surgery, config)
     check_texts(config)
+    trained = trainable_parameters(surgery, config, trains_scales=config.trains_scales)
+    refuse_unwritable_outputs(config, bytes_written(model, surgery, config, trained))
     device = _device(config.device)
     dtype = _dtype(config.dtype, device)
     return TrainingPlan(
         surgery=surgery,
-        trainable=trainable_parameters(surgery, config, trains_scales=config.trains_scales),
+        trainable=trained,
         memory=estimate_memory(model, surgery, config, dtype),
         device=device,
         dtype=dtype,
