@@ -10,6 +10,7 @@ from typing import Any
 
 from lrqat.cli import command
 from lrqat.grids.grid import grid_families
+from lrqat.layers.methods import METHODS
 from lrqat.settings import flag, groups_of
 from lrqat.training.config import TrainConfig
 from lrqat.training.plan import TrainingPlan, plan_training
@@ -69,7 +70,7 @@ def config_from(args: argparse.Namespace, **fixed: Any) -> TrainConfig:
     return TrainConfig(**values | fixed)
 
 
-def show_plan(out: command.Output, plan: TrainingPlan, rank: int) -> None:
+def show_plan(out: command.Output, plan: TrainingPlan, config: TrainConfig) -> None:
     surgery = plan.surgery
     grids = ", ".join(sorted({target.grid.name for target in surgery.quantized.values()}))
     out.say(
@@ -78,16 +79,22 @@ def show_plan(out: command.Output, plan: TrainingPlan, rank: int) -> None:
     )
     for name, reason in surgery.kept.items():
         out.say(f"stays unquantized: {name} ({reason})")
-    out.say(
-        f"{plan.trainable:,} trainable parameters (rank {rank}), "
-        f"{str(plan.dtype).removeprefix('torch.')} on {plan.device}"
-    )
+    where = f"{str(plan.dtype).removeprefix('torch.')} on {plan.device}"
+    out.say(f"{_trained(plan, config)}, {where}")
     memory = plan.memory.to_json()
     total = memory.pop("total")
     parts = ", ".join(f"{name} {_mib(size)}" for name, size in memory.items() if size)
     out.say(f"estimated peak memory: {_mib(total)} ({parts})")
     for warning in plan.warnings:
         out.warn(warning)
+
+
+def _trained(plan: TrainingPlan, config: TrainConfig) -> str:
+    method = METHODS[config.method]
+    if not method.trains:
+        return "nothing is trained: weights are rounded to nearest"
+    rank = f" (rank {config.rank})" if method.low_rank else ""
+    return f"{plan.trainable:,} trainable parameters{rank}"
 
 
 def _mib(size: int) -> str:
@@ -108,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     refuse_overwritten_inputs(config, args.overwrite, args.resume)
     plan = plan_training(config)
     if _is_first():
-        show_plan(out, plan, config.rank)
+        show_plan(out, plan, config)
     if args.dry_run:
         out.result(plan.to_json())
         return command.OK
@@ -125,11 +132,19 @@ def _is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def _done(report: TrainReport) -> str:
+    """What was done to the weights; of `changed` there is none where rounding comes last."""
+    method = METHODS[report.method]
+    if not method.trains:
+        return "every weight is rounded to nearest"
+    trained = f"{report.seconds:.0f} s of training"
+    if not method.rounds_inside:
+        return f"{trained}, then rounded to nearest"
+    return f"{report.changed:.2%} of the integers changed; {trained}"
+
+
 def _show_report(out: command.Output, report: TrainReport) -> None:
-    out.say(
-        f"{report.changed:.2%} of the integers changed; {report.seconds:.0f} s of training; "
-        f"fused checkpoint in {report.output}"
-    )
+    out.say(f"{_done(report)}; fused checkpoint in {report.output}")
     if report.made_worse:
         out.warn(f"training made the model worse: {_change(report)} at round-to-nearest. {_REMEDY}")
     if report.skipped_steps:

@@ -88,18 +88,18 @@ def _train(config: TrainConfig, plan: TrainingPlan, resume: str | None, say: Say
     model = load_prepared(config, plan, corpus.blocks, original)
     del original
     teacher = prepare_teacher(config, plan, model, corpus.blocks)
-    rounded = None
-    if METHODS[config.method].rounds_inside:
+    rounded, method = None, METHODS[config.method]
+    if method.rounds_inside:
         rounded = measure_start(model, windows, say, teacher.logits)
 
     fitted = Fitted(model)
     with explain_os_errors(output):
         _open_states(states, state, config)
-        if METHODS[config.method].trains:
+        if method.trains:
             fitted = fit(model, teacher, config, plan, states, state)
     model = finish(fitted.model, config, plan, corpus.blocks)
-    after = measure(model, windows, "trained", say, teacher.logits)
-    report = TrainReport.of(output, before, rounded, after, fitted, share_changed(model))
+    after = measure(model, windows, method.outcome, say, teacher.logits)
+    report = TrainReport.of(config, before, rounded, after, fitted, share_changed(model))
     if processes.is_main():
         _publish(model, tokenizer, base, config, plan, corpus.evaluation, report, fitted)
     processes.leave()
@@ -148,8 +148,9 @@ def _publish(
 def _describe_training(config: TrainConfig) -> dict[str, Any]:
     """All settings, the tokens seen, and the hash of a text that is a file."""
     data = Path(config.data)
+    steps = config.steps if METHODS[config.method].trains else 0
     return config.to_json() | {
-        "tokens": config.steps * config.tokens_per_step * processes.count(),
+        "tokens": steps * config.tokens_per_step * processes.count(),
         "data_sha256": sha256_of(data) if data.is_file() else None,
     }
 
