@@ -13,6 +13,7 @@ from lrqat.grids.grid import grid_families
 from lrqat.layers.methods import METHODS
 from lrqat.settings import flag, groups_of
 from lrqat.training.config import TrainConfig
+from lrqat.training.phases import RunMemory
 from lrqat.training.plan import TrainingPlan, plan_training
 from lrqat.training.report import TrainReport
 from lrqat.training.states.resume import refuse_overwritten_inputs
@@ -81,12 +82,20 @@ def show_plan(out: command.Output, plan: TrainingPlan, config: TrainConfig) -> N
         out.say(f"stays unquantized: {name} ({reason})")
     where = f"{str(plan.dtype).removeprefix('torch.')} on {plan.device}"
     out.say(f"{_trained(plan, config)}, {where}")
-    memory = plan.memory.to_json()
-    total = memory.pop("total")
-    parts = ", ".join(f"{name} {_mib(size)}" for name, size in memory.items() if size)
-    out.say(f"estimated peak memory: {_mib(total)} ({parts})")
+    _show_memory(out, plan.memory)
     for warning in plan.warnings:
         out.warn(warning)
+
+
+def _show_memory(out: command.Output, memory: RunMemory) -> None:
+    phases = ", ".join(f"{name} {_mib(size)}" for name, size in memory.with_libraries().items())
+    said = f", {_mib(memory.libraries)} of which is the process" if memory.libraries else ""
+    said += f", and {_mib(memory.host)} beside the GPU to load the model" if memory.host else ""
+    out.say(f"estimated peak memory: {_mib(memory.total)}{said} ({phases})")
+    if "training" in memory.phases:
+        parts = {name: size for name, size in vars(memory.step).items() if size >= 2**20}
+        said = ", ".join(f"{name} {_mib(size)}" for name, size in parts.items())
+        out.say(f"a step, without what the allocator loses: {_mib(memory.step.total)} ({said})")
 
 
 def _trained(plan: TrainingPlan, config: TrainConfig) -> str:

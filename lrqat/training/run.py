@@ -22,6 +22,7 @@ from lrqat.layers.methods import METHODS
 from lrqat.models import hub
 from lrqat.models.fuse import fuse
 from lrqat.training import processes
+from lrqat.training.allocator import give_back
 from lrqat.training.callbacks import share_changed
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.corpus import Evaluation, read_corpus
@@ -87,6 +88,7 @@ def _train(config: TrainConfig, plan: TrainingPlan, resume: str | None, say: Say
     before = None if original is None else measure(original, windows, "full precision", say)
     model = load_prepared(config, plan, corpus.blocks, original)
     del original
+    give_back()
     teacher = prepare_teacher(config, plan, model, corpus.blocks)
     rounded, method = None, METHODS[config.method]
     if method.rounds_inside:
@@ -97,6 +99,7 @@ def _train(config: TrainConfig, plan: TrainingPlan, resume: str | None, say: Say
         _open_states(states, state, config)
         if method.trains:
             fitted = fit(model, teacher, config, plan, states, state)
+    give_back()
     model = finish(fitted.model, config, plan, corpus.blocks)
     after = measure(model, windows, method.outcome, say, teacher.logits)
     report = TrainReport.of(config, before, rounded, after, fitted, share_changed(model))
