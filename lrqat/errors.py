@@ -1,8 +1,17 @@
 """Errors that a user can cause. Every message names the thing, its value, and what to do next."""
 
 import difflib
+import errno
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+
+# What torch, CUDA's libraries and C++ say, in errors of their own.
+_NO_MEMORY = re.compile(
+    "not enough memory|can't allocate memory|cannot allocate memory|unable to allocate"
+    "|out of memory|ALLOC_FAILED|bad_alloc|bad allocation",
+    re.IGNORECASE,
+)
 
 
 class UserError(Exception):
@@ -67,6 +76,14 @@ def first_line(error: BaseException) -> str:
     return " ".join(lines[:count])
 
 
+def is_about_memory(error: BaseException) -> bool:
+    """Whether memory ran out, which is no fault of what was being read."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    found = isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
+    return found or isinstance(error, MemoryError)
+
+
 @contextmanager
 def refusing(
     kind: type[UserError],
@@ -79,7 +96,7 @@ def refusing(
 
     Libraries raise what they like on inputs that they do not expect, a panic of their Rust code
     included, and each version raises something else. So nothing is listed here, and nothing but
-    the library's own call belongs inside.
+    the library's own call belongs inside. Where memory ran out, its error passes as it is.
 
     Args:
         kind: what to raise. A UserError that is raised inside passes.
@@ -92,9 +109,11 @@ def refusing(
     """
     try:
         yield
-    except (UserError, MemoryError):
+    except UserError:
         raise
     except BaseException as error:
+        if is_about_memory(error):
+            raise
         # PyO3's panics are no Exception, so that nobody catches them by chance.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
