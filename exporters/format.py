@@ -7,7 +7,6 @@ path is: `inspect`, `evaluate` and `parity` look up what they need by the name t
 gives.
 """
 
-import importlib
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ from exporters.description import Description
 from exporters.recognition import is_compact, is_gguf, is_qdq
 from lrqat.checkpoint.manifest import FILE_NAME
 from lrqat.checkpoint.reader import Checkpoint
-from lrqat.errors import RuntimeUnavailableError, UserError, did_you_mean
+from lrqat.errors import UserError, did_you_mean
+from lrqat.optional_libraries import load
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -35,6 +35,10 @@ class Plan(Protocol):
     @property
     def refusals(self) -> list[str]:
         """Reasons not to write; a plan with any cannot be written."""
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all of them, as they are written."""
 
     @property
     def compared(self) -> str:
@@ -135,16 +139,18 @@ class Registered:
         package: the format, imported when it is used.
         extra: what installs its dependencies: pip install 'lrqat[EXTRA]'.
         recognises: whether a path is a file or folder of it; of all rows at most one does.
+        folder: whether what it writes is a folder.
     """
 
     package: str
     extra: str
     recognises: Callable[[Path], bool]
+    folder: bool = True
 
 
 # By the name that `--format` takes. `lrqat.runtimes` has an opener and a prover for each name.
 FORMATS = {
-    "gguf": Registered("exporters.gguf", "gguf", is_gguf),
+    "gguf": Registered("exporters.gguf", "gguf", is_gguf, folder=False),
     "onnx": Registered("exporters.onnx", "onnx", is_qdq),
     "onnx-genai": Registered("exporters.onnx_genai", "onnx", is_compact),
 }
@@ -163,13 +169,8 @@ def load_format(name: str) -> AnyFormat:
         hint = did_you_mean(name, FORMATS)
         raise UserError(f"unknown format {name!r}: {hint}known formats are {', '.join(FORMATS)}")
     row = FORMATS[name]
-    try:
-        package: AnyFormat = importlib.import_module(row.package)
-    except ImportError as error:
-        raise RuntimeUnavailableError(
-            f"the {name} exporter needs {error.name}, which is not installed: "
-            f"pip install 'lrqat[{row.extra}]'"
-        ) from None
+    needed_by = f"the {name} exporter"
+    package: AnyFormat = load(row.package, f"lrqat[{row.extra}]", needed_by=needed_by)
     return package
 
 

@@ -1,6 +1,5 @@
 """Running the model builder, in a process of its own: it prints, and keeps what it loaded."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -8,7 +7,8 @@ from pathlib import Path
 
 from exporters.onnx_genai.parts import EMBEDDING
 from exporters.onnx_genai.planning import Plan
-from lrqat.errors import ExportRefusedError, RuntimeUnavailableError
+from lrqat.errors import ExportRefusedError
+from lrqat.optional_libraries import refuse_missing
 
 _BUILDER = "onnxruntime_genai.models.builder"
 # Left alone, the builder rounds an unquantized head to 4 bits, and a tied embedding too.
@@ -28,10 +28,7 @@ def build(plan: Plan, source: Path, target: Path, cache: Path) -> None:
         RuntimeUnavailableError: onnxruntime-genai is not installed.
         ExportRefusedError: the builder failed; its last words are in the message.
     """
-    if importlib.util.find_spec("onnxruntime_genai") is None:
-        raise RuntimeUnavailableError(
-            "onnxruntime-genai is not installed: pip install 'lrqat[onnx]'"
-        )
+    refuse_missing("onnxruntime_genai", "lrqat[onnx]")
     options = [f"accuracy_level={plan.options.matmul_accuracy_level}"]
     if not any(part.name == EMBEDDING for part in plan.tensors):
         options.append(f"nodes_to_exclude={','.join(_UNQUANTIZED)}")

@@ -34,6 +34,11 @@ class Plan:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def tensor_bytes(self) -> int:
+        """Bytes of the trained parts; what the builder adds comes on top."""
+        return sum(part.nbytes for part in self.tensors)
+
+    @property
     def compared(self) -> str:
         """What `write` compares with the checkpoint."""
         return "every trained weight, the embedding and the head"
@@ -56,7 +61,7 @@ class Plan:
             "format": "onnx-genai",
             "checkpoint": str(self.checkpoint.path),
             "options": asdict(self.options),
-            "tensor_bytes": sum(part.nbytes for part in self.tensors),
+            "tensor_bytes": self.tensor_bytes,
             "tensors": [asdict(part) for part in self.tensors],
             "notes": self.notes,
             "refusals": self.refusals,

@@ -28,6 +28,7 @@ from lrqat.atomic_files.folders import (
     sweep,
     sweep_leftovers,
 )
+from lrqat.atomic_files.foresight import refuse_unwritable
 from lrqat.atomic_files.locks import locked
 from lrqat.atomic_files.overlap import refuse_overlap
 from lrqat.atomic_files.refusals import explain_os_errors, refuse_existing
@@ -42,6 +43,7 @@ __all__ = [
     "refuse_occupied",
     "refuse_overlap",
     "refuse_present",
+    "refuse_unwritable",
     "replaced_file",
     "replaced_files",
     "replaced_folder",

@@ -8,6 +8,7 @@ import importlib
 from collections.abc import Mapping
 
 from lrqat.errors import UserError, did_you_mean
+from lrqat.optional_libraries import load
 
 
 def script(shell: str, description: str, commands: Mapping[str, str]) -> str:
@@ -21,12 +22,7 @@ def script(shell: str, description: str, commands: Mapping[str, str]) -> str:
     Raises:
         UserError: another shell, or shtab is not installed.
     """
-    try:
-        import shtab
-    except ImportError:
-        raise UserError(
-            "completion scripts need shtab, which is not installed: pip install 'lrqat[completion]'"
-        ) from None
+    shtab = load("shtab", "lrqat[completion]", needed_by="a completion script")
     known = shtab.SUPPORTED_SHELLS
     if shell not in known:
         hint = did_you_mean(shell, known)

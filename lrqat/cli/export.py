@@ -14,7 +14,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from exporters.format import FORMATS, AnyFormat, Plan, Report, load_format
-from lrqat.atomic_files import refuse_overlap
+from lrqat.atomic_files import refuse_overlap, refuse_unwritable
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.cli import command
 from lrqat.errors import RuntimeUnavailableError
@@ -112,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     read = [("the checkpoint", checkpoint.path), ("--converter", tree)]
     refuse_overlap(path, read, inside=True)
     refuse_overlap(path, [("the checkpoint's", part) for part in checkpoint.parts])
+    refuse_unwritable(path, folder=FORMATS[args.format].folder, needed=plan.tensor_bytes)
     if args.dry_run:
         for line in plan.summary():
             out.say(line)

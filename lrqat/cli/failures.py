@@ -8,12 +8,10 @@ import importlib.metadata
 import os
 import re
 
-from lrqat.errors import UserError, first_line
+from lrqat.errors import UserError, first_line, is_about_memory
+from lrqat.optional_libraries import missing
 
 _MOST_SAID = 2000  # characters
-_NO_MEMORY = re.compile(
-    "not enough memory|can't allocate memory|cannot allocate memory|out of memory", re.IGNORECASE
-)
 
 
 def explanation(error: Exception) -> str | None:
@@ -23,24 +21,17 @@ def explanation(error: Exception) -> str | None:
         return said if len(said) <= _MOST_SAID else f"{said[:_MOST_SAID]} ..."
     if isinstance(error, ModuleNotFoundError):
         return _missing_package(error.name or "")
-    if _is_about_memory(error):
+    if is_about_memory(error):
         return (
             f"memory ran out ({first_line(error):.200}); take a smaller --batch-size, "
-            "--sequence-length or --context, or a machine with more"
+            "--sequence-length or --context, or a machine with more (lrqat train --dry-run says "
+            "how much a run needs)"
         )
     if isinstance(error, BrokenPipeError):
         return "standard output was closed before all was written to it"
     if isinstance(error, OSError):
         return _from_the_system(error)
     return None
-
-
-def _is_about_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))  # torch's
 
 
 def _from_the_system(error: OSError) -> str:
@@ -58,7 +49,7 @@ def _missing_package(module: str) -> str | None:
     extra = _extra_with(module)
     if extra is None:
         return None
-    return f"this needs {module}, which is not installed: pip install 'lrqat[{extra}]'"
+    return missing(module, f"lrqat[{extra}]", needed_by="this")
 
 
 def _extra_with(module: str) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 from lrqat.cli import command
 from lrqat.cli.train_plan import show_plan
 from lrqat.grids.grid import grid_families
+from lrqat.layers.methods import METHODS
 from lrqat.recipes.recipe_file import write_recipe
 from lrqat.settings import flag, groups_of
 from lrqat.training.config import TrainConfig
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     refuse_overwritten_inputs(config, args.overwrite, args.resume)
     plan = plan_training(config)
     if _is_first():
-        show_plan(out, plan, config.rank, verbose=args.verbose)
+        show_plan(out, plan, config, verbose=args.verbose)
     if args.save_recipe and _is_first():
         about = f"made for {Path(config.model).name}"
         recipe = recipe_from(plan.surgery, config.recipe or config.grid, about)
@@ -111,11 +112,19 @@ def _is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def _done(report: TrainReport) -> str:
+    """What was done to the weights; of `changed` there is none where rounding comes last."""
+    method = METHODS[report.method]
+    if not method.trains:
+        return "every weight is rounded to nearest"
+    trained = f"{report.seconds:.0f} s of training"
+    if not method.rounds_inside:
+        return f"{trained}, then rounded to nearest"
+    return f"{report.changed:.2%} of the integers changed; {trained}"
+
+
 def _show_report(out: command.Output, report: TrainReport) -> None:
-    out.say(
-        f"{report.changed:.2%} of the integers changed; {report.seconds:.0f} s of training; "
-        f"fused checkpoint in {report.output}"
-    )
+    out.say(f"{_done(report)}; fused checkpoint in {report.output}")
     if report.made_worse:
         out.warn(f"training made the model worse: {_change(report)} at round-to-nearest. {_REMEDY}")
     if report.skipped_steps:

@@ -9,32 +9,51 @@ from collections.abc import Callable
 
 from exporters.planning import any_layer
 from lrqat.cli.command import Output
+from lrqat.layers.methods import METHODS
 from lrqat.models.surgery import SurgeryPlan, Target
+from lrqat.training.config import TrainConfig
+from lrqat.training.phases import RunMemory
 from lrqat.training.plan import TrainingPlan
 
 _COLUMNS = ("weights", "count", "shape", "grid", "bits per weight", "bytes")
 
 
-def show_plan(out: Output, plan: TrainingPlan, rank: int, *, verbose: bool = False) -> None:
+def show_plan(
+    out: Output, plan: TrainingPlan, config: TrainConfig, *, verbose: bool = False
+) -> None:
     """Print what `plan` will do.
 
     Args:
         out: where.
         plan: of a run.
-        rank: of A and B.
+        config: its settings.
         verbose: name every weight.
     """
     show_grids(out, plan.surgery, verbose=verbose)
-    out.say(
-        f"{plan.trainable:,} trainable parameters (rank {rank}), "
-        f"{str(plan.dtype).removeprefix('torch.')} on {plan.device}"
-    )
-    memory = plan.memory.to_json()
-    total = memory.pop("total")
-    parts = ", ".join(f"{name} {_mib(size)}" for name, size in memory.items() if size)
-    out.say(f"estimated peak memory: {_mib(total)} ({parts})")
+    where = f"{str(plan.dtype).removeprefix('torch.')} on {plan.device}"
+    out.say(f"{_trained(plan, config)}, {where}")
+    _show_memory(out, plan.memory)
     for warning in plan.warnings:
         out.warn(warning)
+
+
+def _show_memory(out: Output, memory: RunMemory) -> None:
+    phases = ", ".join(f"{name} {_mib(size)}" for name, size in memory.with_libraries().items())
+    said = f", {_mib(memory.libraries)} of which is the process" if memory.libraries else ""
+    said += f", and {_mib(memory.host)} beside the GPU to load the model" if memory.host else ""
+    out.say(f"estimated peak memory: {_mib(memory.total)}{said} ({phases})")
+    if "training" in memory.phases:
+        parts = {name: size for name, size in vars(memory.step).items() if size >= 2**20}
+        said = ", ".join(f"{name} {_mib(size)}" for name, size in parts.items())
+        out.say(f"a step, without what the allocator loses: {_mib(memory.step.total)} ({said})")
+
+
+def _trained(plan: TrainingPlan, config: TrainConfig) -> str:
+    method = METHODS[config.method]
+    if not method.trains:
+        return "nothing is trained: weights are rounded to nearest"
+    rank = f" (rank {config.rank})" if method.low_rank else ""
+    return f"{plan.trainable:,} trainable parameters{rank}"
 
 
 def show_grids(out: Output, surgery: SurgeryPlan, *, verbose: bool = False) -> None:

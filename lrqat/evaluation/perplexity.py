@@ -255,11 +255,16 @@ def _picked(log_probs: NDArray[np.float64], targets: NDArray[np.int64]) -> NDArr
     return log_probs[np.arange(len(targets)), targets]
 
 
+def chunk_rows(rows: int, vocabulary: int) -> int:
+    """How many of the scored rows of a window are looked at at a time."""
+    return min(rows, max(1, _CHUNK_LOGITS // vocabulary))
+
+
 def _row_chunks(
     targets: NDArray[np.int64], *logits: NDArray[np.float32]
 ) -> Iterable[tuple[Any, ...]]:
     """Rows of each of `logits` with their targets, few enough at a time to bound memory."""
-    step = max(1, _CHUNK_LOGITS // logits[0].shape[-1])
+    step = chunk_rows(len(targets), logits[0].shape[-1])
     for start in range(0, len(targets), step):
         rows = slice(start, start + step)
         yield (*(part[rows] for part in logits), targets[rows])

@@ -68,10 +68,15 @@ def find_directions(
     return {name: _of_one(sketch, squares[name], directions) for name, sketch in sketches.items()}
 
 
+def sketch_columns(width: int, directions: int) -> int:
+    """Columns of the sketch of inputs with `width` channels."""
+    return min(width, _COLUMNS_A_DIRECTION * directions)
+
+
 def _test_matrix(width: int, directions: int) -> Tensor:
     """Omega: orthonormal float32 (width, columns of the sketch), the same in every run."""
     generator = torch.Generator().manual_seed(width)
-    columns = min(width, _COLUMNS_A_DIRECTION * directions)
+    columns = sketch_columns(width, directions)
     normal = torch.randn(width, columns, generator=generator, dtype=torch.float64)
     return torch.linalg.qr(normal).Q.float()
 

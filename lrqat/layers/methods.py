@@ -41,6 +41,13 @@ class Method:
         """Whether training sees the rounding; else it comes at the end."""
         return self.layer is not LoRALinear
 
+    @property
+    def outcome(self) -> str:
+        """What its model is in the end, for people."""
+        if not self.trains:
+            return "rounded"
+        return "trained" if self.rounds_inside else "trained and then rounded"
+
 
 class FullQATLinear(LRQATLinear):
     """Full quantisation-aware training with learned scales (LSQ): every weight is trained.

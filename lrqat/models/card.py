@@ -4,12 +4,13 @@ from collections.abc import Iterable
 
 import lrqat
 from lrqat.foreign_text import in_code_span
+from lrqat.layers.methods import METHODS
 
 _CARD = """---
 library_name: transformers
-tags: [lr-qat, compressed-tensors]
+tags: [{tags}]
 ---
-`{base}` with its weights on the grid `{grid}`, made by lrqat {version}.
+`{base}` with its weights on the grid `{grid}`, {made} by lrqat {version}{how}.
 
 An export holds exactly the integers and scales of this folder. `lrqat.json` records the grid of
 every weight, the settings of the run, the reference perplexity and the sha256 of every file.
@@ -29,17 +30,25 @@ _WITH_LRQAT = """compressed-tensors has no form for what is on a grid here, so l
     model = load_reference(Checkpoint.open("."))               # float32: every weight is exact"""
 
 
-def model_card(grids: Iterable[str], base: str, loads_with_transformers: bool) -> str:
+def model_card(
+    grids: Iterable[str], base: str, loads_with_transformers: bool, method: str | None = None
+) -> str:
     """The text of README.md.
 
     Args:
         grids: names of the grids of all weights.
-        base: name of the model that was trained.
+        base: name of the model that its weights come from.
         loads_with_transformers: whether transformers loads everything on a grid exactly.
+        method: the name in `METHODS`, None where it is not known.
     """
+    made = "made" if method is None else METHODS[method].outcome
+    tags = ["lr-qat"] if method in (None, "lr-qat") else []
     return _CARD.format(
         grid=", ".join(sorted(set(grids))),
         base=in_code_span(base),
+        made=made,
+        how="" if method in (None, "lr-qat") else f" (`--method {method}`)",
+        tags=", ".join([*tags, "compressed-tensors"]),
         version=lrqat.__version__,
         loading=_WITH_TRANSFORMERS if loads_with_transformers else _WITH_LRQAT,
     )

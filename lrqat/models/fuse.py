@@ -97,7 +97,10 @@ def fuse(
         _save_config(model, plan, staging)
         tokenizer.save_pretrained(staging)
         card = model_card(
-            [target.grid.name for target in plan.quantized.values()], base_model["name"], standard
+            [target.grid.name for target in plan.quantized.values()],
+            base_model["name"],
+            standard,
+            (training or {}).get("method"),
         )
         (staging / "README.md").write_text(card, encoding="utf-8")
         manifest = _manifest(model, plan, base_model, training or {}, activations, reference)

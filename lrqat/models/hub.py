@@ -13,6 +13,7 @@ from lrqat.checkpoint import manifest
 from lrqat.checkpoint.listed import listed_folder
 from lrqat.errors import ModelError, refusing
 from lrqat.foreign_files import read_json, refuse_irregular
+from lrqat.models.causes import adapter, cause_of_code, cause_of_model, cause_of_tokenizer
 from lrqat.models.configuration import refuse_unbuildable, with_own_attention
 from lrqat.models.tying import settle_tying
 from lrqat.models.weight_misfits import quiet_loading, refuse_misfit, refuse_not_finite
@@ -35,7 +36,9 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
             f"no model folder at {name}; check the path, or give a hub id (owner/name)"
         )
     if looks_local and not (folder / "config.json").is_file():
-        raise ModelError(f"{name} is not a Hugging Face model folder: it has no config.json")
+        raise ModelError(
+            f"{name} is not a Hugging Face model folder: {adapter(name) or 'it has no config.json'}"
+        )
     if (folder / manifest.FILE_NAME).is_file():
         raise ModelError(f"{name} is already a fused checkpoint; train from the model it came from")
     with refusing(
@@ -44,6 +47,7 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
         "correct its config.json, or use an intact copy"
         if looks_local
         else "check the name and the connection, or give a local folder",
+        cause=cause_of_model(name),
     ):
         file = Path(str(cached_file(name, "config.json")))
         refuse_irregular(file.parent, ModelError)
@@ -73,7 +77,8 @@ def load_model(name: str, *, dtype: torch.dtype, trust_remote_code: bool = False
     """
     config = load_config(name, trust_remote_code=trust_remote_code)
     remedy = "use an intact copy of the model"
-    with refusing(ModelError, f"cannot load the weights of {name!r}", remedy), quiet_loading():
+    what, cause = f"cannot load the weights of {name!r}", cause_of_model(name)
+    with refusing(ModelError, what, remedy, cause=cause), quiet_loading():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 name,
@@ -111,6 +116,7 @@ def _load_tokenizer(name: str | Path, trust_remote_code: bool) -> Any:
         ModelError,
         f"cannot load the tokenizer of {name}",
         "give a model with the tokenizer files that transformers saves",
+        cause=cause_of_tokenizer(name),
     ):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         tokenizer.decode(tokenizer.encode("a"))  # some settings are looked at only now
@@ -128,6 +134,7 @@ def meta_model(config: Any, *, trust_remote_code: bool = False) -> Any:
             ModelError,
             f"the configuration of this {config.model_type!r} model cannot be built",
             "correct config.json, or use an intact copy of the model",
+            cause=cause_of_code,
         ),
         torch.device("meta"),
     ):

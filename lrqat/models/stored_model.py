@@ -11,6 +11,7 @@ import torch
 
 from lrqat.errors import ModelError, refusing
 from lrqat.models import hub
+from lrqat.models.causes import adapter, is_adapter
 from lrqat.models.tying import has_other_head, is_tied, set_tied
 from lrqat.models.weight_files import Weights, open_weights
 from lrqat.models.weight_misfits import quiet_loading, refuse_misfit, unused_tensors
@@ -55,6 +56,8 @@ def open_model(
     skeleton = hub.meta_model(config, trust_remote_code=trust_remote_code)
     weights = open_weights(name, config, download=download)
     if weights is None:
+        if is_adapter(name):
+            raise ModelError(f"{name} cannot be trained: {adapter(name)}")
         return StoredModel(config, skeleton, None)
     notes = []
     if is_tied(skeleton) and has_other_head(skeleton, weights):

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from exporters.onnx.folder.model_file import MODEL, data_files, read_model
+from lrqat import optional_libraries
 from lrqat.atomic_files import write_json
-from lrqat.errors import RuntimeUnavailableError, UserError, refusing
+from lrqat.errors import UserError, refusing
 from lrqat.evaluation.text import window_bos
 from lrqat.foreign_files import refuse_irregular
 from lrqat.models import hub
@@ -123,10 +124,4 @@ def _continue(genai: Any, model: Any, ids: list[int], count: int) -> list[int]:
 
 
 def _library() -> Any:
-    try:
-        import onnxruntime_genai
-    except ImportError:
-        raise RuntimeUnavailableError(
-            "onnxruntime-genai is not installed: pip install 'lrqat[onnx]'"
-        ) from None
-    return onnxruntime_genai
+    return optional_libraries.load("onnxruntime_genai", "lrqat[onnx]")

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrqat.errors import RuntimeUnavailableError, UserError
+from lrqat import optional_libraries
+from lrqat.errors import UserError
 
 EXACT = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "INFERENCE_PRECISION_HINT": "f32"}
 Arrays = dict[str, NDArray[Any]]
@@ -39,12 +40,7 @@ class OpenVino:
             RuntimeUnavailableError: openvino is not installed.
             UserError: OpenVINO cannot read the model.
         """
-        try:
-            import openvino
-        except ImportError:
-            raise RuntimeUnavailableError(
-                "openvino is not installed: pip install openvino"
-            ) from None
+        openvino = optional_libraries.load("openvino", "openvino")
         path = Path(folder) / "model.onnx"
         try:
             return cls(openvino.Core().compile_model(str(path), "CPU", settings))

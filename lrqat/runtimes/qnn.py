@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrqat.errors import RuntimeUnavailableError, UserError
+from lrqat import optional_libraries
+from lrqat.errors import UserError
 from lrqat.runtimes.onnx_runtime.perplexity import feeds_of
 from lrqat.runtimes.onnx_runtime.session import session_entries
 
@@ -74,13 +75,8 @@ class Qnn:
 
 def _emulator() -> tuple[Any, Any, str]:
     """ONNX Runtime, the emulated NPU in it, and the library that emulates it."""
-    try:
-        import onnxruntime
-        import onnxruntime_qnn
-    except ImportError:
-        raise RuntimeUnavailableError(
-            "onnxruntime-qnn is not installed: pip install onnxruntime-qnn"
-        ) from None
+    onnxruntime = optional_libraries.load("onnxruntime", "lrqat[onnx]")
+    onnxruntime_qnn = optional_libraries.load("onnxruntime_qnn", "onnxruntime-qnn")
     found = [d for d in onnxruntime.get_ep_devices() if d.ep_name == _NAME]
     if not found:
         library = onnxruntime_qnn.get_library_path()

@@ -57,7 +57,14 @@ def calibration_batches(
     """
     length = blocks.tokens.shape[1]
     start = torch.from_numpy(blocks.tokens[: max(1, tokens // length)].astype("int64"))
-    return list(start.to(device).split(max(batch_size, _FEWEST_TOKENS // length)))
+    rows, _ = batch_shape(tokens=tokens, batch_size=batch_size, length=length)
+    return list(start.to(device).split(rows))
+
+
+def batch_shape(*, tokens: int, batch_size: int, length: int) -> tuple[int, int]:
+    """Shape (batch, block length) of what `calibration_batches` gives."""
+    rows = max(batch_size, _FEWEST_TOKENS // length)
+    return min(rows, max(1, tokens // length)), length
 
 
 def measure_inputs(
@@ -85,13 +92,13 @@ def measure_inputs(
     """
     shown = _shown(surgery)
     columns = {name: surgery.quantized[name].shape[1] for name in shown}
-    weighted, directed = RANGE_INITS[weights.range_init].weighted, _directed(weights)
+    weighted, directed = RANGE_INITS[weights.range_init].weighted, is_directed(weights)
     read = None
     if weighted and imatrix:
         layers = {name: n for name, n in columns.items() if surgery.quantized[name].is_layer}
         heads = [name for name in layers if is_output_head(name)]  # llama-imatrix leaves it out
         read = imatrix_file.read(imatrix, layers, optional=heads)
-    if not directed and (read is not None or not weighted):
+    if not is_measured(weights, imatrix):
         return Inputs(read or {})
     statistics: dict[str, Statistic] = {"squares": sum_of_squares}
     if directed:
@@ -113,7 +120,12 @@ def _shown(surgery: SurgeryPlan) -> dict[str, str]:
     return {name: t.tied_to or name for name, t in targets if t.is_layer or t.tied_to}
 
 
-def _directed(weights: Settings) -> bool:
+def is_measured(weights: Settings, imatrix: str | None) -> bool:
+    """Whether the model has to read text before it is put on its grid."""
+    return is_directed(weights) or (RANGE_INITS[weights.range_init].weighted and not imatrix)
+
+
+def is_directed(weights: Settings) -> bool:
     """Whether A and B exist and start from directions."""
     method = METHODS[weights.method]
     return method.low_rank and method.rounds_inside and LORA_INITS[weights.lora_init].directions

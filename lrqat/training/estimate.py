@@ -17,8 +17,8 @@ its backward pass the logits are gone.
                  checkpointing also the activations of the layer that is computed again
     teacher      a second model, or the features of a teacher that is the model itself
 
-Not counted: the process and its libraries (about 0.5 GB), a GPU's context, how an allocator rounds
-and fragments, a kernel's workspace, and the evaluations before and after training.
+Not counted: a GPU's context and a kernel's workspace. What else a run needs, before and after its
+steps, is in `lrqat.training.phases`.
 """
 
 import copy
@@ -111,9 +111,7 @@ def estimate_memory(
     """
     counter = PurposeCounter()
     with shapes_only():
-        student = prepare(_on_meta(type(model), model.config, dtype), plan, config)
-        if not config.trains_scales:
-            freeze_scales(student)
+        student = _prepared(model, plan, config, dtype)
         _hold(counter, student, config.optimizer)
         rows = {"input_ids": _tensor(config, dtype=torch.long)}
         teacher = second = None
@@ -136,11 +134,25 @@ def estimate_memory(
     return MemoryEstimate(**{name: peak[name] for name in MemoryEstimate.__dataclass_fields__})
 
 
-def _on_meta(kind: Any, config: Any, dtype: torch.dtype) -> Any:
+def on_meta(kind: Any, config: Any, dtype: torch.dtype) -> Any:
+    """A model of the class `kind` without memory, tied as it will be."""
     with torch.device("meta"):
         model = kind(copy.deepcopy(config)).to(dtype)
     model.tie_weights()
     return model
+
+
+def prepared_on_meta(model: Any, plan: SurgeryPlan, config: TrainConfig, dtype: torch.dtype) -> Any:
+    """What `prepare` makes of a model of this class and configuration, without memory."""
+    with shapes_only():
+        return _prepared(model, plan, config, dtype)
+
+
+def _prepared(model: Any, plan: SurgeryPlan, config: TrainConfig, dtype: torch.dtype) -> Any:
+    student = prepare(on_meta(type(model), model.config, dtype), plan, config)
+    if not config.trains_scales:
+        freeze_scales(student)
+    return student
 
 
 def _hold(counter: PurposeCounter, student: Any, optimizer: str) -> None:
@@ -170,11 +182,11 @@ def _second_model(
     if name is None:
         return None
     if name == SELF:
-        model = _on_meta(type(student), student.config, dtype)
+        model = on_meta(type(student), student.config, dtype)
     else:
         trusted = settings.trust_remote_code
         own = hub.load_config(name, trust_remote_code=trusted)
-        model = _on_meta(type(hub.meta_model(own, trust_remote_code=trusted)), own, dtype)
+        model = on_meta(type(hub.meta_model(own, trust_remote_code=trusted)), own, dtype)
     counter.hold([*model.parameters(), *model.buffers()], "teacher")
     return model
 

@@ -37,6 +37,8 @@ from lrqat.models.split import Split
 from lrqat.training.objectives.losses import Objective
 from lrqat.without_values import WithoutValues
 
+_VALUES_A_TOKEN = 17  # times the hidden size: what a layer holds at a time, as a rule of thumb
+
 
 class PurposeCounter(TorchDispatchMode):
     """Counts the bytes of live meta tensors while it is entered, each storage once, by purpose.
@@ -122,6 +124,27 @@ def shapes_only() -> Iterator[None]:
     finally:
         for (module, name, _), original in zip(replaced, originals, strict=True):
             setattr(module, name, original)
+
+
+def forward_bytes(model: Any, shape: tuple[int, int], *, cached: bool = False) -> int:
+    """Bytes that a forward pass without gradients needs beyond the model, logits in float32.
+
+    Args:
+        model: on meta; in evaluation mode from here. Call outside `shapes_only`.
+        shape: (batch, tokens).
+        cached: whether keys and values of all layers are kept, as models do if nobody asks.
+    """
+    counter, config = PurposeCounter(), model.config.get_text_config()
+    counter.hold([*model.parameters(), *model.buffers()], "model")
+    resident = counter.live.total()
+    ids = torch.zeros(shape, dtype=torch.long, device="meta")
+    try:
+        with shapes_only(), torch.no_grad(), counter:
+            output = model.eval()(input_ids=ids, use_cache=cached)
+            output.logits.float()  # while the output is there, as its cache is
+    except RuntimeError:  # an operator that needs values, and that nobody answers for
+        return 4 * shape[0] * shape[1] * (config.vocab_size + _VALUES_A_TOKEN * config.hidden_size)
+    return counter.peak.total() - resident
 
 
 def run_step(

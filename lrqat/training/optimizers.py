@@ -1,12 +1,12 @@
 """The optimisers, and which rate each trained parameter gets."""
 
-import importlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from lrqat import optional_libraries
 from lrqat.errors import UserError
 
 # Last component of a parameter's name -> the rate it learns at.
@@ -17,7 +17,6 @@ RATE_OF = {
     "minimum": "scale",
     "weight": "weight",
 }
-_BITSANDBYTES = "bitsandbytes>=0.50"
 Groups = list[dict[str, Any]]
 
 
@@ -86,10 +85,9 @@ def _rate_of(name: str) -> str:
 
 
 def _bitsandbytes() -> Any:
-    try:
-        return importlib.import_module("bitsandbytes")
-    except ImportError as error:
-        raise UserError(
-            f"--optimizer adamw8bit needs bitsandbytes ({error}); install it with "
-            f'pip install "{_BITSANDBYTES}", or use --optimizer adamw'
-        ) from None
+    return optional_libraries.load(
+        "bitsandbytes",
+        "lrqat[optim8bit]",
+        needed_by="--optimizer adamw8bit",
+        otherwise="use --optimizer adamw",
+    )

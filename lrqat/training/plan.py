@@ -15,7 +15,11 @@ from lrqat.settings import AUTO
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.corpus import check_texts
 from lrqat.training.data.self_generated import refuse_short_context
-from lrqat.training.estimate import MemoryEstimate, estimate_memory, trainable_parameters
+from lrqat.training.disk import bytes_written, refuse_unwritable_outputs
+from lrqat.training.estimate import trainable_parameters
+from lrqat.training.machine import process_memory
+from lrqat.training.memory_warnings import warnings_of
+from lrqat.training.phases import RunMemory, estimate_run
 from lrqat.training.recipes import find_recipe
 from lrqat.training.settings import EMBEDDING_AND_HEAD, SELF
 
@@ -27,7 +31,7 @@ class TrainingPlan:
     Attributes:
         surgery: which layers are quantised, which are kept and why.
         trainable: number of trained values.
-        memory: estimated peak.
+        memory: estimated peak, and that of every phase.
         device: torch device name.
         dtype: compute type.
         warnings: what the run may do and had better not.
@@ -35,7 +39,7 @@ class TrainingPlan:
 
     surgery: SurgeryPlan
     trainable: int
-    memory: MemoryEstimate
+    memory: RunMemory
     device: str
     dtype: torch.dtype
     warnings: tuple[str, ...] = ()
@@ -71,15 +75,25 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
     surgery = plan_grids(model, config)
     check_settings(surgery, config)
     check_texts(config)
+    trained = trainable_parameters(surgery, config, trains_scales=config.trains_scales)
+    refuse_unwritable_outputs(config, bytes_written(model, surgery, config, trained))
     device = device_of(config.device)
     dtype = dtype_of(config.dtype, device)
+    memory = estimate_run(
+        stored, surgery, config, dtype=dtype, device=device, libraries=process_memory()
+    )
     return TrainingPlan(
         surgery=surgery,
-        trainable=trainable_parameters(surgery, config, trains_scales=config.trains_scales),
-        memory=estimate_memory(model, surgery, config, dtype),
+        trainable=trained,
+        memory=memory,
         device=device,
         dtype=dtype,
-        warnings=(*stored.notes, *_check_lengths(config, model), *_of_budget(config)),
+        warnings=(
+            *stored.notes,
+            *_check_lengths(config, model),
+            *_of_budget(config),
+            *warnings_of(memory, config, device),
+        ),
     )
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from lrqat.evaluation.perplexity import Perplexity
+from lrqat.layers.methods import METHODS
+from lrqat.training.config import TrainConfig
 from lrqat.training.fitting import Fitted
 from lrqat.training.measuring import Measurement
 
@@ -15,10 +17,11 @@ class TrainReport:
 
     Attributes:
         output: folder of the fused checkpoint.
+        method: name of the method.
         before: perplexity of the full-precision model; None where it was never whole.
         rounded: of the same model rounded to nearest, before training; None where the method
             rounds at the end.
-        after: of the trained, fake-quant model.
+        after: of the fake-quant model that is written.
         kl_rounded: with a teacher, mean KL(teacher || model) at round-to-nearest, nats.
         kl_after: the same after training.
         same_top_after: with a teacher, share of tokens where both put the same token first.
@@ -28,6 +31,7 @@ class TrainReport:
     """
 
     output: Path
+    method: str
     before: Perplexity | None
     rounded: Perplexity | None
     after: Perplexity
@@ -41,7 +45,7 @@ class TrainReport:
     @classmethod
     def of(
         cls,
-        output: Path,
+        config: TrainConfig,
         before: Measurement | None,
         rounded: Measurement | None,
         after: Measurement,
@@ -50,7 +54,8 @@ class TrainReport:
     ) -> Self:
         """The report of what was measured, see the attributes."""
         return cls(
-            output=output,
+            output=Path(config.output),
+            method=config.method,
             before=before.perplexity if before else None,
             rounded=rounded.perplexity if rounded else None,
             after=after.perplexity,
@@ -65,6 +70,8 @@ class TrainReport:
     @property
     def made_worse(self) -> bool:
         """Whether what was trained for ended above round-to-nearest: KL, or perplexity."""
+        if not METHODS[self.method].trains:
+            return False
         if self.kl_rounded is not None and self.kl_after is not None:
             return self.kl_after > self.kl_rounded
         return self.rounded is not None and self.after.perplexity > self.rounded.perplexity
@@ -73,6 +80,7 @@ class TrainReport:
         """The report for machines."""
         return {
             "output": str(self.output),
+            "method": self.method,
             "perplexity": {
                 "before": self.before and self.before.to_json(),
                 "round_to_nearest": self.rounded and self.rounded.to_json(),

@@ -24,6 +24,7 @@ from lrqat.models import hub
 from lrqat.models.fuse import fuse
 from lrqat.recipes.recipe import Recipe
 from lrqat.training import processes
+from lrqat.training.allocator import give_back
 from lrqat.training.budget import choose_grids, with_budget
 from lrqat.training.callbacks import share_changed
 from lrqat.training.config import TrainConfig
@@ -103,19 +104,21 @@ def _train(config: TrainConfig, plan: TrainingPlan, resume: str | None, say: Say
         plan = with_budget(plan, recipe, config)
     model = load_prepared(config, plan, corpus.blocks, original)
     del original
+    give_back()
     teacher = prepare_teacher(config, plan, model, corpus.blocks)
-    rounded = None
-    if METHODS[config.method].rounds_inside:
+    rounded, method = None, METHODS[config.method]
+    if method.rounds_inside:
         rounded = measure_start(model, windows, say, teacher.logits)
 
     fitted = Fitted(model)
     with explain_os_errors(output):
         _open_states(states, state, config, recipe)
-        if METHODS[config.method].trains:
+        if method.trains:
             fitted = fit(model, teacher, config, plan, states, state)
+    give_back()
     model = finish(fitted.model, config, plan, corpus.blocks)
-    after = measure(model, windows, "trained", say, teacher.logits)
-    report = TrainReport.of(output, before, rounded, after, fitted, share_changed(model))
+    after = measure(model, windows, method.outcome, say, teacher.logits)
+    report = TrainReport.of(config, before, rounded, after, fitted, share_changed(model))
     if processes.is_main():
         _publish(model, tokenizer, base, config, plan, corpus.evaluation, report, fitted)
     processes.leave()
@@ -168,8 +171,9 @@ def _publish(
 def _describe_training(config: TrainConfig) -> dict[str, Any]:
     """All settings, the tokens seen, and the hash of a text that is a file."""
     data = Path(config.data)
+    steps = config.steps if METHODS[config.method].trains else 0
     return config.to_json() | {
-        "tokens": config.steps * config.tokens_per_step * processes.count(),
+        "tokens": steps * config.tokens_per_step * processes.count(),
         "data_sha256": sha256_of(data) if data.is_file() else None,
     }
 

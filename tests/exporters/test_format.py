@@ -83,8 +83,8 @@ except RuntimeUnavailableError as error:
     ("blocked", "works", "fails", "message"),
     [
         ("gguf", "onnx", "gguf", "the gguf exporter needs gguf, which is not installed"),
-        ("onnx,onnx_ir,torch", "gguf", "onnx", "the onnx exporter needs onnx_ir"),
-        ("onnx,onnx_ir,torch", "gguf", "onnx-genai", "the onnx-genai exporter needs onnx_ir"),
+        ("onnx,onnx_ir,torch", "gguf", "onnx", "the onnx exporter needs onnx-ir"),
+        ("onnx,onnx_ir,torch", "gguf", "onnx-genai", "the onnx-genai exporter needs onnx-ir"),
     ],
 )
 def test_a_format_works_without_the_dependencies_of_another(blocked, works, fails, message, paths):
@@ -103,7 +103,7 @@ def test_the_help_of_export_needs_no_format_installed():
     )
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert "--split-max-size" in said.stdout
-    assert "options of onnx: the onnx exporter needs onnx_ir, which is not installed" in said.stdout
+    assert "options of onnx: the onnx exporter needs onnx-ir, which is not installed" in said.stdout
 
 
 def test_an_unknown_format_is_named():

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lrqat.errors import RuntimeUnavailableError
+from lrqat.optional_libraries import missing
 
 PACKAGE = "xllamacpp"
 VERSION = "2026.10.11549"
@@ -251,7 +252,7 @@ def _library_path() -> Path:
     try:
         version = importlib.metadata.version(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
-        raise RuntimeUnavailableError(f"{PACKAGE} is not installed; {_remedy()}") from None
+        raise RuntimeUnavailableError(missing(PACKAGE, f"{PACKAGE}=={VERSION}")) from None
     if version != VERSION:
         raise RuntimeUnavailableError(f"{PACKAGE} is {version}; {_remedy()}")
     spec = importlib.util.find_spec(PACKAGE)  # finds the package without importing it

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrqat.errors import RuntimeUnavailableError, UserError, refusing
+from lrqat import optional_libraries
+from lrqat.errors import UserError, refusing
 from lrqat.evaluation.perplexity import LogitsFunction, Perplexity, Progress, Windows, perplexity
 from lrqat.foreign_files import refuse_irregular
 from lrqat.runtimes.genai_config import FILE_NAME, read_genai_config
@@ -44,13 +45,8 @@ def onnx_perplexity(
         UserError: the folder cannot be loaded.
         DataError: the text is shorter than two windows.
     """
-    try:
-        import onnxruntime
-        import tokenizers
-    except ImportError as error:
-        raise RuntimeUnavailableError(
-            f"{error.name} is not installed: pip install 'lrqat[onnx]'"
-        ) from None
+    onnxruntime = optional_libraries.load("onnxruntime", "lrqat[onnx]")
+    tokenizers = optional_libraries.load("tokenizers", "tokenizers")
     path = Path(folder)
     options = onnxruntime.SessionOptions()
     for key, value in _session_entries(path).items():

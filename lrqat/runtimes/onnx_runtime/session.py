@@ -18,7 +18,8 @@ from exporters.onnx.folder.model_file import read_model
 from exporters.onnx.options import FUSION_ENTRY, LEVEL_ENTRY, Options
 from exporters.onnx.verification import exported_options
 from exporters.onnx_genai.products import ACCURACY_LEVEL, MATMUL
-from lrqat.errors import RuntimeUnavailableError, UserError
+from lrqat import optional_libraries
+from lrqat.errors import UserError
 from lrqat.foreign_files import parse_json
 from lrqat.runtimes.onnx_runtime.perplexity import logits_of, zero_cache
 
@@ -62,12 +63,7 @@ class OnnxRuntime:
             RuntimeUnavailableError: onnxruntime is not installed.
             UserError: the model cannot be loaded.
         """
-        try:
-            import onnxruntime
-        except ImportError:
-            raise RuntimeUnavailableError(
-                "onnxruntime is not installed: pip install 'lrqat[onnx]'"
-            ) from None
+        onnxruntime = optional_libraries.load("onnxruntime", "lrqat[onnx]")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or os.cpu_count() or 1
         options.log_severity_level = 3

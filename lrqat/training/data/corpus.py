@@ -1,6 +1,7 @@
 """The texts of a run: blocks to train on, and windows to measure on."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from lrqat.checkpoint.manifest import sha256_of
 from lrqat.errors import DataError
 from lrqat.evaluation.perplexity import LEAST_CONTEXT, Windows
 from lrqat.evaluation.text import EvaluationText, encode, window_bos
+from lrqat.layers.methods import METHODS
 from lrqat.text_files import ROWS, form_of
 from lrqat.training import processes
 from lrqat.training.config import TrainConfig
@@ -84,7 +86,8 @@ def read_corpus(config: TrainConfig, tokenizer: Any, model: Any, say: Say) -> Co
         blocks = _tokenise(config, tokenizer, texts)
     assert given is not None  # --data self needs --eval-data, and the settings saw to it
     say(
-        f"text: {len(blocks):,} blocks of {config.sequence_length} tokens to train on; "
+        f"text: {len(blocks):,} blocks of {config.sequence_length} tokens to "
+        f"{'train' if METHODS[config.method].trains else 'measure inputs'} on; "
         f"{given.windows.scored_tokens:,} scored tokens of {given.name}"
     )
     return Corpus(blocks, given)
@@ -146,16 +149,23 @@ def _tokenise(config: TrainConfig, tokenizer: Any, texts: Iterator[Document]) ->
             texts,
             tokenizer,
             length=config.sequence_length,
-            needed_tokens=config.steps * config.tokens_per_step * processes.count(),
+            needed_tokens=_blocks(config) * config.sequence_length,
             progress=lambda total: bar.update(total - bar.n),
         )
+
+
+def _blocks(config: TrainConfig) -> int:
+    """How many the run looks at: in its steps, or where there are none to measure inputs."""
+    if METHODS[config.method].trains:
+        return config.sequences * processes.count()
+    return math.ceil(config.importance_tokens / config.sequence_length)
 
 
 def _own_text(config: TrainConfig, tokenizer: Any, model: Any) -> TokenBlocks:
     return write_blocks(
         model,
         tokenizer,
-        blocks=config.steps * config.batch_size * config.gradient_accumulation * processes.count(),
+        blocks=_blocks(config),
         length=config.sequence_length,
         batch_size=config.batch_size,
         seed=config.seed,

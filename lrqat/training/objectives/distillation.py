@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from lrqat.errors import UserError
 from lrqat.evaluation.perplexity import LogitsFunction
+from lrqat.layers.methods import METHODS
 from lrqat.layers.modes import full_precision
 from lrqat.models import hub
 from lrqat.models.reference import torch_logits
@@ -67,7 +68,7 @@ def prepare_teacher(
     second = None if choice.second is None else _load(name, config, plan.device, plan.dtype)
     logits = _in_full_precision(model) if second is None else torch_logits(second)
     text: Any = blocks
-    if choice.cached:
+    if choice.cached and METHODS[config.method].trains:
         # Only what the run will look at.
         seen = blocks.tokens[: config.sequences * processes.count()].reshape(-1)
         context = full_precision(model) if second is None else contextlib.nullcontext()

@@ -10,12 +10,14 @@ import pytest
 
 from lrqat.cli import command
 from lrqat.cli.failures import explanation
-from lrqat.errors import UserError
+from lrqat.errors import UserError, refusing
 from tests.support.paths import ROOT
 
 SAID = {
     MemoryError(): "memory ran out",
     RuntimeError("[enforce fail] Allocator: can't allocate memory: you"): "memory ran out",
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"): "memory ran out",
+    RuntimeError("std::bad_alloc"): "memory ran out",
     OSError(errno.EIO, "Input/output error"): "Input/output error",
     OSError(errno.ENOSPC, "No space left on device"): "writing failed: No space left on device",
     PermissionError(errno.EACCES, "Permission denied", "a.txt"): "a.txt: Permission denied",
@@ -28,6 +30,13 @@ SAID = {
 @pytest.mark.parametrize("error", SAID, ids=repr)
 def test_what_a_user_can_mend_is_said(error):
     assert SAID[error] in explanation(error)
+
+
+@pytest.mark.parametrize("error", [e for e in SAID if "memory" in SAID[e]], ids=repr)
+def test_memory_that_runs_out_while_a_model_is_loaded_is_no_fault_of_the_model(error):
+    with pytest.raises(type(error)) as raised, refusing(UserError, "cannot load x", "mend it"):
+        raise error
+    assert raised.value is error
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), RuntimeError("shape"), KeyError("x")])

@@ -122,7 +122,11 @@ MISTAKES = [
     (TRAIN + " --model {model} --learning-rate inf", "--learning-rate"),
     (TRAIN + " --model {model} --alpha nan", "--alpha"),
     ("train --model {model} --data {text} --output {text}/run", "cannot write"),
+    (TRAIN.replace("{work}", "{text}") + " --model {model} --dry-run", "path is a file"),
     ("export {fused} --format gguf --output {text}/x.gguf", "cannot write"),
+    ("export {fused} --format gguf --output {text}/x.gguf --dry-run", "path is a file"),
+    ("export {fused} --format gguf --output {bad} --dry-run", "it is a folder; name a file"),
+    ("export {fused} --format onnx --output {text} --dry-run", "path is a file"),
     ("export {fused} --format gguf --output {bad} --overwrite", "cannot write"),
     ("export {fused} --format onnx --output {bad} --overwrite", "is not an earlier export"),
 ]

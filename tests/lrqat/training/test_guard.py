@@ -227,7 +227,9 @@ def test_an_optimizer_that_is_not_there_is_named(monkeypatch):
     with pytest.raises(UserError, match="'sgd' is unknown; choose adamw, adamw8bit"):
         refuse_unavailable("sgd")
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
-    with pytest.raises(UserError, match='pip install "bitsandbytes'):
+    with pytest.raises(
+        UserError, match=r"pip install 'lrqat\[optim8bit\]', or use --optimizer adamw"
+    ):
         refuse_unavailable("adamw8bit")
 
 

@@ -1,0 +1,51 @@
+"""What a run writes, and whether there is a place for it: found before anything is computed."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lrqat.atomic_files import refuse_unwritable
+from lrqat.models.surgery import SurgeryPlan
+from lrqat.models.tying import is_tied
+from lrqat.training.config import TrainConfig
+
+_STATES = 3  # two are kept, while the next is written
+
+
+def refuse_unwritable_outputs(config: TrainConfig, needed: int) -> None:
+    """Refuse an `--output`, or a `--teacher-cache` that is not there yet, that cannot be written.
+
+    Args:
+        config: the settings; an empty output is none, of a plan that is only looked at.
+        needed: bytes that the run writes into its output.
+
+    Raises:
+        OutputError: see `lrqat.atomic_files.refuse_unwritable`.
+    """
+    if config.output:
+        refuse_unwritable(config.output, folder=True, needed=needed)
+    if config.teacher_cache and not Path(config.teacher_cache).exists():
+        refuse_unwritable(config.teacher_cache, folder=True)
+
+
+def bytes_written(model: Any, surgery: SurgeryPlan, config: TrainConfig, trained: int) -> int:
+    """Bytes that a run needs on the disk: its checkpoint, and the states that it keeps.
+
+    Args:
+        model: on the meta device.
+        surgery: which weights go on which grid.
+        config: the settings, resolved.
+        trained: number of trained values.
+    """
+    values = sum(parameter.numel() for parameter in model.parameters())
+    if is_tied(model):
+        values -= model.get_output_embeddings().weight.numel()
+    stored = getattr(model.config, "dtype", None) or torch.float32
+    unquantized = max(0, values - surgery.weights) * stored.itemsize
+    checkpoint = unquantized + math.ceil(surgery.weights * surgery.bits_per_weight / 8)
+    moments = 2 if config.optimizer == "adamw8bit" else 8
+    every = config.save_every or max(1, config.steps // 10)
+    states = min(_STATES, max(1, config.steps // every)) if trained else 0
+    return checkpoint + states * trained * (4 + moments)
