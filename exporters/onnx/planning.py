@@ -202,12 +202,10 @@ def _planned(
 def _notes(made: Plan) -> list[str]:
     """What the user should know."""
     notes = _wider(made) + made.notes_of_folder
-    head = made.embedding_and_head.of_logits
-    rounded = any(c.module == head and c.type == INT8_ROWS for c in made.choices)
-    if rounded and made.options.preset == "cpu" and made.options.accuracy_level != 4:
+    if made.loads_head:
         notes.append(
-            "ONNX Runtime's CPU is slow with a head of 8 bits below --accuracy-level 4: slower "
-            "than with one in float32"
+            f"{made.embedding_and_head.of_logits} is stored in 8 bits and is float32 once it is "
+            "loaded, which is faster; with --accuracy-level 4 it stays in 8 bits"
         )
     if FUSION_ENTRY in made.options.session_entries:
         notes += _unfused(made)

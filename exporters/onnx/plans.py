@@ -16,6 +16,7 @@ from lrqat.architectures import genai_type
 from lrqat.checkpoint.reader import Checkpoint
 
 _INTEGERS = ("integers", "codes")
+_FAST_IN_8_BITS = 4  # accuracy level of ONNX Runtime
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,22 @@ class Plan:
     refusals: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     cache: CacheShape | None = None
+
+    @property
+    def loads_head(self) -> bool:
+        """Whether the weight of the head is computed in floating point when the model is loaded.
+
+        ONNX Runtime's CPU kernels that compute in float32 exist for 4 bits; a product with 8 bits
+        takes some fifty times as long as one with the same weight in float32. The file keeps the
+        integers either way. At accuracy level 4 it has kernels for both.
+        """
+        if self.options.preset != "cpu" or self.options.accuracy_level == _FAST_IN_8_BITS:
+            return False
+        head = self.embedding_and_head.of_logits
+        return any(
+            t.source == head and t.form in _INTEGERS and t.dtype == ir.DataType.INT8
+            for t in self.tensors
+        )
 
     @property
     def compared(self) -> str:

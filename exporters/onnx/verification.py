@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from exporters.onnx.activations import QDQ
 from exporters.onnx.folder.model_file import OnnxFileError, read_model, resolve_links
+from exporters.onnx.loaded_heads import is_loaded
 from exporters.onnx.options import OPTIONS_KEY, Options
 from exporters.onnx.planning import plan
 from exporters.onnx.plans import Plan, PlannedTensor
@@ -110,6 +111,8 @@ def _numbers(held: ir.TensorProtocol, start: int, count: int) -> NDArray[Any]:
 
 def _multiplied(value: ir.Value, tensor: PlannedTensor, planned: Plan) -> bool:
     """Whether one DequantizeLinear consumes the integers, with their own scales, as trained."""
+    if planned.loads_head and tensor.source == planned.embedding_and_head.of_logits:
+        return is_loaded(value, planned)
     consumers = value.consumers()
     if len(consumers) != 1 or consumers[0].op_type != "DequantizeLinear":
         return False
@@ -130,6 +133,8 @@ def _looked_up(value: ir.Value, tensor: PlannedTensor, planned: Plan) -> bool:
     products = _dequantizers(node for node in value.consumers() if node.op_type != "Gather")
     if planned.embedding_and_head.head is not None:
         return not products
+    if planned.loads_head:
+        return not products and (tensor.form != "codes" or is_loaded(value, planned))
     size = grid_of(planned.checkpoint, tensor.source).group_size
     return len(products) == 1 and _blocks(products[0]) == ((1, 0) if size is None else (0, size))
 

@@ -80,7 +80,9 @@ def build_skeleton(plan: Plan) -> Any:
             model.set_submodule(name, FloatEmbedding(_placeholder(tensor), model.dtype, factor))
     if tied:
         bias = getattr(model.get_output_embeddings(), "bias", None)
-        model.set_output_embeddings(TiedHead(model.get_input_embeddings(), bias))
+        model.set_output_embeddings(
+            TiedHead(model.get_input_embeddings(), bias, loaded=plan.loads_head)
+        )
     for name, rounding in plan.roundings.items():
         if rounding.form != KERNEL:
             ranges = [planned.get(f"{name}.input.{part}") for part in ("scale", "zero_point")]
@@ -96,7 +98,8 @@ def _quantized_projection(
     parts = _placeholders(planned, tensor.source)
     scales = planned[f"{tensor.source}.weight_scale"].shape
     block = tensor.shape[0] // scales[0] if len(scales) == 2 else 0
-    return QuantizedProjection(*parts, block, getattr(old, "bias", None))
+    loaded = plan.loads_head and tensor.source == plan.embedding_and_head.head
+    return QuantizedProjection(*parts, block, getattr(old, "bias", None), loaded=loaded)
 
 
 def _embedding(plan: Plan, tensor: PlannedTensor, planned: _Planned, old: Any) -> nn.Module:

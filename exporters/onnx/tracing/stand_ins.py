@@ -6,7 +6,8 @@ where that was trained.
 
 Rows of an embedding are looked up first and computed then, so that a step touches no more of it
 than the rows it needs. A head that is the embedding is a constant expression of it, which ONNX
-Runtime computes when it loads the model, and whose product it fuses as any other.
+Runtime computes when it loads the model, and whose product it fuses as any other. An 8-bit head
+that is `loaded` is such an expression, down to the floating-point weight: see `Plan.loads_head`.
 """
 
 from typing import Any
@@ -30,8 +31,11 @@ class QuantizedProjection(nn.Module):
         zero_point: Tensor | None,
         block: int,
         bias: nn.Parameter | None,
+        *,
+        loaded: bool = False,
     ) -> None:
         super().__init__()
+        self.loaded = loaded
         self.register_buffer("weight", q)
         self.register_buffer("weight_scale", scale)
         self.register_buffer("weight_zero_point", zero_point)
@@ -41,7 +45,13 @@ class QuantizedProjection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Project x (..., K) to (..., N)."""
         scale, zero_point = self.weight_scale, self.weight_zero_point
-        y = self.input(x) @ dequantize(self.weight, scale, zero_point, self.block)
+        if self.loaded:
+            of_rows = None if zero_point is None else zero_point.view(-1, self.weight.shape[1]).T
+            rows = _in_floats(self.weight.T, scale.view(-1, self.weight.shape[1]).T, of_rows)
+            weight = rows.T
+        else:
+            weight = dequantize(self.weight, scale, zero_point, self.block)
+        y = self.input(x) @ weight
         return y if self.bias is None else y + self.bias
 
 
@@ -154,17 +164,18 @@ class QuantizedEmbedding(nn.Module):
         """Rows (..., K) of ids (...)."""
         scale = F.embedding(ids, self.weight_scale)
         q = self._unpacked(F.embedding(ids, self.weight).to(scale.dtype))
-        groups = scale.shape[-1]
-        q = q.unflatten(-1, (groups, -1))
-        if self.weight_zero_point is not None:
-            q = q - F.embedding(ids, self.weight_zero_point).to(scale.dtype)[..., None]
-        return _scaled((q * scale[..., None]).flatten(-2).to(self.dtype), self.factor)
+        zero_point = self.weight_zero_point
+        if zero_point is not None:
+            zero_point = F.embedding(ids, zero_point)
+        return _scaled(_in_floats(q, scale, zero_point).to(self.dtype), self.factor)
 
-    def matrix(self) -> Tensor:
+    def matrix(self, *, loaded: bool = False) -> Tensor:
         """The weight [K, V] of a head that is the embedding."""
         groups, columns = self.weight_scale.shape[1], self.weight.shape[1] * 8 // self.bits
         block = columns // groups if groups > 1 else 0
         scale, zero_point = self.weight_scale, self.weight_zero_point
+        if loaded:
+            return _in_floats(self.weight, scale, zero_point).to(self.dtype).T
         return dequantize_rows(self.weight, scale, zero_point, block, self.bits).to(self.dtype)
 
     def _unpacked(self, codes: Tensor) -> Tensor:
@@ -182,17 +193,30 @@ class QuantizedEmbedding(nn.Module):
 class TiedHead(nn.Module):
     """y = x @ embedding^T + bias: a head that is the embedding."""
 
-    def __init__(self, embedding: Any, bias: nn.Parameter | None) -> None:
+    def __init__(self, embedding: Any, bias: nn.Parameter | None, *, loaded: bool = False) -> None:
         super().__init__()
-        self.bias = bias
+        self.bias, self.loaded = bias, loaded
         self._embedding = [embedding]  # in a list, so that its weight is registered once
 
     def forward(self, x: Tensor) -> Tensor:
         """Project x (..., K) to (..., vocabulary)."""
         embedding = self._embedding[0]
-        own = isinstance(embedding, FloatEmbedding | QuantizedEmbedding)
-        y = x @ (embedding.matrix() if own else embedding.weight.T)
+        if isinstance(embedding, QuantizedEmbedding):
+            weight = embedding.matrix(loaded=self.loaded)
+        elif isinstance(embedding, FloatEmbedding):
+            weight = embedding.matrix()
+        else:
+            weight = embedding.weight.T
+        y = x @ weight
         return y if self.bias is None else y + self.bias
+
+
+def _in_floats(q: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
+    """Rows of weights (..., K) of integers, and of scales and zero-points (..., groups)."""
+    wide = q.to(scale.dtype).unflatten(-1, (scale.shape[-1], -1))
+    if zero_point is not None:
+        wide = wide - zero_point.to(scale.dtype)[..., None]
+    return (wide * scale[..., None]).flatten(-2)
 
 
 def _scaled(rows: Tensor, factor: float | None) -> Tensor:

@@ -104,7 +104,7 @@ MISTAKES = [
     ("parity {fused} {bad}/cut-onnx --data {text}", "cannot be read"),
     ("parity {fused} {bad}/large.gguf --data {text} --accuracy-levels 4", "is an ONNX folder"),
     ("parity {fused} {bad}/cut-onnx --data {text} --accuracy-levels 1,8", "levels from 0 to 4"),
-    ("export {fused} --format gguf --split-max-size 2T", "such as 2G or 500M"),
+    ("export {fused} --format gguf --split-max-size 2T", "is no size; write 70MB"),
     ("inspect {work}/none", "no .gguf file, ONNX folder or fused checkpoint"),
     ("inspect {model}", "no .gguf file, ONNX folder or fused checkpoint"),
     ("inspect {bad}/garbage.gguf", "is not a valid GGUF file"),
