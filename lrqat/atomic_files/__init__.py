@@ -21,6 +21,7 @@ from lrqat.atomic_files.files import (
     write_json,
 )
 from lrqat.atomic_files.folders import (
+    is_unsettled,
     recover,
     refuse_occupied,
     replaced_folder,
@@ -37,6 +38,7 @@ __all__ = [
     "explain_os_errors",
     "fsync",
     "is_present",
+    "is_unsettled",
     "locked",
     "recover",
     "refuse_existing",

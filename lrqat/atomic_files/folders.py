@@ -102,6 +102,18 @@ def recover(target: Path, marker: str, kept: Kept = keep_nothing) -> None:
             sweep(target, marker, kept)
 
 
+def is_unsettled(target: Path) -> bool:
+    """Whether what is to stay of a folder that was replaced may still lie beside it.
+
+    Of a killed process or of one that is at it: only who has the lock knows (`recover`).
+    """
+    place = Path(os.path.realpath(target))
+    try:
+        return bool(leftovers(place, _REPLACED))
+    except OSError:  # no parent, or it may not be read
+        return False
+
+
 def sweep_leftovers(folder: Path, marker: str) -> None:
     """Remove what killed writers of folders with a `marker` left in `folder`."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []

@@ -38,8 +38,13 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def recover(folder: Path) -> None:
-    """Finish or undo what a killed process left half published; see `lrqat.atomic_files`."""
-    atomic_files.recover(folder, FILE_NAME, not_the_checkpoints)
+    """Finish what a killed process left half published, if it did; for readers.
+
+    There may be no checkpoint yet, or one beside which exports and states are missing; see
+    `lrqat.atomic_files`.
+    """
+    if not (folder / FILE_NAME).is_file() or atomic_files.is_unsettled(folder):
+        atomic_files.recover(folder, FILE_NAME, not_the_checkpoints)
 
 
 def not_the_checkpoints(folder: Path) -> list[str]:

@@ -141,8 +141,7 @@ class Checkpoint:
         replaced meanwhile.
         """
         path = Path(path)
-        if not (path / manifests.FILE_NAME).is_file():
-            recover(path)
+        recover(path)
         if not path.is_dir():
             raise CheckpointError(f"no checkpoint folder at {path}")
         manifest = manifests.read(path)

@@ -33,12 +33,14 @@ class Case:
     Attributes:
         command: arguments of `lrqat`, with {place} for the folder.
         target: what it publishes there, as `lrqat inspect` takes it.
+        mark: of a folder, the file that makes it valid.
         before: the same for what is there before; empty if nothing is.
         resumes: whether `--resume auto` continues it.
     """
 
     command: str
     target: str
+    mark: str = ""
     before: str = ""
     resumes: bool = False
 
@@ -86,14 +88,14 @@ class Nursery:
         )  # fmt: skip
         assert self._answer() == "ready"
 
-    def run(self, argv, target, moment=None, here=False):
+    def run(self, argv, place, mark=None, moment=None, here=False):
         """What became of `lrqat` with these arguments, see `tests.kills.nursery`.
 
         With `here` in the nursery itself, whose copies know what it has traced.
         """
         after, phase = moment or (None, PHASES[0])
-        order = {"argv": argv, "log": str(self._log), "target": str(target), "here": here}
-        order |= {"kill_after": after, "phase": phase}
+        order = {"argv": argv, "log": str(self._log), "place": str(place), "here": here}
+        order |= {"mark": str(mark or place), "kill_after": after, "phase": phase}
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         return self._answer()
@@ -121,7 +123,7 @@ class Trial:
         self._start.mkdir(parents=True)
         if case.before:
             before = self._argv(case.before, self._start)
-            assert nursery.run(before, self._start / case.target)["status"] == 0, nursery.said()
+            assert nursery.run(before, self._start)["status"] == 0, nursery.said()
             for name in ("mine.txt", f"{case.target}/mine.txt") if case.resumes else ():
                 (self._start / name).write_text("a user's")
         self._old = artefact(self._start)
@@ -195,7 +197,8 @@ class Trial:
 
         `fresh`: no temporary folder was there before.
         """
-        answer = self._nursery.run(argv, self._place / self._case.target, moment)
+        mark = self._place / self._case.target / self._case.mark
+        answer = self._nursery.run(argv, self._place, mark, moment)
         if argv == self._argv(self._case.command) and answer["status"] == 0:
             for phase in PHASES if fresh else PHASES[:1]:
                 self._times[phase].append(answer["phases"][phase])

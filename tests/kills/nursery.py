@@ -5,9 +5,10 @@ imports. What is killed is a real process, with all that it has started. Graphs 
 nursery has traced itself (`here`) are not traced again: that takes most of a small export's time,
 and writes nothing.
 
-On standard input a line of JSON for each command: `argv`, `log`, `target`; `kill_after`, seconds
-since the phase `phase` of `PHASES` began, or null; `here`. On standard output a line for each that
-ended: `status`, negative for a signal; `phases`, how long before the end each of them had begun.
+On standard input a line of JSON for each command: `argv`, `log`; `place`, the folder that it
+publishes in, and `mark`, a file that it publishes; `kill_after`, seconds since the phase `phase` of
+`PHASES` began, or null; `here`. On standard output a line for each that ended: `status`, negative
+for a signal; `phases`, how long before the end each of them had begun.
 """
 
 import importlib
@@ -20,8 +21,8 @@ import time
 
 from tqdm import tqdm
 
-# Of a command: all of it; since there is a temporary folder beside its target; since something has
-# another name, the target or the folder.
+# Of a command: all of it; since there is a temporary folder beside its target; since names change,
+# the folder's or the mark's.
 PHASES = ("run", "writing", "publishing")
 _LONGEST = 600.0  # seconds, after which a command that should come to its end is taken for stuck
 _STEP = 0.0002  # seconds between looks
@@ -51,9 +52,9 @@ def main():
             print(json.dumps(answer), file=answers, flush=True)
 
 
-def _in_copy(argv, log, target, kill_after, phase):
+def _in_copy(argv, log, place, mark, kill_after, phase):
     """Run a command in a copy of this process, and kill it when it is time; the answer."""
-    before = _identity(target)
+    before = _identity(mark)
     child = os.fork()
     if child == 0:
         status = 70
@@ -69,7 +70,7 @@ def _in_copy(argv, log, target, kill_after, phase):
     while not ended:
         now = time.monotonic()
         if "publishing" not in began:
-            began |= dict.fromkeys(_phases(target, before) - began.keys(), now)
+            began |= dict.fromkeys(_phases(place, mark, before) - began.keys(), now)
         after = _LONGEST if kill_after is None else kill_after
         if now >= began.get(phase, now) + after:
             os.killpg(child, signal.SIGKILL)
@@ -81,17 +82,17 @@ def _in_copy(argv, log, target, kill_after, phase):
     return {"status": os.waitstatus_to_exitcode(status), "phases": phases}
 
 
-def _phases(target, before):
+def _phases(place, mark, before):
     """Those that have begun, besides the first, as far as can be seen."""
-    endings = {name.rpartition(".")[2] for name in os.listdir(os.path.dirname(target))}
-    if endings & {"publishing", "replaced"} or _identity(target) != before:
+    endings = {name.rpartition(".")[2] for name in os.listdir(place)}
+    if endings & {"publishing", "replaced"} or _identity(mark) != before:
         return {"writing", "publishing"}
     return {"writing"} if "staging" in endings else set()
 
 
-def _identity(target):
+def _identity(mark):
     try:
-        return os.stat(target).st_ino
+        return os.stat(mark).st_ino
     except FileNotFoundError:
         return None
 

@@ -6,6 +6,7 @@ run, a third while it writes, and a third from when names change, which takes mi
 """
 
 import os
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -30,16 +31,17 @@ GGUF = "export {runs}/%s --format gguf --output {{place}}/model.gguf"
 SHARDS = GGUF + " --split-max-size 20000"
 ONNX = "export {runs}/%s --format onnx --output {{place}}/onnx"
 AGAIN = " --overwrite"
-FIRST_OF_SHARDS = "model-00001-of-00004.gguf"
+FIRST = "model-00001-of-00004.gguf"
+RUN, FOLDER = ("run", "lrqat.json"), ("onnx", "model.onnx")
 CASES = {
-    "train": Case(TRAIN + "1", "run", resumes=True),
-    "train --overwrite": Case(TRAIN + "1" + AGAIN, "run", TRAIN + "0", resumes=True),
+    "train": Case(TRAIN + "1", *RUN, resumes=True),
+    "train --overwrite": Case(TRAIN + "1" + AGAIN, *RUN, TRAIN + "0", resumes=True),
     "export gguf": Case(GGUF % "1", "model.gguf"),
-    "export gguf --overwrite": Case(GGUF % "1" + AGAIN, "model.gguf", GGUF % "0"),
-    "export gguf, 4 files": Case(SHARDS % "1", FIRST_OF_SHARDS),
-    "export gguf, 4 files, --overwrite": Case(SHARDS % "1" + AGAIN, FIRST_OF_SHARDS, SHARDS % "0"),
-    "export onnx": Case(ONNX % "1", "onnx"),
-    "export onnx --overwrite": Case(ONNX % "1" + AGAIN, "onnx", ONNX % "0"),
+    "export gguf --overwrite": Case(GGUF % "1" + AGAIN, "model.gguf", "", GGUF % "0"),
+    "export gguf, 4 files": Case(SHARDS % "1", FIRST),
+    "export gguf, 4 files, --overwrite": Case(SHARDS % "1" + AGAIN, FIRST, "", SHARDS % "0"),
+    "export onnx": Case(ONNX % "1", *FOLDER),
+    "export onnx --overwrite": Case(ONNX % "1" + AGAIN, *FOLDER, ONNX % "0"),
 }
 
 
@@ -66,9 +68,9 @@ def places(nursery, text_file, tmp_path_factory):
 
     for seed in "01":
         argv = fill(TRAIN + seed).replace("{place}/run", f"{runs}/{seed}").split()
-        assert nursery.run(argv, runs / seed)["status"] == 0, nursery.said()
+        assert nursery.run(argv, runs)["status"] == 0, nursery.said()
     traced = fill(ONNX % "0").replace("{place}", f"{runs}/traced").split()
-    assert nursery.run(traced, runs / "traced", here=True)["status"] == 0, nursery.said()
+    assert nursery.run(traced, runs, here=True)["status"] == 0, nursery.said()
     return fill
 
 
@@ -94,7 +96,7 @@ def test_a_killed_command_leaves_the_old_or_the_new_and_no_litter_that_stays(
     name, nursery, places, counts, tmp_path
 ):
     case = CASES[name]
-    filled = Case(places(case.command), case.target, places(case.before), case.resumes)
+    filled = replace(case, command=places(case.command), before=places(case.before))
     trial = Trial(nursery, filled, tmp_path)
     counts[name] = trial.count
     trial.kill(KILLS, f"{name} {SEED}")

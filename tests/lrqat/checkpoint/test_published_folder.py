@@ -6,6 +6,7 @@ import pytest
 
 from exporters import gguf, onnx
 from exporters.gguf.file.header import read_header
+from lrqat.atomic_files import folders
 from lrqat.checkpoint import manifest
 from lrqat.checkpoint.publishing import not_the_checkpoints
 from lrqat.checkpoint.reader import Checkpoint
@@ -39,6 +40,21 @@ def test_named_templates_are_listed_and_exported_by_every_format(named_templates
     onnx.write(onnx.plan(checkpoint), tmp_path / "onnx")
     assert (tmp_path / "onnx" / name).read_text() == TEMPLATE + "tools"
     assert hub.load_tokenizer(folder).chat_template == named_templates.chat_template
+
+
+def test_a_reader_puts_back_what_a_killed_run_had_not_taken_over_yet(
+    named_templates, tmp_path, monkeypatch
+):
+    folder = publish(tmp_path / "fused", named_templates)
+    (folder / "model-q4_0.gguf").write_text("exported")
+    with monkeypatch.context() as patched:
+        patched.setattr(folders, "_carry_over", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            publish(folder, named_templates)
+    assert not (folder / "model-q4_0.gguf").exists()
+    Checkpoint.open(folder)
+    assert (folder / "model-q4_0.gguf").read_text() == "exported"
+    assert os.listdir(tmp_path) == ["fused"]
 
 
 def test_a_new_checkpoint_replaces_the_old_one_and_nothing_else(named_templates, tmp_path):
