@@ -23,8 +23,9 @@ from lrqat.errors import GridError
 from lrqat.grids.grid import FloatScale, Grid
 from lrqat.grids.packing import pack_grid
 from lrqat.models import hub
-from lrqat.models.fuse import git_commit, loads_with_transformers, quantization_config
+from lrqat.models.fuse import git_commit
 from lrqat.models.small_llama import make_tokenizer
+from lrqat.models.standard_format import loads_with_transformers, quantization_config
 from lrqat.models.surgery import SurgeryPlan, plan_surgery
 
 _ROWS = 4096  # of a floating matrix that are made at a time

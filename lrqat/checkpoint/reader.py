@@ -177,8 +177,11 @@ class Checkpoint:
 
     @cached_property
     def floating_names(self) -> list[str]:
-        """Names of the tensors that stay in floating point, sorted."""
-        suffixes = (PACKED, SHAPE, *PARTS.values())
+        """Names of the tensors that stay in floating point, sorted.
+
+        The weight of an embedding on a grid, which is there for transformers, is none of them.
+        """
+        suffixes = (PACKED, SHAPE, *PARTS.values(), ".weight")
         parts = {name + suffix for name in self.quantized_names for suffix in suffixes}
         return sorted(set(self._file_of) - parts - set(self.activation_names))
 

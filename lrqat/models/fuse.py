@@ -28,12 +28,14 @@ from lrqat.checkpoint.reader import ACTIVATION_FILE, PACKED, SHAPE
 from lrqat.checkpoint.stored_scales import PARTS
 from lrqat.checkpoint.weight_kinds import WeightKind
 from lrqat.errors import ModelError
-from lrqat.grids.grid import Float8Scale, Grid, TwoLevelScale
-from lrqat.grids.packing import bits_in_checkpoint, pack_grid
+from lrqat.grids.grid import Float8Scale, TwoLevelScale
+from lrqat.grids.packing import pack_grid
+from lrqat.grids.quantize import dequantize
 from lrqat.grids.scale_codecs import tensor_and_groups, two_levels
 from lrqat.layers.weight import QuantizedWeight
 from lrqat.models.card import model_card
 from lrqat.models.preparation import quantized_layers
+from lrqat.models.standard_format import loads_with_transformers, quantization_config
 from lrqat.models.surgery import SurgeryPlan, Target
 from lrqat.models.tying import is_tied, settle_tying
 from lrqat.models.weight_misfits import refuse_not_finite
@@ -139,38 +141,6 @@ def _manifest(
     }
 
 
-def loads_with_transformers(plan: SurgeryPlan) -> bool:
-    """Whether compressed-tensors, as transformers uses it, loads everything on a grid exactly.
-
-    It has no minima, and transformers refuses the packed zero-points that it writes itself.
-    """
-    return all(t.kind == WeightKind.LINEAR and t.grid.symmetric for t in plan.quantized.values())
-
-
-def quantization_config(plan: SurgeryPlan) -> dict[str, Any]:
-    """The `quantization_config` of config.json, as compressed-tensors defines it."""
-    by_grid: dict[Grid, list[str]] = {}
-    for name, target in plan.quantized.items():
-        by_grid.setdefault(target.grid, []).append(name)
-    return {
-        "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
-        "quantization_status": "compressed",
-        "config_groups": {
-            f"group_{i}": {
-                # With one grid, the layer type: runtimes that fuse projections expect it.
-                "targets": ["Linear"] if len(by_grid) == 1 else names,
-                "weights": _weight_arguments(grid),
-                "input_activations": None,
-                "output_activations": None,
-            }
-            for i, (grid, names) in enumerate(by_grid.items())
-        },
-        "ignore": plan.ignored,
-        "kv_cache_scheme": None,
-    }
-
-
 def _activations(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What is rounded beside the weights; the quantisers are taken off the model."""
     described, tensors = describe(model)
@@ -200,34 +170,27 @@ def git_commit() -> str | None:
     return result.stdout.strip() or None if result.returncode == 0 else None
 
 
-def _weight_arguments(grid: Grid) -> dict[str, Any]:
-    by_group = {"strategy": "group", "group_size": grid.group_size}
-    return {
-        "num_bits": bits_in_checkpoint(grid),
-        "type": "int",
-        "symmetric": True,
-        "dynamic": False,
-        **(by_group if grid.group_size else {"strategy": "channel"}),
-    }
-
-
 def _state(
     model: nn.Module, plan: SurgeryPlan, stored_dtype: torch.dtype
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Tensors to write: what transformers knows of, and what only lrqat does.
 
-    The first holds packed weights, and the floating rest under its own names.
+    The first holds packed weights, and the floating rest under its own names. Where transformers
+    loads it, the integers of an embedding are in the second, and what they mean in the first.
     """
     state: dict[str, Tensor] = {}
     extra: dict[str, Tensor] = {}
+    standard = loads_with_transformers(plan)
     trained: set[str] = set()
     for name, layer in quantized_layers(model):
         _refuse_non_finite(name, layer)
-        q = layer.integers().cpu().numpy()
-        state[name + PACKED] = torch.from_numpy(np.ascontiguousarray(pack_grid(q, layer.grid)))
-        state[name + SHAPE] = torch.tensor(q.shape, dtype=torch.int64)
         known, own = _scale_tensors(layer)
-        state |= {name + PARTS[part]: tensor for part, tensor in known.items()}
+        packed = _packed(name, layer) | {name + PARTS[part]: t for part, t in known.items()}
+        if standard and _target_of(plan, name).kind == WeightKind.EMBEDDING:
+            extra |= packed
+            state[f"{name}.weight"] = dequantize(layer.integers(), layer.stored()).cpu()
+        else:
+            state |= packed
         extra |= {name + PARTS[part]: tensor for part, tensor in own.items()}
         bias: Tensor | None = getattr(layer, "bias", None)
         if bias is not None:
@@ -240,6 +203,15 @@ def _state(
         if name not in trained and name != tied:
             state[name] = _narrowest(tensor, stored_dtype)
     return state, extra
+
+
+def _packed(name: str, layer: QuantizedWeight) -> dict[str, Tensor]:
+    """Integers and shape of a weight, by their names in the file."""
+    q = layer.integers().cpu().numpy()
+    return {
+        name + PACKED: torch.from_numpy(np.ascontiguousarray(pack_grid(q, layer.grid))),
+        name + SHAPE: torch.tensor(q.shape, dtype=torch.int64),
+    }
 
 
 def _scale_tensors(layer: QuantizedWeight) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from lrqat.atomic_files import refuse_unwritable
+from lrqat.checkpoint.weight_kinds import WeightKind
+from lrqat.models.standard_format import loads_with_transformers
 from lrqat.models.surgery import SurgeryPlan
 from lrqat.models.tying import is_tied
 from lrqat.training.config import TrainConfig
@@ -45,6 +47,9 @@ def bytes_written(model: Any, surgery: SurgeryPlan, config: TrainConfig, trained
     stored = getattr(model.config, "dtype", None) or torch.float32
     unquantized = max(0, values - surgery.weights) * stored.itemsize
     checkpoint = unquantized + math.ceil(surgery.weights * surgery.bits_per_weight / 8)
+    if loads_with_transformers(surgery):  # which is given the embedding in float32, too
+        kinds = ((t.kind, t.weights) for t in surgery.quantized.values())
+        checkpoint += 4 * sum(count for kind, count in kinds if kind == WeightKind.EMBEDDING)
     moments = 2 if config.optimizer == "adamw8bit" else 8
     every = config.save_every or max(1, config.steps // 10)
     states = min(_STATES, max(1, config.steps // every)) if trained else 0

@@ -8,7 +8,7 @@ from lrqat.cli import train
 from lrqat.errors import UserError
 from lrqat.init.lora_init import LORA_INITS
 from lrqat.models.preparation import Settings
-from lrqat.settings import Group, groups_of
+from lrqat.settings import Group, flag, groups_of
 from lrqat.training.config import TrainConfig
 from lrqat.training.settings import ScheduleSettings
 
@@ -28,7 +28,7 @@ def test_help_shows_every_option_in_its_group():
     for title, fields in groups_of(TrainConfig):
         section = text.partition(f"\n{title}:\n")[2].partition("\n\n")[0]
         for field in fields:
-            assert f"--{field.name.replace('_', '-')}" in section, title
+            assert flag(field.name) in section, title
 
 
 def test_the_command_gives_what_the_flat_object_gives():

@@ -17,6 +17,8 @@ from lrqat.models import hub, preparation, surgery
 from lrqat.models.fuse import fuse
 from lrqat.models.reference import load_reference, torch_logits
 from tests.support.grids import KINDS_OF_GRIDS
+from tests.support.trained import SETTINGS, logits, move, round_trip
+from tests.support.zoo import make
 
 
 @pytest.fixture
@@ -47,6 +49,22 @@ def test_transformers_computes_the_same_logits(grid, make_fused):
     ours = load_reference(Checkpoint.open(folder))
     tokens = np.arange(3, 120)
     assert np.array_equal(torch_logits(theirs)(tokens), torch_logits(ours)(tokens))
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+@pytest.mark.parametrize("grid", ["q8_0", "q4_1", "int4-asym-g32"])
+def test_transformers_loads_an_embedding_on_a_grid(name, grid, tmp_path):
+    """Tied (Qwen3) or not; a head of its own is on a grid that compressed-tensors holds."""
+    options = {"embedding_grid": grid} | ({"head_grid": "q8_0"} if name == "llama" else {})
+    model = make(name)
+    plan = surgery.plan_surgery(model, "q4_0", **options)
+    model = move(preparation.prepare(model, plan, SETTINGS))
+    checkpoint, reference = round_trip(model, plan, tmp_path)
+    assert checkpoint.grid("model.embed_tokens").name == grid
+    assert "model.embed_tokens.weight" not in checkpoint.floating_names
+    theirs = AutoModelForCausalLM.from_pretrained(checkpoint.path)
+    assert torch.equal(logits(theirs), logits(reference))
+    assert torch.equal(logits(theirs), logits(model))
 
 
 @pytest.mark.parametrize("grid", KINDS_OF_GRIDS)

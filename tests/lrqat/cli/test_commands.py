@@ -208,7 +208,7 @@ def test_a_real_process_prints_one_object_and_nothing_else(tiny_model, text_file
     report = one_object(done.stdout)
     assert report.keys() == {
         *("output", "perplexity", "kl", "same_top_after", "changed", "seconds", "skipped_steps"),
-        "made_worse",
+        *("made_worse", "method"),
     }
     assert report["perplexity"].keys() == {"before", "round_to_nearest", "after"}
     done = run("export", tmp_path / "run", "--format", "gguf", "--json")

@@ -6,7 +6,6 @@ import pytest
 
 from lrqat.errors import OutputError
 from lrqat.models.stored_model import open_model
-from lrqat.models.surgery import plan_surgery
 from lrqat.training.config import TrainConfig
 from lrqat.training.disk import bytes_written
 from lrqat.training.plan import plan_training
@@ -27,9 +26,8 @@ def settings(tiny_model, text_file, tmp_path):
 def test_what_is_written_was_counted(settings, save_every):
     config = TrainConfig(**settings, save_every=save_every).resolved()
     model = open_model(config.model).skeleton
-    surgery = plan_surgery(model, config.grid)
     plan = plan_training(config)
-    counted = bytes_written(model, surgery, config, plan.trainable)
+    counted = bytes_written(model, plan.surgery, config, plan.trainable)
     output = train(config).output
     written = sum(path.stat().st_size for path in output.rglob("*.safetensors"))
     assert counted == pytest.approx(written, rel=0.1)
