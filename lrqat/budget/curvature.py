@@ -16,7 +16,7 @@ are squared and summed. Source: the expected Fisher of Martens, "New insights an
 the natural gradient method", 2020; its factors as in Shazeer and Stern, "Adafactor", 2018.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,8 @@ class Curvature:
     """r and c of one weight, in nats a token for an error of 1.
 
     Attributes:
-        rows: float32 (out,), or (experts, out).
-        columns: float32 (in,), or (experts, in).
+        rows: float32 (..., rows), of the parameter as its layer keeps it.
+        columns: float32 (..., columns).
     """
 
     rows: Tensor
@@ -49,8 +49,7 @@ def measure_curvature(
 
     Args:
         model: a causal LM in full precision, left as it was.
-        weights: name -> its parameter, (..., out, in); for transposed layers see `Curvature`'s
-            reader: rows are the second last dimension.
+        weights: name -> its parameter, (..., rows, columns) as its layer keeps it.
         sequences: int64 (sequences, tokens).
         seed: of the drawn labels.
         progress: wraps the iterable of sequences; None shows nothing.
@@ -62,7 +61,7 @@ def measure_curvature(
     sums = {name: _Squares() for name in weights}
     trained = [p for p in model.parameters() if p.requires_grad]
     model.requires_grad_(False)
-    handles = [_watch(weights[name].requires_grad_(), sums[name]) for name in weights]
+    handles = [_watch(weights[name], sums[name]) for name in weights]
     device = next(model.parameters()).device
     try:
         with evaluating(model):
@@ -112,11 +111,5 @@ def _watch(parameter: nn.Parameter, squares: _Squares) -> Any:
         squares.add(changed.grad)
         changed.grad = None
 
+    parameter.requires_grad_()
     return parameter.register_post_accumulate_grad_hook(take)
-
-
-def sequences_of(tokens: Iterable[int], length: int, count: int) -> Tensor:
-    """The first `count` sequences of a text, int64 (count, length); fewer if it is shorter."""
-    ids = torch.as_tensor(list(tokens), dtype=torch.int64)
-    found = min(count, len(ids) // length)
-    return ids[: found * length].view(found, length)

@@ -86,7 +86,9 @@ def _rows(surgery: SurgeryPlan, name_of: Callable[[str], str]) -> list[tuple[str
     return [*rows, ("all on a grid", f"{matrices}", "", "", mean, f"{total:,}")]
 
 
-def _place_of(surgery: SurgeryPlan, name_of: Callable[[str], str]) -> Callable[[str], object]:
+def _place_of(
+    surgery: SurgeryPlan, name_of: Callable[[str], str]
+) -> Callable[[str], tuple[int, float]]:
     """The order of lines: kinds as the model has them, the smallest grid of each first."""
     kinds = list(dict.fromkeys(map(name_of, surgery.quantized)))
     bits = {name: target.bits_per_weight for name, target in surgery.quantized.items()}

@@ -24,6 +24,10 @@ from lrqat.activations.grids import ActivationRange, quantize, to_integers
 class QuantizedProjection(nn.Module):
     """y = x @ dequantize(weight [K, N], weight_scale, weight_zero_point) + bias."""
 
+    weight: Tensor
+    weight_scale: Tensor
+    weight_zero_point: Tensor | None
+
     def __init__(
         self,
         q: Tensor,
@@ -46,9 +50,9 @@ class QuantizedProjection(nn.Module):
         """Project x (..., K) to (..., N)."""
         scale, zero_point = self.weight_scale, self.weight_zero_point
         if self.loaded:
-            of_rows = None if zero_point is None else zero_point.view(-1, self.weight.shape[1]).T
-            rows = _in_floats(self.weight.T, scale.view(-1, self.weight.shape[1]).T, of_rows)
-            weight = rows.T
+            columns = self.weight.shape[1]
+            of_rows = None if zero_point is None else zero_point.view(-1, columns).T
+            weight = _in_floats(self.weight.T, scale.view(-1, columns).T, of_rows).T
         else:
             weight = dequantize(self.weight, scale, zero_point, self.block)
         y = self.input(x) @ weight
