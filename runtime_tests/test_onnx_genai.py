@@ -28,6 +28,11 @@ HEAD = {"lm_head": "q4_0"}
 CASES = {
     "llama": (LlamaConfig(**SAME_SIZES), "q4_0", {}),
     "llama, a trained head": (LlamaConfig(**SAME_SIZES), "int8-asym-channel", HEAD),
+    "llama, all on a grid": (
+        LlamaConfig(**SAME_SIZES),
+        "q4_0",
+        {"embed_tokens": "q8_0", "lm_head": "q8_0"},
+    ),
     "qwen2": ("qwen2", "int3-asym-g32", {}),
     "granite": ("granite", "int2-g32", {}),
     "qwen3, tied": ("qwen3", "int8-channel", {}),
@@ -122,10 +127,12 @@ def test_what_matmulnbits_cannot_say_is_refused(grid, reason, make_small):
         onnx_genai.write(plan, plan.checkpoint.path / "never")
 
 
-def test_a_trained_embedding_that_is_not_the_head_is_refused(make_small):
+def test_a_trained_embedding_that_is_not_the_head_is_float32(make_small):
     grids = {"embed_tokens": "q4_0"}
-    (reason,) = onnx_genai.plan(make_small("q4_0", grids)).refusals
-    assert "an embedding of integers only where it is the head too; use --format onnx" in reason
+    plan = onnx_genai.plan(make_small("q4_0", grids))
+    assert not plan.refusals
+    assert any("model.embed_tokens is float32" in note for note in plan.notes)
+    assert all(part.name != "model.embed_tokens" for part in plan.tensors)
     plan = onnx_genai.plan(make_small("q4_0", grids, tied=True))
     assert not plan.refusals
     assert any(line.startswith("model.embed_tokens") for line in plan.summary())

@@ -8,6 +8,7 @@ Source: onnxruntime-genai, src/python/py/models/loaders/olive.py.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from safetensors.numpy import save_file
 
 from exporters.floating import as_float32
 from exporters.onnx.folder.companions import copy_text_files
-from exporters.onnx_genai.parts import Part
+from exporters.onnx_genai.parts import Part, is_spelled_out
 from exporters.onnx_genai.planning import Plan
 from lrqat.atomic_files import write_json
 
@@ -36,6 +37,8 @@ def write_olive(plan: Plan, folder: Path, progress: Callable[[str], None]) -> No
         save_file(_packed(plan, part), folder / f"{part.name}.safetensors")
     names = checkpoint.floating_names
     floating = {name: as_float32(name, checkpoint.floating(name)) for name in names}
+    for name in filter(partial(is_spelled_out, checkpoint), checkpoint.quantized_names):
+        floating[f"{name}.weight"] = checkpoint.quantized(name).dequantize()
     save_file(floating, folder / "floating.safetensors")
     config = {**checkpoint.config, "dtype": "float32", "quantization_config": _config(plan.tensors)}
     write_json(folder / "config.json", config)

@@ -73,15 +73,19 @@ def part_of(checkpoint: Checkpoint, name: str) -> Part:
     return Part(name, rows, columns, containers(grid)[0], block, module)
 
 
+def is_spelled_out(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether a trained weight is given to the builder as the float32 that its integers mean.
+
+    It takes an embedding of integers only where that is the head too. Nothing is rounded.
+    """
+    return checkpoint.kind(name) == WeightKind.EMBEDDING and not (
+        name == EMBEDDING and head_is_embedding(checkpoint)
+    )
+
+
 def refuses(checkpoint: Checkpoint, name: str) -> str | None:
     """Why the trained weight `name` has no exact form here, or None."""
     grid, kind = checkpoint.grid(name), checkpoint.kind(name)
-    is_head = name == EMBEDDING and head_is_embedding(checkpoint)
-    if kind == WeightKind.EMBEDDING and not is_head:
-        return (
-            "onnxruntime-genai's builder takes an embedding of integers only where it is the head "
-            "too; use --format onnx"
-        )
     has_a_place = kind == WeightKind.LINEAR and (name == HEAD or _PROJECTION.fullmatch(name))
     if kind != WeightKind.EMBEDDING and not has_a_place:
         return (

@@ -6,7 +6,7 @@ from typing import Any
 
 from exporters.onnx.tracing.probe import probe
 from exporters.onnx_genai.options import Options
-from exporters.onnx_genai.parts import HEAD, Part, part_of, refuses
+from exporters.onnx_genai.parts import HEAD, Part, is_spelled_out, part_of, refuses
 from exporters.planning import any_layer, remarks
 from lrqat.architectures import ARCHITECTURES, find_architecture
 from lrqat.checkpoint.reader import Checkpoint
@@ -76,6 +76,12 @@ def plan(checkpoint: Checkpoint, options: Options | None = None) -> Plan:
     """
     made = Plan(checkpoint, options or Options())
     for name in checkpoint.quantized_names:
+        if is_spelled_out(checkpoint, name):
+            made.notes.append(
+                f"{name} is float32, the products of its integers and scales: the builder takes an "
+                "embedding of integers only where it is the head too"
+            )
+            continue
         try:
             checkpoint.grid(name).groups(checkpoint.shape(name)[1])
             reason = refuses(checkpoint, name)

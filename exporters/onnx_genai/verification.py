@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from exporters.embedding_and_head import head_is_embedding
 from exporters.onnx.folder.model_file import read_model, resolve_links
-from exporters.onnx_genai.parts import EMBEDDING, HEAD, Part
+from exporters.onnx_genai.parts import EMBEDDING, HEAD, Part, is_spelled_out
 from exporters.onnx_genai.planning import plan
 from exporters.onnx_genai.products import Product, array, products
 from exporters.planning import refuse_inexact
@@ -115,8 +115,14 @@ def _unquantized(
     if head_is_embedding(checkpoint):
         places[embedding].add(_HEAD)
     found = {}
-    for name in places.keys() & set(checkpoint.floating_names):
-        expected = checkpoint.floating(name).astype(np.float32)
+    spelled_out = {
+        f"{name}.weight" for name in checkpoint.quantized_names if is_spelled_out(checkpoint, name)
+    }
+    for name in places.keys() & ({*checkpoint.floating_names} | spelled_out):
+        if name in spelled_out:
+            expected = checkpoint.quantized(name.removesuffix(".weight")).dequantize()
+        else:
+            expected = checkpoint.floating(name).astype(np.float32)
         found[name] = max(_unlike(initializers, place, expected) for place in places[name])
     return found
 

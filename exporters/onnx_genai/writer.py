@@ -94,7 +94,7 @@ def _give_rows(model: ir.Model, plan: Plan) -> None:
     The builder flattens all it loads in Olive's format, which MatMulNBits takes, and
     GatherBlockQuantized, which shares them with a head that is the embedding, does not.
     """
-    if EMBEDDING not in plan.checkpoint.quantized_names:
+    if not any(part.name == EMBEDDING for part in plan.tensors):
         return
     rows = plan.checkpoint.shape(EMBEDDING)[0]
     lookups = [node for node in model.graph if node.op_type == "GatherBlockQuantized"]
