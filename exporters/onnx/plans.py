@@ -93,11 +93,15 @@ class Plan:
 
         ONNX Runtime's CPU kernels that compute in float32 exist for 4 bits; a product with 8 bits
         takes some fifty times as long as one with the same weight in float32. The file keeps the
-        integers either way. At accuracy level 4 it has kernels for both.
+        integers either way. At accuracy level 4 it has kernels for both, which round the head's
+        inputs: they are for whoever asks for them, and for models that were trained so.
         """
-        if self.options.preset != "cpu" or self.options.accuracy_level == _FAST_IN_8_BITS:
+        if self.options.preset != "cpu":
             return False
         head = self.embedding_and_head.of_logits
+        trained = (self.checkpoint.manifest.get("activations") or {}).get("modules", {})
+        if self.options.accuracy_level == _FAST_IN_8_BITS and (not trained or head in trained):
+            return False
         return any(
             t.source == head and t.form in _INTEGERS and t.dtype == ir.DataType.INT8
             for t in self.tensors

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lrqat.activations.grids import find_activation_grid
+from lrqat.activations.grids import ActivationGrid, find_activation_grid
 from lrqat.activations.kv_cache import quantize_kv_cache
 from lrqat.activations.quantizer import attach
 from lrqat.activations.ranges import calibrate
@@ -135,6 +135,17 @@ def _bar(batches: Any) -> Any:
     return tqdm(batches, desc="inputs", unit="batch")
 
 
+def _rounded_inputs(surgery: SurgeryPlan, grid: ActivationGrid) -> list[str]:
+    """The layers whose inputs are rounded: projections, and the head where llama.cpp does it.
+
+    A rounding of the last hidden states goes into the logits as it is, and nobody but llama.cpp,
+    which rounds what meets integers, has to live with that.
+    """
+    with_head = grid.name in ("q8_0", "q8_k")
+    targets = surgery.quantized.items()
+    return [n for n, t in targets if t.is_layer and (with_head or not is_output_head(n))]
+
+
 def quantize_activations(
     model: Any, surgery: SurgeryPlan, settings: ActivationSettings, batches: Sequence[Tensor]
 ) -> None:
@@ -152,8 +163,7 @@ def quantize_activations(
     """
     if settings.activations:
         grid = find_activation_grid(settings.activations, surgery.grid.group_size)
-        targets = surgery.quantized.items()
-        names = [name for name, t in targets if t.is_layer]
+        names = _rounded_inputs(surgery, grid)
         ranges = None
         if grid.static:
             ranges = calibrate(model, grid, names, batches, settings.activation_range)

@@ -82,7 +82,7 @@ def test_rounding_is_asked_for_and_says_what_it_costs(bfloat16):
     entries = [t for t in listed["tensors"] if t["name"].startswith((EMBEDDING, HEAD))]
     assert sum(t["bytes"] for t in entries) == sum(sizes.values()) == 2 * 288 * (64 + 4)
     assert not any(t["quantized"] for t in entries)
-    assert any("slow with a head of 8 bits" in note for note in plan.notes)
+    assert any(f"{HEAD} is stored in 8 bits and is float32 once" in n for n in plan.notes)
     assert f"{choice.changed:,} of its values changed" in rounded_tables(plan)
     assert rounded_tables(exporter.plan(bfloat16)) == ""
 
