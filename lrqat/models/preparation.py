@@ -188,7 +188,10 @@ class _Maker:
             )
         # An embedding is only rounded where the method's A and B belong to layers of its own.
         low_rank = self.method.low_rank and (self.method.rounds_inside or kind is self.method.layer)
-        rank = self.settings.rank if low_rank else 0
+        settled = target.settled and self.method.rounds_inside
+        rank = self.settings.rank if low_rank and not settled else 0
+        if settled and issubclass(kind, LRQATLinear):
+            kind = LRQATLinear  # whose weight does not want to be trained
         alpha = self.settings.alpha
         made = kind(
             weight,
@@ -199,7 +202,8 @@ class _Maker:
             rank=rank,
             alpha=default_alpha(rank) if alpha is None else float(alpha),
         )
-        if name in self._directions and isinstance(made, QuantizedWeight):
+        made.settled = settled
+        if rank and name in self._directions and isinstance(made, QuantizedWeight):
             init = LORA_INITS[self.settings.lora_init]
             initialise(made, weight, self._directions[name], init)
         return made
@@ -265,7 +269,8 @@ def _set_trained(model: nn.Module, settings: Settings) -> None:
     for _, module in model.named_modules():
         if isinstance(module, QuantizedWeight | LoRALinear):
             for name, parameter in module.named_parameters(recurse=False):
-                parameter.requires_grad_(name in trains and parameter.numel() > 0)
+                moves = name in trains and parameter.numel() > 0 and not module.settled
+                parameter.requires_grad_(moves)
 
 
 def freeze_scales(model: nn.Module) -> None:

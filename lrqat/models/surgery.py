@@ -23,6 +23,8 @@ from lrqat.models.matrices import INPUT_EMBEDDING, OUTPUT_HEAD, Matrix, find_mat
 from lrqat.models.text_part import TextPart
 from lrqat.recipes.recipe import Recipe
 
+_SETTLED_BITS = 8
+
 
 @dataclass(frozen=True)
 class Target:
@@ -35,6 +37,8 @@ class Target:
         count: matrices of that shape; more than one for experts.
         tied_to: module name of the output head that is the same weight, or None.
         asked: the grid that was asked for, where the rows did not fit it; else None.
+        settled: whether rounding to nearest is as good as it gets: an embedding or head in 8 bits
+            beside projections in fewer. The rates that move those would only do harm to it.
     """
 
     shape: tuple[int, int]
@@ -43,6 +47,7 @@ class Target:
     count: int = 1
     tied_to: str | None = None
     asked: Grid | None = None
+    settled: bool = False
 
     @property
     def is_layer(self) -> bool:
@@ -174,8 +179,10 @@ def _place(
         grid, reason = (instead if misfit == NEXT else None), refusal
     if grid:
         asked = wanted if grid is not wanted else None
+        is_either = item.kind == WeightKind.EMBEDDING or item.reason == OUTPUT_HEAD
+        settled = is_either and grid.bits >= _SETTLED_BITS and made.grid.bits < _SETTLED_BITS
         made.quantized[name] = Target(
-            item.shape, grid, item.kind, item.count, item.tied_to, asked=asked
+            item.shape, grid, item.kind, item.count, item.tied_to, asked=asked, settled=settled
         )
     elif reason != INPUT_EMBEDDING:  # which the checkpoint's list of what stays does not have
         made.kept[name] = reason

@@ -80,9 +80,11 @@ class MemoryEstimate:
 
 def trainable_parameters(plan: SurgeryPlan, weights: Settings, *, trains_scales: bool) -> int:
     """Number of trained values: A, B, scales and minima, or what the method trains instead."""
-    trains = METHODS[weights.method].trains
-    total = 0
+    method = METHODS[weights.method]
+    trains, total = method.trains, 0
     for target in plan.quantized.values():
+        if target.settled and method.rounds_inside:
+            continue
         if "lora_a" in trains:
             total += weights.rank * sum(target.shape) * target.count
         if "weight" in trains:
