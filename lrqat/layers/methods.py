@@ -95,6 +95,7 @@ class LoRALinear(nn.Module):
     A and B have the shapes and the start of `lrqat.layers.weight`; W stays in full precision.
     """
 
+    settled = False  # as `QuantizedWeight`
     bias: Tensor | None
 
     def __init__(

@@ -76,8 +76,10 @@ class QuantizedWeight(nn.Module):
         zero_point: frozen float32 (out, groups), integers, on a grid that has them, else None.
         scaling: alpha / r, times the mean distance of levels on a codebook grid.
         unit: u, frozen bfloat16 (out, groups), or None with one scale per row.
+        settled: whether nothing of it is trained (`lrqat.models.surgery.Target`).
     """
 
+    settled = False
     minimum: nn.Parameter | None
     zero_point: Tensor | None
     start_scale: Tensor | None

@@ -193,7 +193,7 @@ class _Maker:
         if settled and issubclass(kind, LRQATLinear):
             kind = LRQATLinear  # whose weight does not want to be trained
         alpha = self.settings.alpha
-        made = kind(
+        made: Any = kind(
             weight,
             self._scales(name, weight, target),
             **extra,
