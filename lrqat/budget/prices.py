@@ -92,7 +92,7 @@ class Prices:
             sequences: int64 (sequences, tokens).
         """
         grids = {name: find_grid(grid) for name, grid in allotment.grids.items()}
-        few = _few(sequences, model.config.get_text_config().vocab_size)
+        few = _few(sequences, model.config.get_text_config().vocab_size).to(model.device)
         with torch.no_grad():
             base = model(few).logits.float().log_softmax(-1)
             with rounding(model, self.targets, grids, self.importance):

@@ -88,7 +88,10 @@ def _show_frontier(
     if picture:
         from lrqat.training.plots import plot_frontier
 
-        ours = [(p.nbytes / 1e6, p.kl or p.estimate, p.kl is not None) for p in frontier.points]
+        ours = [
+            (p.nbytes / 1e6, p.estimate if p.kl is None else p.kl, p.kl is not None)
+            for p in frontier.points
+        ]
         theirs = {n: (p.nbytes / 1e6, p.estimate) for n, p in frontier.recipes.items()}
         with replaced_file(Path(picture), overwrite=overwrite) as path:
             plot_frontier(ours, theirs, path)

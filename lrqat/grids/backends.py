@@ -8,10 +8,8 @@ has no kernel of its own runs on the processor or in plain C. ONNX rows are the 
 
 from dataclasses import dataclass
 
-from lrqat.errors import UserError, did_you_mean
 from lrqat.grids.grid import GRIDS, Grid
 
-DATE = "October 2026"
 # By llama.cpp's types: those that every back-end below has a kernel for.
 _COMMON = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl")
 _TWO_BITS = ("q2_k", "q2_k-sym")
@@ -33,7 +31,7 @@ class Backend:
 
     def grids(self) -> list[Grid]:
         """The fast ones."""
-        return [GRIDS[name] for name in self.fast if name in GRIDS]
+        return [GRIDS[name] for name in self.fast]
 
 
 BACKENDS: dict[str, Backend] = {
@@ -67,11 +65,3 @@ BACKENDS: dict[str, Backend] = {
     ),
     "npu": Backend("ONNX Runtime with QNN", ("int4-channel", "int8-channel")),
 }
-
-
-def find_backend(name: str) -> Backend:
-    """The row called `name`. Raises UserError naming the nearest."""
-    if name in BACKENDS:
-        return BACKENDS[name]
-    hint = did_you_mean(name, BACKENDS)
-    raise UserError(f"--for {name!r} is unknown; {hint}choose {', '.join(BACKENDS)}")

@@ -37,8 +37,7 @@ class Target:
         count: matrices of that shape; more than one for experts.
         tied_to: module name of the output head that is the same weight, or None.
         asked: the grid that was asked for, where the rows did not fit it; else None.
-        settled: whether rounding to nearest is as good as it gets: an embedding or head in 8 bits
-            beside projections in fewer. The rates that move those would only do harm to it.
+        settles: whether it is an embedding or head beside projections in fewer than 8 bits.
     """
 
     shape: tuple[int, int]
@@ -47,7 +46,7 @@ class Target:
     count: int = 1
     tied_to: str | None = None
     asked: Grid | None = None
-    settled: bool = False
+    settles: bool = False
 
     @property
     def is_layer(self) -> bool:
@@ -68,6 +67,14 @@ class Target:
     def bits_per_weight(self) -> float:
         """Scales and offsets included."""
         return self.grid.bits_per_weight(self.shape[1])
+
+    @property
+    def settled(self) -> bool:
+        """Whether rounding to nearest is as good as it gets: an embedding or head in 8 bits.
+
+        The rates that move projections in fewer bits would only do harm to it.
+        """
+        return self.settles and self.grid.bits >= _SETTLED_BITS
 
     @property
     def nbytes(self) -> int:
@@ -180,9 +187,9 @@ def _place(
     if grid:
         asked = wanted if grid is not wanted else None
         is_either = item.kind == WeightKind.EMBEDDING or item.reason == OUTPUT_HEAD
-        settled = is_either and grid.bits >= _SETTLED_BITS and made.grid.bits < _SETTLED_BITS
+        settles = is_either and made.grid.bits < _SETTLED_BITS
         made.quantized[name] = Target(
-            item.shape, grid, item.kind, item.count, item.tied_to, asked=asked, settled=settled
+            item.shape, grid, item.kind, item.count, item.tied_to, asked=asked, settles=settles
         )
     elif reason != INPUT_EMBEDDING:  # which the checkpoint's list of what stays does not have
         made.kept[name] = reason

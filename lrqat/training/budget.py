@@ -14,7 +14,7 @@ from lrqat.budget.file_bytes import other_bytes
 from lrqat.budget.prices import SEQUENCE_LENGTH, SEQUENCES, Allotment, Prices, find_prices
 from lrqat.byte_sizes import parse_size
 from lrqat.errors import DataError
-from lrqat.grids.backends import find_backend
+from lrqat.grids.backends import BACKENDS
 from lrqat.grids.grid import GRIDS, Grid
 from lrqat.models.preparation import check_settings
 from lrqat.models.surgery import SurgeryPlan
@@ -37,11 +37,11 @@ Say = Callable[[str], None]
 
 
 def candidates(settings: GridSettings) -> list[Grid]:
-    """The grids that a budget chooses from. Raises UserError for an unknown back-end."""
+    """The grids that a budget chooses from."""
     if settings.for_ is not None:
-        grids = find_backend(settings.for_).grids()
+        grids = BACKENDS[settings.for_].grids()
         return [grid for grid in grids if grid.name not in _BY_ARCHITECTURE]
-    return [GRIDS[name] for name in _GRIDS if name in GRIDS]
+    return [GRIDS[name] for name in _GRIDS]
 
 
 def sequences_of(tokens: np.ndarray) -> Tensor:

@@ -1,5 +1,7 @@
 """Embedding, head, recipes and misfits: who overrules whom, and where rows go that do not fit."""
 
+from dataclasses import replace
+
 import pytest
 
 from lrqat.errors import UserError
@@ -90,3 +92,15 @@ def test_shapes_are_those_of_all_weights_that_can_be_on_a_grid():
     assert shapes["model.layers.0.mlp.experts.down_proj"] == (4, 64, 32)
     assert not any(name.endswith("mlp.gate") for name in shapes)
     assert shapes[EMBEDDING] == (288, 64)
+
+
+def test_eight_bits_beside_fewer_settle_an_embedding_and_other_grids_do_not():
+    def settled(grid, **options):
+        quantized = plan_surgery(make("llama"), grid, **options).quantized
+        return {name for name, target in quantized.items() if target.settled}
+
+    assert settled("q4_0", embedding_and_head="q8_0") == {EMBEDDING, HEAD}
+    assert settled("q4_0", embedding_grid="q5_0", head_grid="q8_0") == {HEAD}
+    assert not settled("q8_0", embedding_and_head="q8_0")
+    target = plan_surgery(make("llama"), "q4_0", embedding_and_head="q8_0").quantized[EMBEDDING]
+    assert not replace(target, grid=GRIDS["iq4_nl"]).settled
