@@ -137,10 +137,10 @@ def test_embedding_and_head_on_a_grid(name, tmp_path):
     (_, embedding, head), inside = MODELS[name]
     expected = logits(make(name))
     model = make(name)
-    grid_for = {re.escape(embedding): "q8_0", re.escape(head): "q8_0"}
+    grid_for = {re.escape(embedding): "q5_0", re.escape(head): "q5_0"}
     plan = plan_surgery(model, "q4_0", grid_for=grid_for)
     assert plan == plan_surgery(hub.meta_model(model.config), "q4_0", grid_for=grid_for)
-    assert plan.quantized[embedding].grid.name == "q8_0"
+    assert plan.quantized[embedding].grid.name == "q5_0"
     assert (plan.quantized[embedding].tied_to == head) == (name in TIED)
     assert (head in plan.quantized) == (name not in TIED)
     prepare(model, plan, SETTINGS)
