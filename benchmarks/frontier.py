@@ -104,7 +104,7 @@ def _baselines(
     with tempfile.TemporaryDirectory() as scratch:
         source, imatrix = Path(scratch, "source.gguf"), Path(scratch, "imatrix.gguf")
         write_source(hub.load_model(folder, dtype=torch.float32), tokenizer, source)
-        _write_imatrix(planner, imatrix)
+        write_imatrix(planner, imatrix)
         for recipe in recipes:
             target = Path(scratch, f"{recipe}.gguf")
             nbytes = quantize_file(source, target, recipe, imatrix)
@@ -117,7 +117,7 @@ def _baselines(
     return rows
 
 
-def _write_imatrix(planner: Planner, path: Path) -> None:
+def write_imatrix(planner: Planner, path: Path) -> None:
     """What llama-imatrix writes, of the text that our sensitivities are measured on."""
     layers = [name for name, target in planner.surgery.quantized.items() if target.is_layer]
     squares = importance.collect(planner.model, layers, [planner.sequences])

@@ -2,21 +2,35 @@
 
 TARGET is a Hugging Face model, a fused checkpoint, a .gguf file (run by llama.cpp) or an ONNX
 folder (run by ONNX Runtime). The numbers of all four can be compared.
+
+With --base it is also compared with the model that it was made from, token by token.
 """
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from lrqat.atomic_files import refuse_existing
 from lrqat.cli import command
+from lrqat.errors import UserError
 from lrqat.evaluation.text import EvaluationText
+
+_WORST = 10  # tokens that are shown
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = command.parser(__doc__ or "")
     parser.add_argument("target", metavar="TARGET", help="folder, file or hub id")
     command.add_text_options(parser)
+    parser.add_argument(
+        "--base", metavar="MODEL", help="measure KL from this model, and show where it is large"
+    )
+    parser.add_argument(
+        "--tokens", metavar="FILE", help="write every token's KL from --base as JSON"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --tokens")
     command.add_accept_option(parser)
     return parser
 
@@ -25,7 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     out = command.Output(args.json)
     command.accept_changes(args, args.target, out)
+    if args.tokens and not args.base:
+        raise UserError("--tokens writes the KL from a base; give the base with --base")
     text = EvaluationText.read(args.data)
+    if args.base:
+        return _compare(args, out, text.text)
     from lrqat.models.positions import warning_beyond
     from lrqat.runtimes.targets import evaluate
 
@@ -44,4 +62,46 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"({result.tokens:,} tokens, {target.bytes:,} bytes)"
     )
     out.result(result.to_json() | {"runtime": target.runtime, "bytes": target.bytes})
+    return command.OK
+
+
+def _compare(args: argparse.Namespace, out: command.Output, text: str) -> int:
+    """Measure against a base, and show where it hurts."""
+    from lrqat.runtimes.divergence import measure_divergence
+
+    if args.tokens:
+        refuse_existing(Path(args.tokens), args.overwrite)
+    found = measure_divergence(
+        args.target,
+        args.base,
+        text,
+        context=args.context,
+        limit=args.windows,
+        progress=lambda windows: tqdm(windows, desc="comparing", unit="window"),
+    )
+    means = found.comparison
+    spread = ", ".join(f"{name} {value:.4f}" for name, value in found.quantiles.items())
+    out.say(
+        f"{found.runtime}: perplexity {means.target.perplexity:.4f}, base "
+        f"{means.reference.perplexity:.4f}; KL {means.kl:.5f} ({spread}), same top token "
+        f"{means.same_top:.2%} ({len(found.tokens):,} tokens, {found.bytes:,} bytes)"
+    )
+    rows = [
+        (heading, name, f"{kl:.4f}", f"{count:,}")
+        for heading, groups in found.groups.items()
+        for name, (kl, count) in groups.items()
+    ]
+    out.table("where it is", ("by", "tokens that are", "mean KL", "tokens"), rows)
+    worst = [
+        (f"{t.window}:{t.position}", f"{t.kl:.2f}", repr(t.token), repr(t.base_top), repr(t.top))
+        for t in found.worst(_WORST)
+    ]
+    columns = ("window:position", "KL", "token", "base would say", "this says")
+    out.table("the worst tokens", columns, worst)
+    windows = ", ".join(f"{number} ({kl:.4f})" for number, kl in found.worst_windows(3))
+    out.say(f"worst windows: {windows}")
+    if args.tokens:
+        found.write(Path(args.tokens), overwrite=args.overwrite)
+        out.say(f"every token in {args.tokens}")
+    out.result(found.to_json())
     return command.OK

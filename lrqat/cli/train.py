@@ -77,7 +77,7 @@ def config_from(args: argparse.Namespace, **fixed: Any) -> TrainConfig:
 
 
 def _change(report: TrainReport) -> str:
-    if report.kl_after is not None:
+    if report.kl_after is not None and report.kl_rounded is not None:
         return f"KL {report.kl_after:.5f} against {report.kl_rounded:.5f}"
     rounded = report.rounded.perplexity if report.rounded else float("nan")
     return f"perplexity {report.after.perplexity:.4f} against {rounded:.4f}"

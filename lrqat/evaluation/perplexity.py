@@ -146,13 +146,18 @@ class Comparison:
         target: the one under test.
         reference: the one it should equal.
         divergences: float64 (tokens,), KL(reference || target) at each scored position, nats.
-        same_top: share of positions where both give the same most likely token.
+        tops: int64 (tokens, 2), the most likely token at each of them: reference's, target's.
     """
 
     target: Perplexity
     reference: Perplexity
     divergences: NDArray[np.float64]
-    same_top: float
+    tops: NDArray[np.int64]
+
+    @property
+    def same_top(self) -> float:
+        """Share of positions where both give the same most likely token."""
+        return float((self.tops[:, 0] == self.tops[:, 1]).mean())
 
     @property
     def kl(self) -> float:
@@ -226,7 +231,7 @@ class _Scores:
         self._reference: list[NDArray[np.float64]] = []
         self._target: list[NDArray[np.float64]] = []
         self._divergences: list[NDArray[np.float64]] = []
-        self._same = 0
+        self._tops: list[NDArray[np.int64]] = []
 
     def add(
         self,
@@ -239,7 +244,7 @@ class _Scores:
         self._reference.append(-_picked(log_r, tokens))
         self._target.append(-_picked(log_t, tokens))
         self._divergences.append((np.exp(log_r) * (log_r - log_t)).sum(-1))
-        self._same += int((log_r.argmax(-1) == log_t.argmax(-1)).sum())
+        self._tops.append(np.stack([log_r.argmax(-1), log_t.argmax(-1)], 1))
 
     def comparison(self) -> Comparison:
         divergences = np.concatenate(self._divergences)
@@ -247,7 +252,7 @@ class _Scores:
             target=Perplexity.of(np.concatenate(self._target)),
             reference=Perplexity.of(np.concatenate(self._reference)),
             divergences=divergences,
-            same_top=self._same / len(divergences),
+            tops=np.concatenate(self._tops),
         )
 
 

@@ -50,7 +50,8 @@ class LoRAInit:
 
     Attributes:
         summary: one line for `--help` and the documentation.
-        learning_rate: a good peak rate of A and B for some hundred steps. The integers that `error`
+        learning_rate: a good peak rate of A and B for some hundred steps, in steps of the grid
+            (`lrqat.training.rates`). The integers that `error`
             has chosen are soon lost in the noise of a rate that is good for A = 0.
         start: sets A and B of a layer that has just been made, from its full-precision weight
             (out, in) and the directions of its inputs; None leaves A zero and B random.
@@ -67,9 +68,9 @@ class LoRAInit:
 
 
 LORA_INITS: dict[str, LoRAInit] = {
-    "random": LoRAInit("A zero, B random (the paper's)", 1e-3),
-    "inputs": LoRAInit("A zero, B along the leading directions of the inputs", 1e-3, _along_inputs),
-    "error": LoRAInit("so too, and A cancels the rounding error along them", 2e-4, _cancel_error),
+    "random": LoRAInit("A zero, B random (the paper's)", 3e-3),
+    "inputs": LoRAInit("A zero, B along the leading directions of the inputs", 3e-3, _along_inputs),
+    "error": LoRAInit("so too, and A cancels the rounding error along them", 7e-4, _cancel_error),
 }
 
 

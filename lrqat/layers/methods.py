@@ -29,12 +29,15 @@ class Method:
         low_rank: whether A and B exist.
         trains: names of the trained parameters, among those of a layer.
         layer: class of the layers it trains.
+        learning_rate: peak rate of A and B where they do not move on a grid; None: that of their
+            start.
     """
 
     summary: str
     low_rank: bool
     trains: frozenset[str]
     layer: type[nn.Module]
+    learning_rate: float | None = None
 
     @property
     def rounds_inside(self) -> bool:
@@ -138,6 +141,6 @@ METHODS: dict[str, Method] = {
     ),
     "scales": Method("the scales alone (PEQA)", False, _RANGES, LRQATLinear),
     "full": Method("every weight and the scales (LSQ)", False, _RANGES | {"weight"}, FullQATLinear),
-    "lora-then-rtn": Method("plain LoRA, merged and rounded", True, _LOW_RANK, LoRALinear),
+    "lora-then-rtn": Method("plain LoRA, merged and rounded", True, _LOW_RANK, LoRALinear, 1e-3),
     "rtn": Method("nothing: round-to-nearest", False, frozenset(), LRQATLinear),
 }

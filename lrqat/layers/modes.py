@@ -26,7 +26,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def provides_full_precision(model: nn.Module) -> bool:
     """Whether the original weights can be had back from the frozen ones of a prepared model."""
     weights = [m for m in model.modules() if isinstance(m, QuantizedWeight)]
-    return all(w.downcast.exact for w in weights)
+    return all(w.keeps_original for w in weights)
 
 
 @contextlib.contextmanager

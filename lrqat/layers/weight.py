@@ -14,6 +14,10 @@ Gradients, with G = dL/dW, rounding straight-through, and M = 1 where nothing wa
     dL/ds = sum over the group of G * q       dL/do = -sum of G      (Phi0 depends on neither)
     dL/dA = (alpha/r) D B^T     dL/dB = (alpha/r) A^T D     D = u dL/dV = u s G M
 
+A weight that is thawed has no A and B: V itself, every entry of it, is trained in float32, with
+dL/dV = s G M. That is how the block-wise stage trains (`lrqat.training.blocks`), one decoder block
+at a time; what it has found is frozen again as Phi0.
+
 `QuantizedWeight` knows these and nothing of who uses the weight: a projection
 (`lrqat.layers.linear`), an embedding (`lrqat.layers.embedding`) or an expert
 (`lrqat.layers.experts`).
@@ -77,9 +81,11 @@ class QuantizedWeight(nn.Module):
         scaling: alpha / r, times the mean distance of levels on a codebook grid.
         unit: u, frozen bfloat16 (out, groups), or None with one scale per row.
         settled: whether nothing of it is trained (`lrqat.models.surgery.Target`).
+        thawed: whether `phi` is V, and trained.
     """
 
     settled = False
+    thawed = False
     minimum: nn.Parameter | None
     zero_point: Tensor | None
     start_scale: Tensor | None
@@ -120,9 +126,53 @@ class QuantizedWeight(nn.Module):
         if rank:
             nn.init.kaiming_uniform_(self.lora_b, a=math.sqrt(5))
 
+    @property
+    def keeps_original(self) -> bool:
+        """Whether the full-precision weight can be had back."""
+        return self.start_scale is not None
+
+    @torch.no_grad()
+    def thaw(self, latent: Tensor | None = None) -> None:
+        """Make V a trained float32 parameter. The original weight is forgotten.
+
+        Args:
+            latent: where V starts, float32 (out, in); None: where it is.
+        """
+        start = self.latent(slice(None)) if latent is None else latent
+        self.phi, self.thawed = nn.Parameter(start), True
+        self.forget_original()
+
+    @torch.no_grad()
+    def freeze(self, downcast: Downcast) -> None:
+        """Keep V in the form of `downcast` as Phi0, from which A and B start anew.
+
+        No integer changes: where the form would round one over an edge, Phi0 is the integer itself.
+        """
+        latent, q = self.phi.detach(), integers(self.phi.detach().clone(), self.grid)
+        phi = downcast.encode(latent, self.grid)
+        kept = downcast.decode(phi, self.grid, self.in_features, latent.dtype)
+        same = integers(kept.clone(), self.grid) == q
+        phi = phi if same.all() else downcast.encode(torch.where(same, latent, q), self.grid)
+        self.downcast, self.thawed = downcast, False
+        self.phi = nn.Parameter(phi, requires_grad=False)
+        self.restart()
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Let A start at zero from Phi0 and the scales as they are now."""
+        self.forget_original()
+        self.unit = _unit(self.stored().scale)
+        self.lora_a.zero_()
+
+    def forget_original(self) -> None:
+        """Drop what would give the full-precision weight back."""
+        self.start_scale = self.start_minimum = None
+
     def trained(self) -> dict[str, nn.Parameter]:
-        """A, B, s and the minima by name, whether or not they are being trained."""
-        named = {"lora_a": self.lora_a, "lora_b": self.lora_b, "scale": self.scale}
+        """A, B (thawed: V), s and the minima by name, whether or not they are being trained."""
+        whole = {"phi": self.phi}
+        low_rank = {"lora_a": self.lora_a, "lora_b": self.lora_b}
+        named = (whole if self.thawed else low_rank) | {"scale": self.scale}
         return named if self.minimum is None else named | {"minimum": self.minimum}
 
     def masters(self) -> Scales:
@@ -134,7 +184,7 @@ class QuantizedWeight(nn.Module):
         return self.masters().stored(self.grid, self.in_features)
 
     def start_scales(self) -> Scales:
-        """The scales that Phi0 was made with. Only where `downcast.exact`."""
+        """The scales that Phi0 was made with. Only where `keeps_original`."""
         return Scales.of((self.start_scale, self.start_minimum, self.zero_point))
 
     def row_blocks(self) -> Iterator[slice]:
@@ -144,6 +194,8 @@ class QuantizedWeight(nn.Module):
     def latent(self, rows: slice | Tensor) -> Tensor:
         """V of some rows: a new (rows, in) in the dtype of A."""
         dtype = self.lora_a.dtype
+        if self.thawed:
+            return self.phi[rows].detach().clone()
         phi = self.downcast.decode(self.phi[rows], self.grid, self.in_features, dtype)
         if self.unit is None:
             return phi.addmm(self.lora_a[rows], self.lora_b, alpha=self.scaling)
@@ -153,8 +205,8 @@ class QuantizedWeight(nn.Module):
         return by_group.addcmul(change, unit, value=self.scaling).view_as(phi)
 
     def slope(self, rows: slice | Tensor, stored: Scales) -> Tensor:
-        """What a change of (alpha/r) A B does to W: u s of some rows, (rows, groups)."""
-        return stored.scale if self.unit is None else stored.scale * self.unit[rows]
+        """What a change of (alpha/r) A B (thawed: V) does to W: (rows, groups), u s (thawed: s)."""
+        return stored.scale if self.thawed or self.unit is None else stored.scale * self.unit[rows]
 
     def write_weight(self, into: Tensor, stored: Scales) -> Tensor:
         """Fill `into` (out, in), of any floating dtype, with W."""
@@ -163,7 +215,7 @@ class QuantizedWeight(nn.Module):
         return into
 
     def original(self, into: Tensor) -> Tensor:
-        """Fill `into` (out, in) with the full-precision W0. Only where `downcast.exact`."""
+        """Fill `into` (out, in) with the full-precision W0. Only where `keeps_original`."""
         start = self.start_scales()
         for rows in self.row_blocks():
             phi = self.downcast.decode(self.phi[rows], self.grid, self.in_features, torch.float32)
@@ -185,14 +237,17 @@ class QuantizedWeight(nn.Module):
         Returns:
             W of these rows (rows, in), since it is at hand.
         """
-        grad_a, grad_b = grads["lora_a"], grads["lora_b"]
+        grad_a, grad_b, grad_v = grads["lora_a"], grads["lora_b"], grads["phi"]
         low_rank = grad_a is not None and grad_b is not None
-        slope = self.slope(rows, stored) if low_rank else None
+        slope = self.slope(rows, stored) if low_rank or grad_v is not None else None
         of_rows = kernels.gradients(self.latent(rows), grad_weight, stored, slope, self.grid)
         if grad_a is not None and grad_b is not None:
             assert of_rows.low_rank is not None
             grad_a[rows].addmm_(of_rows.low_rank, self.lora_b.T, alpha=self.scaling)
             grad_b.addmm_(self.lora_a[rows].T, of_rows.low_rank, alpha=self.scaling)
+        if grad_v is not None:
+            assert of_rows.low_rank is not None
+            grad_v[rows] += of_rows.low_rank
         add_range_gradients(grads, rows, of_rows.scale, of_rows.minimum)
         return of_rows.weights
 

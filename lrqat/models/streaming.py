@@ -13,7 +13,8 @@ return None, and the caller takes `lrqat.models.hub.load_model` and `prepare`.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,37 +31,61 @@ from lrqat.models.weight_files import Weights
 from lrqat.models.weight_misfits import refuse_not_finite
 
 
-def load_streamed(
+@dataclass(frozen=True)
+class StreamedModel:
+    """A model on the meta device, and its files.
+
+    Attributes:
+        model: without values, but for buffers that it computes itself.
+        load: parameter name -> its value, read from its file.
+    """
+
+    model: Any
+    load: Callable[[str], Tensor]
+    _name: str
+    _order: Callable[[Iterable[str]], Iterable[str]]
+    _stored_as: dict[str, str]
+    _tied: dict[str, str]
+    _buffers: tuple[str, ...]
+
+    def fill(self, wanted: Callable[[str], bool] = lambda name: True) -> None:
+        """Give values to those parameters that have none yet and whose names are `wanted`."""
+        named = self.model.named_parameters(remove_duplicate=False)
+        empty = {name for name, p in named if p.is_meta and wanted(name)}
+        shared = {name for name in empty if self._tied.get(name) in empty}
+        tensors = {self._stored_as[name]: name for name in empty - shared}
+        for tensor in self._order(tensors):
+            value = nn.Parameter(self.load(tensors[tensor]), requires_grad=False)
+            _set(self.model, tensors[tensor], value)
+        for name in shared:
+            _set(self.model, name, self.model.get_parameter(self._tied[name]))
+
+    def complete(self, device: torch.device | str) -> Any:
+        """The model on `device`, in evaluation mode, with every value that it still lacked."""
+        self.fill()
+        for name in self._buffers:
+            self.model.get_buffer(name).copy_(self.load(name))
+        _generation_config(self.model, self._name)
+        return self.model.to(device).eval()
+
+
+def open_streamed(
     model_name: str,
-    plan: SurgeryPlan,
-    settings: Settings,
     *,
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
-    importance: Mapping[str, Tensor] | None = None,
-    progress: Any = None,
     trust_remote_code: bool = False,
-) -> Any:
-    """What `prepare(hub.load_model(model_name), plan, settings)` returns, bit for bit.
-
-    With the same state of torch's random generator: A and B are drawn in the same order.
+) -> StreamedModel | None:
+    """A model whose weights are read one at a time; None: see the module's text.
 
     Args:
         model_name: a local folder, or an id on the Hugging Face hub.
-        plan: of this model.
-        settings: as for `prepare`.
         dtype: compute type.
-        device: where the weights are put and prepared.
-        importance: as for `prepare`.
-        progress: as for `prepare`.
+        device: where the weights are put.
         trust_remote_code: run Python code that the model brings.
-
-    Returns:
-        The prepared model in evaluation mode, or None: see the module's text.
 
     Raises:
         ModelError: as `open_model`, for tensors that are not the model's; one that is not finite.
-        UserError: settings that do not fit the plan.
     """
     stored = open_model(model_name, trust_remote_code=trust_remote_code, download=True)
     weights = stored.weights
@@ -80,13 +105,56 @@ def load_streamed(
         refuse_not_finite(model_name, [(name, value)])
         return value
 
-    buffers = [name for name, _ in model.named_buffers() if name in stored_as]
-    prepare(model, plan, settings, importance=importance, load=load, progress=progress)
-    _fill(model, weights.in_file_order, load, stored_as, tied)
-    for name in buffers:
-        model.get_buffer(name).copy_(load(name))
-    _generation_config(model, model_name)
-    return model.to(device).eval()
+    buffers = tuple(name for name, _ in model.named_buffers() if name in stored_as)
+    return StreamedModel(model, load, model_name, weights.in_file_order, stored_as, tied, buffers)
+
+
+def load_streamed(
+    model_name: str,
+    plan: SurgeryPlan,
+    settings: Settings,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    importance: Mapping[str, Tensor] | None = None,
+    progress: Any = None,
+    trust_remote_code: bool = False,
+) -> Any:
+    """What `prepare(hub.load_model(model_name), plan, settings)` returns, bit for bit.
+
+    With the same state of torch's random generator: A and B are drawn in the same order.
+
+    Args:
+        model_name: as for `open_streamed`.
+        plan: of this model.
+        settings: as for `prepare`.
+        dtype: compute type.
+        device: where the weights are put and prepared.
+        importance: as for `prepare`.
+        progress: as for `prepare`.
+        trust_remote_code: run Python code that the model brings.
+
+    Returns:
+        The prepared model in evaluation mode, or None: see the module's text.
+
+    Raises:
+        ModelError: as `open_streamed`.
+        UserError: settings that do not fit the plan.
+    """
+    streamed = open_streamed(
+        model_name, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+    )
+    if streamed is None:
+        return None
+    prepare(
+        streamed.model,
+        plan,
+        settings,
+        importance=importance,
+        load=streamed.load,
+        progress=progress,
+    )
+    return streamed.complete(device)
 
 
 def _without_weights(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:
@@ -124,20 +192,6 @@ def _match(
     if any(re.search(pattern, name) for pattern in patterns for name in stored_as.values()):
         return None
     return stored_as
-
-
-def _fill(
-    model: nn.Module, order: Any, load: Any, stored_as: Mapping[str, str], tied: Mapping[str, str]
-) -> None:
-    """Give values to what `prepare` left on meta."""
-    empty = {name for name, p in model.named_parameters(remove_duplicate=False) if p.is_meta}
-    shared = {name for name in empty if tied.get(name) in empty}
-    tensors = {stored_as[name]: name for name in empty - shared}
-    for tensor in order(tensors):
-        value = nn.Parameter(load(tensors[tensor]), requires_grad=False)
-        _set(model, tensors[tensor], value)
-    for name in shared:
-        _set(model, name, model.get_parameter(tied[name]))
 
 
 def _set(model: nn.Module, name: str, value: nn.Parameter) -> None:

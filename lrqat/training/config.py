@@ -16,9 +16,11 @@ from lrqat.errors import UserError
 from lrqat.grids.grid import find_grid
 from lrqat.init.lora_init import LORA_INITS
 from lrqat.init.range_init import RANGE_INITS
+from lrqat.layers.methods import METHODS
 from lrqat.models.preparation import Settings
 from lrqat.settings import AUTO, groups_of
 from lrqat.training.settings import (
+    NONE,
     SELF,
     ActivationSettings,
     CalibrationSettings,
@@ -27,8 +29,11 @@ from lrqat.training.settings import (
     ObjectiveSettings,
     OutputSettings,
     ScheduleSettings,
+    StageSettings,
     TextSettings,
 )
+
+_FEW_BITS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,7 @@ class TrainConfig(
     CalibrationSettings,
     ObjectiveSettings,
     ActivationSettings,
+    StageSettings,
     ScheduleSettings,
     OutputSettings,
 ):
@@ -58,6 +64,11 @@ class TrainConfig(
             _refuse_other_width(self.grid, self.setting)
         if self.streamed:
             _refuse_measuring(self)
+        if self.stages != AUTO and self.by_blocks and self.method != "lr-qat":
+            raise UserError(
+                f"--stages {self.stages} is of --method lr-qat, and --method {self.method} has no "
+                "stage for blocks; use --stages model"
+            )
         if self.imatrix and self.range_init != AUTO and not RANGE_INITS[self.range_init].weighted:
             raise UserError(
                 f"--imatrix is not used by --range-init {self.range_init}; "
@@ -70,13 +81,36 @@ class TrainConfig(
         These are the starts that are `auto`, the rate of A and B, and what `setting` stands for.
         """
         whole = not self.streamed  # a model that is never whole cannot be run to measure its inputs
-        chosen = self.with_starts(importance=whole or bool(self.imatrix), directions=whole)
-        rate = self.learning_rate
+        stages = self._stages()
+        # Where blocks were fitted, the errors along the directions are gone.
+        blocks = "blocks" in stages
+        weighted = whole or blocks or bool(self.imatrix)
+        chosen = self.with_starts(importance=weighted, directions=whole and not blocks)
+        rate = METHODS[self.method].learning_rate if self.learning_rate is None else None
+        rate = self.learning_rate if rate is None else rate
         return replace(
             chosen,
+            stages=stages,
+            teacher=self._teacher(stages),
             learning_rate=LORA_INITS[chosen.lora_init].learning_rate if rate is None else rate,
             **self.activations_and_cache(),
         )
+
+    def _stages(self) -> str:
+        """`stages`, or what auto stands for."""
+        if self.stages != AUTO:
+            return self.stages
+        fits = self.method == "lr-qat" and not self.streamed
+        few = self.has_target or find_grid(self.grid).bits <= _FEW_BITS
+        return "blocks,model" if fits and few else "model"
+
+    def _teacher(self, stages: str) -> str:
+        """`teacher`, or what auto stands for."""
+        if self.teacher != AUTO:
+            return self.teacher
+        # Exact frozen weights give the original back; any other form needs a copy of it.
+        second = self.streamed and (self.phi != "fp32" or "blocks" in stages)
+        return NONE if second else SELF
 
     def to_json(self) -> dict[str, Any]:
         """All settings, resolved, for the checkpoint and for a resumed run to compare with."""
@@ -104,7 +138,8 @@ def _refuse_measuring(config: TrainConfig) -> None:
             "fits, and give its recipe with --recipe"
         )
     scales, low_rank = config.range_init, config.lora_init
-    if scales != AUTO and RANGE_INITS[scales].weighted and not config.imatrix:
+    measured = config.by_blocks or config.imatrix
+    if scales != AUTO and RANGE_INITS[scales].weighted and not measured:
         raise UserError(
             f"--streamed has no whole model to measure what --range-init {scales} needs; "
             "give --imatrix, or --range-init l2"

@@ -8,6 +8,7 @@ import torch
 
 from lrqat.atomic_files import refuse_unwritable
 from lrqat.checkpoint.weight_kinds import WeightKind
+from lrqat.layers.frozen import downcast_for
 from lrqat.models.standard_format import loads_with_transformers
 from lrqat.models.surgery import SurgeryPlan
 from lrqat.models.tying import is_tied
@@ -52,5 +53,22 @@ def bytes_written(model: Any, surgery: SurgeryPlan, config: TrainConfig, trained
         checkpoint += 4 * sum(count for kind, count in kinds if kind == WeightKind.EMBEDDING)
     moments = 2 if config.optimizer == "adamw8bit" else 8
     every = config.save_every or max(1, config.steps // 10)
-    states = min(_STATES, max(1, config.steps // every)) if trained else 0
-    return checkpoint + states * trained * (4 + moments)
+    states = min(_STATES, max(1, config.steps // every)) if trained and config.as_a_whole else 0
+    start = 4 * trained if trained and config.as_a_whole else 0
+    return checkpoint + states * trained * (4 + moments) + start + _blocks(surgery, config)
+
+
+def _blocks(surgery: SurgeryPlan, config: TrainConfig) -> int:
+    """The finished blocks: Phi0 and what belongs to it, of every weight."""
+    if not config.by_blocks:
+        return 0
+    targets = surgery.quantized.values()
+    forms = {t.grid: downcast_for(config.phi, t.grid) for t in targets}
+    return sum(
+        t.count
+        * t.shape[0]
+        * forms[t.grid].columns(t.grid, t.shape[1])
+        * forms[t.grid].dtype().itemsize
+        + 8 * t.groups
+        for t in targets
+    )

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from lrqat.layers.methods import METHODS
 from lrqat.models import hub
-from lrqat.models.preparation import Settings, freeze_scales, prepare
+from lrqat.models.preparation import Settings, freeze_scales, prepare, quantized_layers
 from lrqat.models.surgery import SurgeryPlan
 from lrqat.training.config import TrainConfig
 from lrqat.training.meta_step import PurposeCounter, run_step, shapes_only
@@ -154,6 +154,9 @@ def _prepared(model: Any, plan: SurgeryPlan, config: TrainConfig, dtype: torch.d
     student = prepare(on_meta(type(model), model.config, dtype), plan, config)
     if not config.trains_scales:
         freeze_scales(student)
+    if config.by_blocks:
+        for _, weight in quantized_layers(student):
+            weight.forget_original()
     return student
 
 

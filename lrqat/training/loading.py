@@ -75,14 +75,19 @@ def load_prepared(
             trust_remote_code=config.trust_remote_code,
         )
         if model is None:
-            raise ModelError(
-                f"the weights of {config.model} are not stored one by one under the names that "
-                "transformers gives them; train without --streamed"
-            )
+            raise not_one_by_one(config.model)
     if not config.trains_scales:
         freeze_scales(model)
     quantize_activations(model, plan.surgery, config, batches)
     return model
+
+
+def not_one_by_one(model: str) -> ModelError:
+    """Why a model cannot be streamed."""
+    return ModelError(
+        f"the weights of {model} are not stored one by one under the names that transformers gives "
+        "them; train without --streamed"
+    )
 
 
 def _preparing(names: Any) -> Any:

@@ -56,12 +56,32 @@ def measure(
     return found
 
 
-def measure_start(
-    model: Any, windows: Windows, say: Say, teacher: LogitsFunction | None = None
-) -> Measurement:
-    """Measure a prepared model rounded to nearest, which is returned; and where else it starts."""
+@dataclass(frozen=True)
+class Beginning:
+    """Where training begins.
+
+    Attributes:
+        rounded: rounded to nearest; None after blocks, which do not begin there.
+        start: with A and B as they start; the same measurement where that is round-to-nearest.
+    """
+
+    rounded: Measurement | None
+    start: Measurement
+
+
+def measure_beginning(
+    model: Any,
+    windows: Windows,
+    say: Say,
+    teacher: LogitsFunction | None = None,
+    *,
+    after_blocks: bool = False,
+) -> Beginning:
+    """Measure a prepared model before it is trained as a whole."""
+    if after_blocks:
+        return Beginning(None, measure(model, windows, "after the blocks", say, teacher))
     with round_to_nearest(model) as elsewhere:
         rounded = measure(model, windows, "round-to-nearest", say, teacher)
-    if elsewhere:
-        measure(model, windows, "at the start", say, teacher)
-    return rounded
+    if not elsewhere:
+        return Beginning(rounded, rounded)
+    return Beginning(rounded, measure(model, windows, "at the start", say, teacher))

@@ -50,6 +50,7 @@ def make_optimizer(
     *,
     betas: tuple[float, float],
     weight_decay: float,
+    factors: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
     """An optimiser with one group of parameters for every rate that occurs.
 
@@ -59,19 +60,24 @@ def make_optimizer(
         rates: peak rate by its name: the values of `RATE_OF`.
         betas: decay of the first and second moment.
         weight_decay: decoupled, the same for all.
+        factors: what the rates of parameters are multiplied by, by name; see
+            `lrqat.training.rates`. Those that are not named have 1.
 
     Raises:
         UserError: no such optimiser, or its library is not installed.
         ValueError: a parameter that no rate is known for.
     """
     refuse_unavailable(name)
-    groups: dict[str, list[nn.Parameter]] = {}
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {}
     for full_name, parameter in parameters:
-        groups.setdefault(_rate_of(full_name), []).append(parameter)
-    # The first group's rate is the one that the Trainer logs: that of A and B, where there are any.
-    order = [rate for rate in dict.fromkeys(RATE_OF.values()) if rate in groups]
+        factor = (factors or {}).get(full_name, 1.0)
+        groups.setdefault((_rate_of(full_name), factor), []).append(parameter)
+    order = list(dict.fromkeys(RATE_OF.values()))
     return OPTIMIZERS[name](
-        [{"params": groups[rate], "lr": rates[rate]} for rate in order],
+        [
+            {"params": groups[key], "lr": rates[key[0]] * key[1]}
+            for key in sorted(groups, key=lambda key: (order.index(key[0]), key[1]))
+        ],
         betas=betas,
         weight_decay=weight_decay,
     )

@@ -2,6 +2,7 @@
 
     loading      the model, while its files are mapped; streamed, the prepared model and one weight
     measuring    the model and a batch of text, what is kept of the inputs; the search of the start
+    blocks       a block's weights, their optimiser, and the hidden states before it
     training     a step, see `lrqat.training.estimate`
     evaluation   the model in float32, logits of one window, and their probabilities in float64
     writing      the model, and a copy of what goes into the checkpoint
@@ -22,6 +23,7 @@ from lrqat.init.input_directions import sketch_columns
 from lrqat.layers.methods import METHODS
 from lrqat.models.stored_model import StoredModel
 from lrqat.models.surgery import SurgeryPlan
+from lrqat.training.blocks.memory import block_bytes
 from lrqat.training.calibration import batch_shape, is_directed, is_measured
 from lrqat.training.config import TrainConfig
 from lrqat.training.estimate import MemoryEstimate, estimate_memory, on_meta, prepared_on_meta
@@ -104,7 +106,9 @@ def estimate_run(
     step = estimate_memory(stored.skeleton, plan, config, dtype)
     run = _Run(stored, plan, config, dtype, step, on_cpu=torch.device(device).type == "cpu")
     phases = {"loading": run.loading(), "measuring": run.measuring()}
-    if METHODS[config.method].trains:
+    if config.by_blocks:
+        phases["blocks"] = run.blocks()
+    if METHODS[config.method].trains and config.as_a_whole:
         phases["training"] = run.training()
     phases |= {"evaluation": run.evaluation(), "writing": run.writing()}
     if run.on_cpu:
@@ -162,6 +166,8 @@ class _Run:
             return self.prepared + max(self._one_weight(), self._scoring(self._student_window))
         inputs = self._kept_of_inputs()
         needed = [self.whole + self._scoring(self._window)]
+        if self.config.by_blocks:
+            return max(needed[0], self.prepared + self.second + self._scoring(self._student_window))
         if is_measured(self.config, self.config.imatrix):
             lost = self._lost(self._batch_shape(), _LOST_IN_A_PASS)
             needed.append(self.whole + self._batch + inputs + lost)
@@ -169,6 +175,10 @@ class _Run:
         needed.append(max(self.whole, prepared) + inputs + _SEARCH_BYTES)
         needed.append(prepared + self.second + self._scoring(self._student_window))
         return max(needed)
+
+    def blocks(self) -> int:
+        model = max(self.whole, self.prepared) + self.mapped
+        return model + block_bytes(self._stored.skeleton, self.plan, self.config) + _LOST_ALWAYS
 
     def training(self) -> int:
         # A state is saved between two steps, from a copy of the moments.

@@ -52,6 +52,11 @@ def count() -> int:
     return dist.get_world_size() if _together() else 1
 
 
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if _together() else 0
+
+
 def wait() -> None:
     """Return when every process of the run has come here."""
     if _together():

@@ -1,14 +1,16 @@
 """What a training run did."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from lrqat.evaluation.perplexity import Perplexity
 from lrqat.layers.methods import METHODS
+from lrqat.training.blocks.stage import BlockReport
 from lrqat.training.config import TrainConfig
 from lrqat.training.fitting import Fitted
-from lrqat.training.measuring import Measurement
+from lrqat.training.measuring import Beginning, Measurement
 
 
 @dataclass(frozen=True)
@@ -20,47 +22,59 @@ class TrainReport:
         method: name of the method.
         before: perplexity of the full-precision model; None where it was never whole.
         rounded: of the same model rounded to nearest, before training; None where the method
-            rounds at the end.
+            rounds at the end, and after blocks, which do not begin there.
+        start: where training as a whole began, with A and B and after the blocks.
         after: of the fake-quant model that is written.
         kl_rounded: with a teacher, mean KL(teacher || model) at round-to-nearest, nats.
+        kl_start: the same at `start`.
         kl_after: the same after training.
         same_top_after: with a teacher, share of tokens where both put the same token first.
         changed: share of the integers that training changed.
         seconds: of training, without loading and measuring.
         skipped_steps: steps that were skipped because something was not finite.
+        blocks: what became of each block, where they were fitted one by one.
     """
 
     output: Path
     method: str
     before: Perplexity | None
     rounded: Perplexity | None
+    start: Perplexity | None
     after: Perplexity
     kl_rounded: float | None
+    kl_start: float | None
     kl_after: float | None
     changed: float
     seconds: float
     skipped_steps: int = 0
     same_top_after: float | None = None
+    blocks: tuple[BlockReport, ...] = ()
 
     @classmethod
     def of(
         cls,
         config: TrainConfig,
         before: Measurement | None,
-        rounded: Measurement | None,
+        beginning: Beginning | None,
         after: Measurement,
         fitted: Fitted,
         changed: float,
+        blocks: Sequence[BlockReport] = (),
     ) -> Self:
         """The report of what was measured, see the attributes."""
+        rounded = beginning.rounded if beginning else None
+        start = beginning.start if beginning else None
         return cls(
             output=Path(config.output),
             method=config.method,
             before=before.perplexity if before else None,
             rounded=rounded.perplexity if rounded else None,
+            start=start.perplexity if start else None,
             after=after.perplexity,
             kl_rounded=rounded.kl if rounded else None,
+            kl_start=start.kl if start else None,
             kl_after=after.kl,
+            blocks=tuple(blocks),
             same_top_after=after.same_top,
             changed=changed,
             seconds=fitted.seconds,
@@ -84,9 +98,15 @@ class TrainReport:
             "perplexity": {
                 "before": self.before and self.before.to_json(),
                 "round_to_nearest": self.rounded and self.rounded.to_json(),
+                "start": self.start and self.start.to_json(),
                 "after": self.after.to_json(),
             },
-            "kl": {"round_to_nearest": self.kl_rounded, "after": self.kl_after},
+            "kl": {
+                "round_to_nearest": self.kl_rounded,
+                "start": self.kl_start,
+                "after": self.kl_after,
+            },
+            "blocks": [asdict(block) for block in self.blocks],
             "same_top_after": self.same_top_after,
             "changed": self.changed,
             "seconds": self.seconds,

@@ -22,17 +22,22 @@ from lrqat.evaluation.perplexity import RULE, Perplexity
 from lrqat.layers.methods import METHODS
 from lrqat.models import hub
 from lrqat.models.fuse import fuse
+from lrqat.models.preparation import freeze_scales
 from lrqat.recipes.recipe import Recipe
 from lrqat.training import processes
 from lrqat.training.allocator import give_back
+from lrqat.training.best import keep_start, put_back
+from lrqat.training.blocks.stage import BlockReport, prepare_by_blocks
 from lrqat.training.budget import choose_grids, with_budget
+from lrqat.training.calibration import calibration_batches, quantize_activations
 from lrqat.training.callbacks import share_changed
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.corpus import Evaluation, read_corpus
+from lrqat.training.data.documents import TokenBlocks
 from lrqat.training.finishing import finish
 from lrqat.training.fitting import Fitted, fit
 from lrqat.training.loading import describe_base, load_original, load_prepared
-from lrqat.training.measuring import Say, measure, measure_start
+from lrqat.training.measuring import Say, measure, measure_beginning
 from lrqat.training.objectives.distillation import prepare_teacher
 from lrqat.training.plan import TrainingPlan, plan_training
 from lrqat.training.plots import plot_training
@@ -102,27 +107,49 @@ def _train(config: TrainConfig, plan: TrainingPlan, resume: str | None, say: Say
             original, tokenizer, plan.surgery, config, tokens, say
         )
         plan = with_budget(plan, recipe, config)
-    model = load_prepared(config, plan, corpus.blocks, original)
-    del original
-    give_back()
-    teacher = prepare_teacher(config, plan, model, corpus.blocks)
-    rounded, method = None, METHODS[config.method]
-    if method.rounds_inside:
-        rounded = measure_start(model, windows, say, teacher.logits)
-
-    fitted = Fitted(model)
     with explain_os_errors(output):
-        _open_states(states, state, config, recipe)
-        if method.trains:
+        _open_states(states, config, recipe, resumes=resume is not None)
+        model, reports = _prepare(config, plan, corpus.blocks, original, states)
+        del original
+        give_back()
+        teacher = prepare_teacher(config, plan, model, corpus.blocks)
+        method, fitted, beginning = METHODS[config.method], Fitted(model), None
+        if method.rounds_inside:
+            beginning = measure_beginning(
+                model, windows, say, teacher.logits, after_blocks=config.by_blocks
+            )
+        if method.trains and config.as_a_whole:
+            if state is None and processes.is_main():
+                keep_start(model, states)
             fitted = fit(model, teacher, config, plan, states, state)
     give_back()
     model = finish(fitted.model, config, plan, corpus.blocks)
     after = measure(model, windows, method.outcome, say, teacher.logits)
-    report = TrainReport.of(config, before, rounded, after, fitted, share_changed(model))
+    if fitted.history and beginning and put_back(model, states, beginning, after, say):
+        after = measure(model, windows, "what is written", say, teacher.logits)
+    changed = share_changed(model)
+    report = TrainReport.of(config, before, beginning, after, fitted, changed, reports)
     if processes.is_main():
         _publish(model, tokenizer, base, config, plan, corpus.evaluation, report, fitted)
     processes.leave()
     return report
+
+
+def _prepare(
+    config: TrainConfig, plan: TrainingPlan, blocks: TokenBlocks, original: Any, states: Path
+) -> tuple[Any, list[BlockReport]]:
+    """The model on its grids, and what became of its blocks if they were fitted one by one."""
+    if not config.by_blocks:
+        return load_prepared(config, plan, blocks, original), []
+    set_seed(config.seed)
+    model, reports = prepare_by_blocks(original, config, plan, blocks, states)
+    if not config.trains_scales:
+        freeze_scales(model)
+    batches = calibration_batches(
+        blocks, tokens=config.importance_tokens, batch_size=config.batch_size, device=plan.device
+    )
+    quantize_activations(model, plan.surgery, config, batches)
+    return model, reports
 
 
 def _say_nothing(message: str) -> None:
@@ -130,11 +157,11 @@ def _say_nothing(message: str) -> None:
 
 
 def _open_states(
-    folder: Path, state: Path | None, config: TrainConfig, recipe: Recipe | None
+    folder: Path, config: TrainConfig, recipe: Recipe | None, *, resumes: bool
 ) -> None:
     """Make the folder of states ready; those of an earlier run must not be taken for this one's."""
     if processes.is_main():
-        if state is None:
+        if not resumes:
             shutil.rmtree(folder, ignore_errors=True)
         record_run(folder, config, recipe)
     processes.wait()

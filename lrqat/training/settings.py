@@ -18,6 +18,7 @@ from lrqat.training.optimizers import OPTIMIZERS, refuse_unavailable
 
 SELF = "self"  # as --teacher: the model itself; as --data: text that the model writes
 NONE = "none"  # as --teacher
+STAGES = ("blocks,model", "blocks", "model")
 DTYPES = (AUTO, "float32", "bfloat16")
 EMBEDDING_AND_HEAD = "q8_0"  # their grid; costs next to nothing, and halves what F16 would take
 
@@ -161,8 +162,9 @@ class ObjectiveSettings(Group):
     title = "objective"
 
     teacher: str = option(
-        "none: cross-entropy; self: KL to the model's own full precision; or a model to distil",
-        NONE,
+        "self: KL to the model's own full precision; none: cross-entropy; or a model to distil; "
+        "auto: self, or none where --streamed would have to hold a second copy",
+        AUTO,
     )
     cross_entropy_weight: float = option(
         "share of cross-entropy in the loss with a teacher, 0 to 1", 0.0, between(0, 1)
@@ -228,6 +230,40 @@ class ActivationSettings(Group):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageSettings(Group):
+    """What is trained before the model as a whole."""
+
+    title = "stages"
+
+    stages: str = option(
+        "blocks: every decoder block learns to do what it did, all of its weights; model: A, B and "
+        "the scales, end to end; auto: blocks,model on 4 bits or fewer, else model",
+        AUTO,
+        one_of((AUTO, *STAGES)),
+    )
+    block_steps: int = option("steps of each block, of some 2,048 tokens", 50, at_least(1))
+    block_tokens: int = option(
+        "tokens of the text that blocks are trained on", 16384, at_least(2)
+    )  # fmt: skip
+    block_learning_rate: float = option(
+        "peak rate of a block's weights, in steps of the grid", 1.5e-2, at_least(0)
+    )
+    block_scale_learning_rate: float = option(
+        "peak rate of a block's scales, in means of a weight's", 1e-3, at_least(0)
+    )
+
+    @property
+    def by_blocks(self) -> bool:
+        """Whether blocks are fitted one by one; known once `stages` is no longer auto."""
+        return "blocks" in self.stages
+
+    @property
+    def as_a_whole(self) -> bool:
+        """Whether the model is trained end to end."""
+        return "model" in self.stages
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScheduleSettings(Group):
     """How much is trained on, and how fast."""
 
@@ -240,12 +276,14 @@ class ScheduleSettings(Group):
     )
     gradient_accumulation: int = option("batches per step", 1, at_least(1))
     learning_rate: float | None = option(
-        "peak rate of A and B; default: "
+        "peak rate of A and B, in steps of the grid; default: "
         + ", ".join(f"{init.learning_rate:g} from {name}" for name, init in LORA_INITS.items()),
         None,
         at_least(0),
     )
-    scale_learning_rate: float = option("peak rate of the scales", 1e-4, at_least(0))
+    scale_learning_rate: float = option(
+        "peak rate of the scales, in means of a weight's", 3e-3, at_least(0)
+    )
     weight_learning_rate: float = option(
         "peak rate of the weights of --method full", 1e-4, at_least(0)
     )

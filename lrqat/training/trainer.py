@@ -21,6 +21,7 @@ from lrqat.atomic_files import write_json
 from lrqat.errors import CheckpointError, NonFiniteLossError, UserError
 from lrqat.training.guard import MOST_IN_A_ROW, StepGuard
 from lrqat.training.optimizers import make_optimizer
+from lrqat.training.rates import rate_factors
 from lrqat.training.states import folder as states
 from lrqat.training.states.folder import ADAPTERS
 from lrqat.training.states.sharding import fill, full, shard_like, skeleton
@@ -60,6 +61,7 @@ class LRQATTrainer(Trainer):
         super().__init__(model, *args, **kwargs)
         # self.model may become a distributed wrapper; names of saved tensors are the inner model's.
         self._prepared = model.model
+        self._factors = rate_factors(self._prepared)
         self._rates, self._optimizer_name = rates, optimizer
         self.guard = guard or StepGuard()
         self._skeleton: nn.Module | None = None
@@ -95,6 +97,7 @@ class LRQATTrainer(Trainer):
                 self._rates,
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
                 weight_decay=self.args.weight_decay,
+                factors=self._factors,
             )
         return self.optimizer
 

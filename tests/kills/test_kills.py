@@ -25,7 +25,7 @@ SEED = os.environ.get("KILLS_SEED", "0")
 TRAIN = (
     "train --model {model} --data {text} --output {{place}}/run --grid q4_0 --rank 4 --steps 4 "
     "--save-every 2 --batch-size 1 --sequence-length 32 --context 32 --eval-windows 2 "
-    "--range-init minmax --lora-init random --seed "
+    "--range-init minmax --lora-init random --stages model --seed "
 )
 GGUF = "export {runs}/%s --format gguf --output {{place}}/model.gguf"
 SHARDS = GGUF + " --split-max-size 20000"

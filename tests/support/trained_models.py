@@ -46,6 +46,7 @@ def train_on(base_model, text_file, tmp_path_factory):
                 rank=8,
                 context=128,
                 teacher="self",
+                stages="model",
                 **settings,
             )
             assert train(config).changed > 0

@@ -24,6 +24,7 @@ def trained(tiny_model, text_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tools") / "run"
     arguments = ["--model", tiny_model, "--data", text_file, "--output", folder, "--steps", 5]
     arguments += ["--batch-size", 2, "--sequence-length", 32, "--context", 64, "--rank", 4]
+    arguments += ["--stages", "model", "--teacher", "none"]
     assert train.main([str(a) for a in arguments]) == 0
     with reused_traces():
         for name in ("gguf", "onnx"):
@@ -203,14 +204,15 @@ def test_existing_output_is_kept_without_overwrite_and_on_a_full_disk(
 def test_a_real_process_prints_one_object_and_nothing_else(tiny_model, text_file, tmp_path):
     arguments = ["--model", tiny_model, "--data", text_file, "--output", tmp_path / "run"]
     arguments += ["--steps", 2, "--batch-size", 2, "--sequence-length", 32, "--context", 64]
+    arguments += ["--stages", "model", "--teacher", "none"]
     done = run("train", *arguments, "--eval-windows", 4, "--json")
     assert done.returncode == 0, done.stderr
     report = one_object(done.stdout)
     assert report.keys() == {
         *("output", "perplexity", "kl", "same_top_after", "changed", "seconds", "skipped_steps"),
-        *("made_worse", "method"),
+        *("made_worse", "method", "blocks"),
     }
-    assert report["perplexity"].keys() == {"before", "round_to_nearest", "after"}
+    assert report["perplexity"].keys() == {"before", "round_to_nearest", "start", "after"}
     done = run("export", tmp_path / "run", "--format", "gguf", "--json")
     assert done.returncode == 0, done.stderr
     assert Path(one_object(done.stdout)["path"]).stat().st_size == one_object(done.stdout)["bytes"]

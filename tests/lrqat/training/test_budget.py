@@ -12,7 +12,18 @@ from lrqat.recipes.recipe_file import read_recipe
 
 SIZE = 150_000  # bytes; the tiny model has 0.4 million weights
 SHORT = ["--steps", "2", "--rank", "4", "--batch-size", "1", "--sequence-length", "64"]
-SHORT += ["--context", "64", "--eval-windows", "2", "--importance-tokens", "512"]
+SHORT += [
+    "--stages",
+    "model",
+    "--teacher",
+    "none",
+    "--context",
+    "64",
+    "--eval-windows",
+    "2",
+    "--importance-tokens",
+    "512",
+]
 
 
 def arguments(tiny_model, text_file, folder):

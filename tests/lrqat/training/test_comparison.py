@@ -14,7 +14,7 @@ from lrqat.training.config import TrainConfig
 def options(tiny_model, text_file, tmp_path):
     values = {
         "model": tiny_model, "data": text_file, "eval-data": text_file, "output": tmp_path / "out",
-        "steps": 2, "batch-size": 1, "sequence-length": 32, "rank": 4, "context": 32,
+        "steps": 2, "stages": "model", "batch-size": 1, "sequence-length": 32, "rank": 4, "context": 32,
         "eval-windows": 2, "teacher": "self",
     }  # fmt: skip
     flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
@@ -42,7 +42,9 @@ def test_the_table_has_a_row_for_every_run_and_goes_on_where_it_stopped(options,
 
 
 def test_a_comparison_without_a_teacher_or_with_a_wrong_name_is_refused(tiny_model, text_file):
-    config = TrainConfig(model=str(tiny_model), data=str(text_file), output="nowhere")
+    config = TrainConfig(
+        model=str(tiny_model), data=str(text_file), output="nowhere", teacher="none"
+    )
     with pytest.raises(UserError, match="needs --teacher"):
         compare_methods(config, ["q4_0"], ["rtn"])
 

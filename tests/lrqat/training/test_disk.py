@@ -12,7 +12,7 @@ from lrqat.training.plan import plan_training
 from lrqat.training.run import train
 
 SHORT = {"steps": 4, "batch_size": 2, "sequence_length": 32, "rank": 4, "context": 32}
-SHORT |= {"eval_windows": 2, "importance_tokens": 64}
+SHORT |= {"stages": "model", "teacher": "none", "eval_windows": 2, "importance_tokens": 64}
 
 
 @pytest.fixture
@@ -43,4 +43,4 @@ def test_the_plan_refuses_a_disk_with_less_than_that(settings, monkeypatch):
 def test_the_plan_refuses_a_teacher_cache_that_cannot_be_made(settings, text_file, tmp_path):
     inside_a_file = str(text_file / "cache")
     with pytest.raises(OutputError, match=r"cannot write .*cache: a part of its path is a file"):
-        plan_training(TrainConfig(**settings, teacher="self", teacher_cache=inside_a_file))
+        plan_training(TrainConfig(**settings | {"teacher": "self", "teacher_cache": inside_a_file}))

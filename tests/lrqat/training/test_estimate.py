@@ -24,6 +24,7 @@ from lrqat.training.objectives.losses import ModelTeacher, Objective, SelfTeache
 
 def config(**values):
     fields = {"model": "", "data": "", "output": "", "range_init": "minmax", "rank": 8}
+    fields |= {"stages": "model", "teacher": "none"}
     return TrainConfig(**{**fields, **values}).resolved()
 
 

@@ -22,7 +22,14 @@ posix = pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 
 def arguments(model, text, output, *more, method="rtn"):
     small = {"steps": 2, "batch-size": 1, "sequence-length": 32, "rank": 4, "context": 32}
-    small |= {"eval-windows": 2, "importance-tokens": 64, "save-every": 1, "method": method}
+    small |= {
+        "stages": "model",
+        "teacher": "none",
+        "eval-windows": 2,
+        "importance-tokens": 64,
+        "save-every": 1,
+        "method": method,
+    }
     options = {"model": model, "data": text, "output": output} | small
     return [str(part) for name, value in options.items() for part in (f"--{name}", value)] + [*more]
 

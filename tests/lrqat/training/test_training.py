@@ -21,7 +21,7 @@ from lrqat.training.run import train
 from lrqat.training.trainer import ADAPTERS
 
 FAST = {"steps": 8, "batch_size": 2, "sequence_length": 32, "rank": 4, "context": 32}
-FAST |= {"eval_windows": 4, "save_every": 2}
+FAST |= {"eval_windows": 4, "save_every": 2, "stages": "model", "teacher": "none"}
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_killed_run_resumes_to_the_same_result(settings, tmp_path):
 
 def test_resuming_with_other_settings_is_refused(settings):
     train(TrainConfig(**settings))
-    with pytest.raises(UserError, match=r"learning_rate 0\.0002, this one has 0\.5"):
+    with pytest.raises(UserError, match=r"learning_rate 0\.0007, this one has 0\.5"):
         train(TrainConfig(**settings | {"learning_rate": 0.5}), resume="auto")
     with pytest.raises(UserError, match="not a complete saved state"):
         train(TrainConfig(**settings), resume=settings["output"])

@@ -13,7 +13,13 @@ from lrqat.training.config import TrainConfig
 from lrqat.training.run import train
 
 SHORT = {"steps": 3, "batch_size": 2, "sequence_length": 32, "rank": 4, "context": 32}
-SHORT |= {"eval_windows": 2, "save_every": 3, "teacher": "self", "importance_tokens": 64}
+SHORT |= {
+    "stages": "model",
+    "eval_windows": 2,
+    "save_every": 3,
+    "teacher": "self",
+    "importance_tokens": 64,
+}
 
 
 @pytest.fixture

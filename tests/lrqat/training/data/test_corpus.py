@@ -25,6 +25,7 @@ def settings(tiny_model, tmp_path):
         "model": str(tiny_model), "data": str(tmp_path / "text.txt"),
         "output": str(tmp_path / "out"), "steps": 1, "batch_size": 1, "sequence_length": 32,
         "context": 32, "eval_windows": 4, "rank": 2, "importance_tokens": 64,
+        "stages": "model", "teacher": "none",
     }  # fmt: skip
 
 

@@ -1,0 +1,67 @@
+"""What a run publishes: the state with the least held-out KL, perhaps the one it began with."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from lrqat.atomic_files import replaced_file
+from lrqat.models.preparation import quantized_layers
+from lrqat.training.measuring import Beginning, Measurement, Say
+from lrqat.training.trainer import trained_parameters
+
+_FILE = "start.safetensors"
+
+
+def keep_start(model: Any, folder: Path) -> None:
+    """Write what is trained of a prepared model, before it is, into the folder of states."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {n: p.detach().cpu().contiguous() for n, p in trained_parameters(model).items()}
+    with replaced_file(folder / _FILE, overwrite=True) as staging:
+        save_file(tensors, staging, metadata={"format": "pt"})
+
+
+@torch.no_grad()
+def restore_start(model: Any, folder: Path, *, rounded: bool) -> None:
+    """Put a model back to where its training began.
+
+    Args:
+        model: as training left it.
+        folder: of the states of the run.
+        rounded: to round-to-nearest instead, which is the start with A = 0.
+    """
+    for name, value in load_file(folder / _FILE).items():
+        model.get_parameter(name).copy_(value)
+    if rounded:
+        for _, weight in quantized_layers(model):
+            weight.lora_a.zero_()
+
+
+def put_back(model: Any, folder: Path, beginning: Beginning, after: Measurement, say: Say) -> bool:
+    """Put a model back to where it was better, if training only made it worse.
+
+    Args:
+        model: as training left it.
+        folder: of the states of the run.
+        beginning: where training began.
+        after: where it ended.
+        say: is told.
+
+    Returns:
+        Whether it was put back.
+    """
+    ways = [("its start", beginning.start, False)]
+    if beginning.rounded is not None:
+        ways.append(("round-to-nearest", beginning.rounded, True))
+    name, best, rounded = min(ways, key=lambda way: _distance(way[1]))
+    if _distance(after) <= _distance(best):
+        return False
+    say(f"training ended above {name}, so {name} is what is written")
+    restore_start(model, folder, rounded=rounded)
+    return True
+
+
+def _distance(measured: Measurement) -> float:
+    """KL from the teacher, or without one, perplexity."""
+    return measured.perplexity.perplexity if measured.kl is None else measured.kl

@@ -1,0 +1,45 @@
+"""What the block-wise stage needs in memory beside the model, from shapes alone."""
+
+from collections import Counter
+from typing import Any
+
+from lrqat.models.hidden_states import anatomy
+from lrqat.models.surgery import SurgeryPlan
+from lrqat.training.blocks.fitting import BATCH_TOKENS
+from lrqat.training.blocks.states import MOST_IN_MEMORY
+from lrqat.training.config import TrainConfig
+
+# V, where it started, its gradient, two moments, and the integers of round-to-nearest.
+_BYTES_A_WEIGHT = 4 * 5 + 1
+# float64 copies of the largest second moments while their inverse is factorised.
+_COPIES_OF_MOMENTS = 3
+# float32 values of a token that a block keeps for its backward pass, in widths of the model and of
+# its feed-forward part.
+_KEPT_OF_HIDDEN, _KEPT_OF_INNER = 17, 3
+
+
+def block_bytes(model: Any, plan: SurgeryPlan, config: TrainConfig) -> int:
+    """Bytes of the fullest block: its weights and their optimiser, hidden states, activations.
+
+    Args:
+        model: on any device, also meta.
+        plan: which weights go on which grid.
+        config: the settings, resolved.
+    """
+    prefix = f"{anatomy(model).layers}."
+    weights: Counter[str] = Counter()
+    moments: Counter[str] = Counter()
+    for name, target in plan.quantized.items():
+        if name.startswith(prefix):
+            block = name.removeprefix(prefix).partition(".")[0]
+            weights[block] += target.weights
+            moments[block] += 4 * target.shape[1] ** 2 if target.is_layer else 0
+    widest = max((t.shape[1] for t in plan.quantized.values() if t.is_layer), default=0)
+    text = model.config.get_text_config()
+    hidden, inner = text.hidden_size, getattr(text, "intermediate_size", None) or 0
+    inner = inner or 4 * hidden
+    tokens = max(BATCH_TOKENS, config.sequence_length)
+    states = 2 * min(2 * config.block_tokens * hidden, MOST_IN_MEMORY)
+    started = max(moments.values(), default=0) + _COPIES_OF_MOMENTS * 8 * widest**2
+    kept = 4 * tokens * (_KEPT_OF_HIDDEN * hidden + _KEPT_OF_INNER * inner)
+    return states + max(started, kept) + _BYTES_A_WEIGHT * max(weights.values(), default=0)

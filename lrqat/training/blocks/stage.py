@@ -1,0 +1,259 @@
+"""The loop over the blocks: a model in full precision in, a prepared model out.
+
+A block is in full precision until its turn comes. Then what it makes of the full-precision states
+is kept as the target, its weights are put on their grids and fitted, and what it makes of the
+states that the blocks before it handed on becomes the inputs of the next.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lrqat.init import imatrix_file
+from lrqat.layers.frozen import downcast_for
+from lrqat.layers.weight import QuantizedWeight
+from lrqat.models.hidden_states import anatomy
+from lrqat.models.preparation import prepare, quantized_layers
+from lrqat.models.streaming import StreamedModel, open_streamed
+from lrqat.models.surgery import SurgeryPlan, Target
+from lrqat.training import processes
+from lrqat.training.blocks.fitting import fit_block
+from lrqat.training.blocks.moments import second_moments, thaw_compensated
+from lrqat.training.blocks.saved import FOLDER, SavedBlocks
+from lrqat.training.blocks.states import HiddenStates
+from lrqat.training.blocks.walk import BlockWalk
+from lrqat.training.calibration import measure_inputs
+from lrqat.training.config import TrainConfig
+from lrqat.training.data.documents import TokenBlocks
+from lrqat.training.loading import not_one_by_one
+from lrqat.training.plan import TrainingPlan
+
+_REST = "rest"
+_REST_TOKENS = 4096  # that the importance of the head's inputs is measured on
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """What became of a block.
+
+    Attributes:
+        name: of the block.
+        before: mean relative squared error of a token as it was rounded, on text held out.
+        after: the same when it was fitted.
+        changed: share of the integers that are not those of round-to-nearest.
+    """
+
+    name: str
+    before: float
+    after: float
+    changed: float
+
+
+def prepare_by_blocks(
+    original: Any, config: TrainConfig, plan: TrainingPlan, text: TokenBlocks, folder: Path
+) -> tuple[Any, list[BlockReport]]:
+    """Put a model on its grids, block by block, see `lrqat.training.blocks`.
+
+    Args:
+        original: in full precision, which becomes the prepared one; None reads the weights of one
+            block at a time instead.
+        config: the settings, resolved.
+        plan: which weights go on which grid, and where to compute.
+        text: of which `block_tokens` are used.
+        folder: where the run keeps its states; finished blocks found there are taken.
+
+    Returns:
+        The prepared model, and what became of every block.
+
+    Raises:
+        ModelError: its blocks cannot be run one at a time, or its files not read so.
+        NonFiniteLossError: a block diverged.
+        CheckpointError: a finished block was altered.
+    """
+    saved = SavedBlocks(folder, writes=processes.is_main())
+    if original is not None:
+        original.requires_grad_(False).eval()
+        stage = _Stage(original, config, plan, saved)
+        return original, stage.go(text, folder / FOLDER)
+    streamed = open_streamed(
+        config.model,
+        dtype=plan.dtype,
+        device=plan.device,
+        trust_remote_code=config.trust_remote_code,
+    )
+    if streamed is None:
+        raise not_one_by_one(config.model)
+    blocks = f"{anatomy(streamed.model).layers}."
+    streamed.fill(lambda name: not name.startswith(blocks))
+    stage = _Stage(streamed.model, config, plan, saved, streamed)
+    reports = stage.go(text, folder / FOLDER)
+    return streamed.complete(plan.device), reports
+
+
+class _Stage:
+    def __init__(
+        self,
+        model: Any,
+        config: TrainConfig,
+        plan: TrainingPlan,
+        saved: SavedBlocks,
+        files: StreamedModel | None = None,
+    ) -> None:
+        self.files = files
+        self.model, self.config, self.plan, self.saved = model, config, plan, saved
+        self.walk = BlockWalk(model, config.sequence_length)
+        self.dtype = next(model.parameters()).dtype
+        layers = {n: t.shape[1] for n, t in plan.surgery.quantized.items() if t.is_layer}
+        heads = [name for name in layers if "." not in name]
+        self.given = (
+            imatrix_file.read(config.imatrix, layers, optional=heads) if config.imatrix else {}
+        )
+
+    def go(self, text: TokenBlocks, folder: Path) -> list[BlockReport]:
+        if all(name in self.saved for name in (*self.walk.names, _REST)):
+            return self._all_saved()
+        exact, inputs = self._enter(text, folder), self._enter(text, folder)
+        try:
+            reports = []
+            bar = tqdm(
+                self.walk.names, desc="blocks", unit="block", disable=not processes.is_main()
+            )
+            for index, name in enumerate(bar):
+                reports.append(self._block(index, name, exact, inputs))
+                bar.set_postfix_str(
+                    f"error {reports[-1].before:.2g} -> {reports[-1].after:.2g}, "
+                    f"{reports[-1].changed:.1%} of integers changed"
+                )
+            self._rest(inputs)
+        finally:
+            exact.close()
+            inputs.close()
+        return reports
+
+    def _all_saved(self) -> list[BlockReport]:
+        for name in (*self.walk.names, _REST):
+            self._fill(name)
+            self._load(name)
+        return [BlockReport(name, **self.saved.note(name)) for name in self.walk.names]
+
+    def _block(
+        self, index: int, name: str, exact: HiddenStates, inputs: HiddenStates
+    ) -> BlockReport:
+        """Fit a block; `exact` and `inputs` become what leaves it."""
+        self._fill(name)
+        done = name in self.saved
+        moments = {} if done else self._moments(index, name, inputs)
+        exact.become(lambda rows: self.walk.run(index, exact.batch(rows, self.dtype)))
+        if done:
+            self._load(name)
+            report = BlockReport(name, **self.saved.note(name))
+        else:
+            report = self._fit(index, name, moments, inputs, exact)
+        inputs.become(lambda rows: self.walk.run(index, inputs.batch(rows, self.dtype)))
+        return report
+
+    def _fit(
+        self,
+        index: int,
+        name: str,
+        moments: dict[str, Tensor],
+        inputs: HiddenStates,
+        targets: HiddenStates,
+    ) -> BlockReport:
+        importance = {n: m.diagonal() for n, m in moments.items()} | self.given
+        prepared = replace(self.config, phi="fp32", lora_init="random")
+        prepare(self.model, self._part(self._inside(name)), prepared, importance=importance)
+        weights = self._weights(name)
+        nearest = {n: weight.integers() for n, weight in weights.items()}
+        thaw_compensated(weights, moments)
+        fit = fit_block(
+            lambda hidden: self.walk.run(index, hidden),
+            list(weights.values()),
+            inputs,
+            targets,
+            self.config,
+            self.config.seed + index,
+            self.dtype,
+        )
+        for weight in weights.values():
+            weight.freeze(downcast_for(self.config.phi, weight.grid))
+        changed = sum(int((weights[n].integers() != q).sum()) for n, q in nearest.items())
+        share = changed / max(1, sum(q.numel() for q in nearest.values()))
+        note = {**asdict(fit), "changed": share}
+        self.saved.save(name, weights, note)
+        return BlockReport(name, **note)
+
+    def _moments(self, index: int, name: str, inputs: HiddenStates) -> dict[str, Tensor]:
+        """Module name -> E[x x^T] of what the blocks before hand on to it."""
+        layers = [n for n, target in self._inside(name).items() if target.is_layer]
+        short = [n.removeprefix(f"{name}.") for n in layers]
+        batches = inputs.batches(self.dtype)
+        found = second_moments(self.walk.as_module(index), short, batches)
+        return {f"{name}.{n}": m for n, m in found.items()}
+
+    def _rest(self, inputs: HiddenStates) -> None:
+        """What is in no block: embedding and head, which are put on their grids as ever."""
+        if _REST in self.saved:
+            self._load(_REST)
+            return
+        part = self._part(self._outside())
+        rows = slice(0, max(1, _REST_TOKENS // inputs.shape[1]))
+        batches = [inputs.batch(rows, self.dtype)]
+        measured = measure_inputs(self.walk.tail(), part, self.config, self.config.imatrix, batches)
+        prepare(
+            self.model,
+            part,
+            self.config,
+            importance=measured.importance,
+            directions=measured.directions,
+        )
+        self.saved.save(_REST, self._weights(_REST), {})
+
+    def _load(self, name: str) -> None:
+        """Make the weights of a block, or of the rest, that was finished before."""
+        wanted = self._outside() if name == _REST else self._inside(name)
+        cheap = replace(self.config, range_init="minmax", lora_init="random")
+        prepare(self.model, self._part(wanted), cheap)
+        self.saved.load(name, self._weights(name))
+
+    def _fill(self, name: str) -> None:
+        """Read the weights of a block, if they are not there."""
+        if self.files is not None:
+            self.files.fill(lambda parameter: parameter.startswith(f"{name}."))
+
+    def _enter(self, text: TokenBlocks, folder: Path) -> HiddenStates:
+        """The states of the text before the first block."""
+        count = max(2, self.config.block_tokens // self.config.sequence_length)
+        tokens = torch.from_numpy(text.tokens[:count].astype("int64"))
+        hidden = self.walk.embed(tokens[:1]).shape[-1]
+        shape = (len(tokens), tokens.shape[1], hidden)
+        states = HiddenStates(shape, torch.device(self.plan.device), folder)
+        states.become(lambda rows: self.walk.embed(tokens[rows]))
+        return states
+
+    def _inside(self, block: str) -> dict[str, Target]:
+        """The targets of a block."""
+        quantized = self.plan.surgery.quantized
+        return {n: target for n, target in quantized.items() if n.startswith(f"{block}.")}
+
+    def _outside(self) -> dict[str, Target]:
+        inside = tuple(f"{name}." for name in self.walk.names)
+        quantized = self.plan.surgery.quantized
+        return {n: target for n, target in quantized.items() if not n.startswith(inside)}
+
+    def _part(self, targets: dict[str, Target]) -> SurgeryPlan:
+        return replace(self.plan.surgery, quantized=targets)
+
+    def _weights(self, name: str) -> dict[str, QuantizedWeight]:
+        """Trained weights by name, of a block or of the rest."""
+        inside = tuple(f"{block}." for block in self.walk.names)
+        wanted = f"{name}."
+        return {
+            n: weight
+            for n, weight in quantized_layers(self.model)
+            if (not n.startswith(inside) if name == _REST else n.startswith(wanted))
+        }

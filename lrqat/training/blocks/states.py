@@ -1,0 +1,67 @@
+"""Hidden states of all sequences between two blocks, in bfloat16: in memory, or mapped from a file.
+
+A block's inputs are rounded to bfloat16 and nothing else is: 2 bytes a token and channel.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+MOST_IN_MEMORY = 1 << 30  # bytes of one `HiddenStates`; more is mapped from a file
+_BATCH_TOKENS = 4096  # run through a block at a time where there are no gradients
+
+
+class HiddenStates:
+    """(sequences, length, hidden), kept on the CPU.
+
+    Args:
+        shape: of all of them.
+        device: where batches of them are used.
+        folder: where a file goes if they are too many for memory; it is removed with them.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], device: torch.device, folder: Path) -> None:
+        self._device, self._file = device, None
+        size = math.prod(shape)
+        if 2 * size <= MOST_IN_MEMORY:
+            self._values = torch.empty(shape, dtype=torch.bfloat16)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = folder / f"hidden-{id(self):x}.tmp"
+        mapped = torch.from_file(str(self._file), shared=True, size=size, dtype=torch.bfloat16)
+        self._values = mapped.view(shape)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(sequences, length, hidden)."""
+        return self._values.shape  # type: ignore[return-value]
+
+    def batch(self, rows: Tensor | slice, dtype: torch.dtype) -> Tensor:
+        """Some sequences, in `dtype`, on the device."""
+        return self._values[rows].to(device=self._device, dtype=dtype)
+
+    def batches(self, dtype: torch.dtype) -> Iterator[Tensor]:
+        """All sequences in order, as many at a time as suit a pass without gradients."""
+        for rows in self._row_slices():
+            yield self.batch(rows, dtype)
+
+    @torch.no_grad()
+    def become(self, of: Callable[[slice], Tensor]) -> None:
+        """Replace all sequences, batch by batch, by `of(their rows)`."""
+        for rows in self._row_slices():
+            self._values[rows] = of(rows).to(device="cpu", dtype=torch.bfloat16)
+
+    def close(self) -> None:
+        """Remove the file, if there is one."""
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+
+    def _row_slices(self) -> Iterator[slice]:
+        step = max(1, _BATCH_TOKENS // self.shape[1])
+        return (slice(start, start + step) for start in range(0, len(self), step))

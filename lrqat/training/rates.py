@@ -1,0 +1,63 @@
+"""Rates in units that carry over from one model to another.
+
+A rate of 1e-4 is much for a scale of 0.01 and little for one of 0.3, and what a change of A does to
+V depends on the widths. So rates count what is learned in the steps of the grid:
+
+    A      steps by which V moves when every entry of A moves by its rate:
+           rate x grid step / (alpha/r  root of r  rms of B)
+    B      as many times its own size: rate x rms of B x `_B_SHARE`
+    s, o   means of the absolute scales (minima) of the weight
+
+Adam moves every entry by about its rate in each step, whatever the size of the gradient.
+"""
+
+import math
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from lrqat.layers.weight import QuantizedWeight
+
+_B_SHARE = 8.0
+# A factor is rounded to a power of this, so that the optimiser has few groups of parameters.
+_BASE = math.sqrt(2)
+
+
+def rate_factors(model: nn.Module) -> dict[str, float]:
+    """What the rates of trained parameters are multiplied by, by the parameter's name.
+
+    Parameters that are not named keep the rate as it is: those of plain LoRA and whole weights.
+
+    Args:
+        model: a prepared model; A, B and the scales are where training begins.
+    """
+    found: dict[str, float] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedWeight):
+            prefix = f"{name}." if name else ""
+            found |= {f"{prefix}{own}": _rounded(factor) for own, factor in _factors(module)}
+    return found
+
+
+def _factors(weight: QuantizedWeight) -> Iterator[tuple[str, float]]:
+    rank = weight.lora_b.shape[0]
+    if rank:
+        size = _rms(weight.lora_b)
+        moved = abs(weight.scaling) * math.sqrt(rank) * size
+        yield "lora_a", weight.grid.step / moved if moved else 1.0
+        yield "lora_b", _B_SHARE * size
+    yield "scale", _mean(weight.scale)
+    if weight.minimum is not None:
+        yield "minimum", _mean(weight.minimum)
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.detach().square().mean().sqrt())
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.detach().abs().mean())
+
+
+def _rounded(factor: float) -> float:
+    return float(_BASE ** round(math.log(factor, _BASE))) if factor > 0 else 1.0
