@@ -14,7 +14,8 @@ from lrqat.training.config import TrainConfig
 def options(tiny_model, text_file, tmp_path):
     values = {
         "model": tiny_model, "data": text_file, "eval-data": text_file, "output": tmp_path / "out",
-        "steps": 2, "stages": "model", "batch-size": 1, "sequence-length": 32, "rank": 4, "context": 32,
+        "steps": 2, "stages": "model", "batch-size": 1, "sequence-length": 32, "rank": 4,
+        "context": 32,
         "eval-windows": 2, "teacher": "self",
     }  # fmt: skip
     flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
