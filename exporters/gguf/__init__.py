@@ -17,6 +17,7 @@ from exporters.gguf.as_loaded import activation_types, rounded_tensors
 from exporters.gguf.converter.upstream import twin_options
 from exporters.gguf.file.header import GgufFileError
 from exporters.gguf.file.shards import model_files
+from exporters.gguf.headers import file_bytes
 from exporters.gguf.inspection import inspect
 from exporters.gguf.options import Options
 from exporters.gguf.planning import default_name, plan
@@ -34,6 +35,7 @@ __all__ = [
     "activation_types",
     "check_tensors",
     "default_name",
+    "file_bytes",
     "inspect",
     "model_files",
     "plan",

@@ -7,15 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
-
 from exporters.format import Progress
 from exporters.gguf.converter.upstream import run_converter
 from exporters.gguf.file.header import TensorInfo
-from exporters.gguf.file.shards import read_model, shard_entries, shard_paths
+from exporters.gguf.file.shards import read_model, shard_paths
+from exporters.gguf.headers import write_header
 from exporters.gguf.metadata import holds
-from exporters.gguf.plans import Plan, PlannedTensor, padded
+from exporters.gguf.plans import Plan, PlannedTensor
 from exporters.gguf.tensors.packing import packed_pieces
 from exporters.gguf.verification import check_tensors
 from exporters.parallel import in_order
@@ -109,8 +107,8 @@ def write(
 
 
 def _write_files(plan: Plan, paths: list[Path], progress: Progress, workers: int | None) -> None:
-    for no, (path, tensors) in enumerate(zip(paths, plan.shards, strict=True)):
-        _begin(plan, path, no, tensors)
+    for no, path in enumerate(paths):
+        os.truncate(path, write_header(plan, path, no))  # zeros for the tensors
     places = read_model(paths[0]).tensors
     for name in in_order(
         partial(_write_tensor, plan.checkpoint),
@@ -126,30 +124,6 @@ def _settle(path: Path) -> str:
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
     return sha256_of(path)
-
-
-def _begin(plan: Plan, path: Path, no: int, tensors: list[PlannedTensor]) -> None:
-    """A file with zeros for the tensors; all but the first say only which part it is."""
-    writer = gguf.GGUFWriter(path, plan.architecture)
-    part = shard_entries(no, len(plan.shards), len(plan.tensors))
-    for entry in [*([] if no else plan.metadata), *part]:
-        writer.add_key_value(entry.key, entry.value, entry.type, entry.item)
-    for tensor in tensors:
-        # The package's own enumeration lacks some types; it uses no more than the number.
-        kind: Any = tensor.block.TYPE
-        writer.add_tensor_info(
-            tensor.source.name,
-            tensor.source.shape,
-            np.dtype(np.float32),  # not looked at, since raw_dtype is given
-            tensor.nbytes,
-            raw_dtype=kind,
-        )
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
-    size = path.stat().st_size + sum(tensor.padded_bytes for tensor in tensors)
-    os.truncate(path, padded(size))
 
 
 def _write_tensor(checkpoint: Checkpoint, pair: tuple[PlannedTensor, TensorInfo]) -> str:

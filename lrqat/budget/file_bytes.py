@@ -1,8 +1,8 @@
 """Bytes of a GGUF file besides the weights that go on a grid, without writing one.
 
 Norms and biases are float32 and other matrices float16; the vocabulary is most of the metadata. It
-is counted from the tokenizer, to within some kilobytes of what the exporter writes: its plan, which
-needs a trained checkpoint, has the exact number.
+is counted from the tokenizer, to within some kilobytes of what the exporter writes. Whoever knows
+the exporter asks it for the exact number (`FileBytes` of `lrqat.training.budget`).
 """
 
 import json

@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = command.Output(args.json)
     if not args.frontier and args.target_size is None and args.target_bits is None:
         raise UserError("nothing to plan; give --target-size, --target-bits or --frontier")
+    from lrqat.cli.gguf_size import gguf_bytes
     from lrqat.training.planner import Planner
 
     planner = Planner.open(
@@ -49,12 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         for_=args.for_,
         trust_remote_code=args.trust_remote_code,
         say=out.say,
+        file_bytes=gguf_bytes,
     )
     found: dict[str, Any] = {}
     if args.target_size is not None or args.target_bits is not None:
         chosen = planner.choose()
+        size = _show_chosen(out, planner, chosen)
         found["chosen"] = {"bytes": chosen.nbytes, "kl": chosen.kl, "grids": chosen.grids}
-        _show_chosen(out, planner, chosen)
+        found["chosen"] |= size
         if args.save_recipe:
             write_recipe(planner.recipe(chosen), args.save_recipe, overwrite=args.overwrite)
             out.say(f"recipe in {args.save_recipe}; next: lrqat train --recipe {args.save_recipe}")
@@ -66,12 +69,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return command.OK
 
 
-def _show_chosen(out: command.Output, planner: Any, chosen: Any) -> None:
+def _show_chosen(out: command.Output, planner: Any, chosen: Any) -> dict[str, Any]:
+    """Print the grids, and give the size of the file for `--json`, exact if the exporter knows."""
+    from lrqat.cli.gguf_size import GgufSize, find_gguf_size
     from lrqat.cli.train_plan import show_grids
-    from lrqat.training.budget import describe
+    from lrqat.training.budget import describe_kl
 
-    show_grids(out, planner.surgery_of(chosen))
-    out.say(describe(chosen))
+    surgery = planner.surgery_of(chosen)
+    show_grids(out, surgery)
+    size = find_gguf_size(planner.settings, surgery) or GgufSize(chosen.nbytes, None)
+    out.say(f"{size.line()}; {describe_kl(chosen)}")
+    return size.to_json()
 
 
 def _show_frontier(

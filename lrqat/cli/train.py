@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lrqat.cli import command
+from lrqat.cli.gguf_size import find_gguf_size, gguf_bytes
 from lrqat.cli.train_plan import show_plan
 from lrqat.grids.grid import grid_families
 from lrqat.layers.methods import METHODS
@@ -89,19 +90,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = config_from(args)
     refuse_overwritten_inputs(config, args.overwrite, args.resume)
     plan = plan_training(config)
+    size = find_gguf_size(config, plan.surgery) if _is_first() else None
     if _is_first():
-        show_plan(out, plan, config, verbose=args.verbose)
+        show_plan(out, plan, config, size, verbose=args.verbose)
     if args.save_recipe and _is_first():
         about = f"made for {Path(config.model).name}"
         recipe = recipe_from(plan.surgery, config.recipe or config.grid, about)
         write_recipe(recipe, args.save_recipe, overwrite=args.overwrite)
         out.say(f"recipe in {args.save_recipe}")
     if args.dry_run:
-        out.result(plan.to_json())
+        out.result(plan.to_json() | {"gguf": size and size.to_json()})
         return command.OK
     from lrqat.training.run import train
 
-    report = train(config, overwrite=args.overwrite, resume=args.resume, say=out.say)
+    report = train(
+        config, overwrite=args.overwrite, resume=args.resume, say=out.say, file_bytes=gguf_bytes
+    )
     if _is_first():
         _show_report(out, report)
     return command.OK

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from exporters.planning import any_layer
 from lrqat.cli.command import Output
+from lrqat.cli.gguf_size import GgufSize
 from lrqat.layers.methods import METHODS
 from lrqat.models.surgery import SurgeryPlan, Target
 from lrqat.training.config import TrainConfig
@@ -19,7 +20,12 @@ _COLUMNS = ("weights", "count", "shape", "grid", "bits per weight", "bytes")
 
 
 def show_plan(
-    out: Output, plan: TrainingPlan, config: TrainConfig, *, verbose: bool = False
+    out: Output,
+    plan: TrainingPlan,
+    config: TrainConfig,
+    size: GgufSize | None,
+    *,
+    verbose: bool = False,
 ) -> None:
     """Print what `plan` will do.
 
@@ -27,9 +33,12 @@ def show_plan(
         out: where.
         plan: of a run.
         config: its settings.
+        size: of the GGUF file; None: there will be none.
         verbose: name every weight.
     """
     show_grids(out, plan.surgery, verbose=verbose)
+    if size:
+        out.say(size.line())
     where = f"{str(plan.dtype).removeprefix('torch.')} on {plan.device}"
     out.say(f"{_trained(plan, config)}, {where}")
     _show_memory(out, plan.memory)

@@ -8,7 +8,7 @@ library's own `compress()`, which takes floats and quantises, is not used.
 
 import copy
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from lrqat.checkpoint.reader import ACTIVATION_FILE, PACKED, SHAPE
 from lrqat.checkpoint.stored_scales import PARTS
 from lrqat.checkpoint.weight_kinds import WeightKind
 from lrqat.errors import ModelError
-from lrqat.grids.grid import Float8Scale, TwoLevelScale
+from lrqat.grids.grid import Float8Scale, Grid, TwoLevelScale
 from lrqat.grids.packing import pack_grid
 from lrqat.grids.quantize import dequantize
 from lrqat.grids.scale_codecs import tensor_and_groups, two_levels
@@ -96,8 +96,7 @@ def fuse(
             save_file(extra, staging / _EXTRA_FILE, metadata={"format": "pt"})
         if activation_tensors:
             save_file(activation_tensors, staging / ACTIVATION_FILE, metadata={"format": "pt"})
-        _save_config(model, plan, staging)
-        tokenizer.save_pretrained(staging)
+        save_settings(model, tokenizer, plan, staging)
         card = model_card(
             [target.grid.name for target in plan.quantized.values()],
             base_model["name"],
@@ -105,38 +104,48 @@ def fuse(
             (training or {}).get("method"),
         )
         (staging / "README.md").write_text(card, encoding="utf-8")
-        manifest = _manifest(model, plan, base_model, training or {}, activations, reference)
+        tensors = {n: (w.grid, (w.out_features, w.in_features)) for n, w in quantized_layers(model)}
+        manifest = manifest_of(tensors, plan, base_model, training, reference, activations)
         manifest["files"] = manifests.describe_files(staging, manifests.names_in(staging))
         write_json(staging / manifests.FILE_NAME, manifest)
         beside(staging)
     return path
 
 
-def _manifest(
-    model: Any,
+def manifest_of(
+    tensors: Mapping[str, tuple[Grid, tuple[int, int]]],
     plan: SurgeryPlan,
     base_model: dict[str, Any],
-    training: dict[str, Any],
-    activations: dict[str, Any],
+    training: dict[str, Any] | None,
     reference: dict[str, Any] | None,
+    activations: dict[str, Any],
 ) -> dict[str, Any]:
-    """lrqat.json but for its list of files."""
+    """lrqat.json but for its list of files.
+
+    Args:
+        tensors: module name -> grid and (out, in), of every expert for itself.
+        plan: as `fuse`, like the next three.
+        base_model: of `fuse`.
+        training: of `fuse`.
+        reference: of `fuse`.
+        activations: what was rounded beside the weights; empty: nothing.
+    """
     return {
         "format": manifests.FORMAT,
         "version": manifests.VERSION,
         "tool": {"name": "lrqat", "version": lrqat.__version__, "git_commit": git_commit()},
         "tensors": {
             name: {
-                "grid": layer.grid.name,
-                "shape": [layer.out_features, layer.in_features],
+                "grid": grid.name,
+                "shape": list(shape),
                 "kind": _target_of(plan, name).kind,
             }
-            for name, layer in quantized_layers(model)
+            for name, (grid, shape) in tensors.items()
         },
         "kept": plan.kept,
         **({"activations": activations} if activations else {}),
         "base_model": manifests.names_only(base_model),
-        "training": manifests.names_only(training),
+        "training": manifests.names_only(training or {}),
         **({"reference": reference} if reference else {}),
     }
 
@@ -259,7 +268,8 @@ def _narrowest(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return (narrow if exact else wide).contiguous()
 
 
-def _save_config(model: Any, plan: SurgeryPlan, folder: Path) -> None:
+def save_settings(model: Any, tokenizer: Any, plan: SurgeryPlan, folder: Path) -> None:
+    """Write what a checkpoint says of its model besides weights: configuration and tokenizer."""
     config = copy.deepcopy(model.config)
     settle_tying(model, config)
     # float32, so that from_pretrained without arguments loses no bit of a weight or a scale.
@@ -270,3 +280,4 @@ def _save_config(model: Any, plan: SurgeryPlan, folder: Path) -> None:
     config.save_pretrained(folder)
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -65,7 +65,7 @@ class StreamedModel:
         self.fill()
         for name in self._buffers:
             self.model.get_buffer(name).copy_(self.load(name))
-        _generation_config(self.model, self._name)
+        read_generation_config(self.model, self._name)
         return self.model.to(device).eval()
 
 
@@ -199,7 +199,8 @@ def _set(model: nn.Module, name: str, value: nn.Parameter) -> None:
     setattr(model.get_submodule(module), own, value)
 
 
-def _generation_config(model: Any, name: str) -> None:
+def read_generation_config(model: Any, name: str) -> None:
+    """Give a model that was made from its configuration the folder's generation settings."""
     try:
         model.generation_config = GenerationConfig.from_pretrained(name)
     except OSError:

@@ -58,7 +58,7 @@ def has_other_head(skeleton: Any, weights: Weights) -> bool:
     if head is None or embedding is None:
         return False
     names = {module: f"{name}.weight" for name, module in skeleton.named_modules()}
-    stored = _tensors_by_parameter(skeleton, weights)
+    stored = tensors_by_parameter(skeleton, weights)
     one, other = (stored.get(names[module]) for module in (embedding, head))
     if one is None or other is None or one == other:
         return False
@@ -71,7 +71,7 @@ def _head_and_embedding(model: Any) -> tuple[Any, Any]:
     return head, embedding
 
 
-def _tensors_by_parameter(skeleton: Any, weights: Weights) -> dict[str, str]:
+def tensors_by_parameter(skeleton: Any, weights: Weights) -> dict[str, str]:
     """Parameter of the model -> tensor of the files, for those that are not merged of several."""
     transforms = get_model_conversion_mapping(skeleton)
     renamings = [each for each in transforms if isinstance(each, WeightRenaming)]

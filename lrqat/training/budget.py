@@ -34,6 +34,14 @@ _GRIDS = (
 # Not every graph of llama.cpp multiplies with its tensor scale: the user names it, or nobody.
 _BY_ARCHITECTURE = ("nvfp4",)
 Say = Callable[[str], None]
+# Bytes of the file that a run with these grids is exported to; None where that cannot be told. Who
+# knows the exporters, as the program does, gives it; without it `other_bytes` makes an estimate.
+FileBytes = Callable[[TrainConfig, SurgeryPlan], int | None]
+
+
+def no_file_bytes(config: TrainConfig, surgery: SurgeryPlan) -> int | None:
+    """The `FileBytes` of those who know no exporter."""
+    return None
 
 
 def candidates(settings: GridSettings) -> list[Grid]:
@@ -64,15 +72,26 @@ def sequences_of(tokens: np.ndarray) -> Tensor:
 
 
 def price_model(
-    model: Any, tokenizer: Any, surgery: SurgeryPlan, settings: GridSettings, sequences: Tensor
+    model: Any,
+    tokenizer: Any,
+    surgery: SurgeryPlan,
+    config: TrainConfig,
+    sequences: Tensor,
+    file_bytes: FileBytes = no_file_bytes,
 ) -> Prices:
     """What every weight of the plan costs on every grid that the settings allow."""
+    grids = candidates(config)
+    exact = file_bytes(config, surgery)
+    others = other_bytes(model, surgery, tokenizer)
+    if exact is not None:
+        names = ",".join(grid.name for grid in grids)  # the metadata lists those that there are
+        others = exact - sum(t.nbytes for t in surgery.quantized.values()) + len(names)
     return find_prices(
         model,
         surgery,
-        candidates(settings),
+        grids,
         sequences,
-        other_bytes=other_bytes(model, surgery, tokenizer),
+        other_bytes=others,
         progress=lambda it: tqdm(it, desc="sensitivity", unit="sequence"),
     )
 
@@ -89,9 +108,10 @@ def choose_grids(
     model: Any,
     tokenizer: Any,
     surgery: SurgeryPlan,
-    settings: GridSettings,
+    config: TrainConfig,
     tokens: np.ndarray,
     say: Say,
+    file_bytes: FileBytes = no_file_bytes,
 ) -> Recipe:
     """The recipe with the least KL within the budget, measured on a text.
 
@@ -99,19 +119,20 @@ def choose_grids(
         model: in full precision, left as it was.
         tokenizer: its own.
         surgery: which weights.
-        settings: the budget and the back-end.
+        config: the settings, with the budget and the back-end.
         tokens: of the text, in order.
         say: receives what was chosen, one line each.
+        file_bytes: gives the size of a file.
 
     Raises:
         UserError: the budget is too small, or says no size.
     """
-    wanted = target_bytes(settings, model)
+    wanted = target_bytes(config, model)
     say("choosing a grid for every weight")
     sequences = sequences_of(tokens)
-    prices = price_model(model, tokenizer, surgery, settings, sequences)
+    prices = price_model(model, tokenizer, surgery, config, sequences, file_bytes)
     chosen = prices.measured(model, prices.allot(wanted), sequences)
-    say(describe(chosen))
+    say(f"{chosen.nbytes / 1e6:.1f} MB as GGUF, {describe_kl(chosen)}")
     return recipe_of_allotment(chosen, Path(getattr(model, "name_or_path", "")).name)
 
 
@@ -123,11 +144,12 @@ def with_budget(plan: TrainingPlan, recipe: Recipe, config: TrainConfig) -> Trai
     return replace(plan, surgery=surgery, trainable=trainable)
 
 
-def describe(allotment: Allotment) -> str:
-    """One line of its size and its KL."""
+def describe_kl(allotment: Allotment) -> str:
+    """What it loses, for people."""
     kl = f"KL {allotment.estimate:.4g} (estimated"
-    kl += ")" if allotment.kl is None else f"), {allotment.kl:.4g} (measured, rounded to nearest)"
-    return f"{allotment.nbytes / 1e6:.1f} MB as GGUF, {kl}"
+    return kl + (
+        ")" if allotment.kl is None else f"), {allotment.kl:.4g} (measured, rounded to nearest)"
+    )
 
 
 def recipe_of_allotment(allotment: Allotment, model: str) -> Recipe:

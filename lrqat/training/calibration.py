@@ -135,7 +135,7 @@ def _bar(batches: Any) -> Any:
     return tqdm(batches, desc="inputs", unit="batch")
 
 
-def _rounded_inputs(surgery: SurgeryPlan, grid: ActivationGrid) -> list[str]:
+def rounded_inputs(surgery: SurgeryPlan, grid: ActivationGrid) -> list[str]:
     """The layers whose inputs are rounded: projections, and the head where llama.cpp does it.
 
     A rounding of the last hidden states goes into the logits as it is, and nobody but llama.cpp,
@@ -163,7 +163,7 @@ def quantize_activations(
     """
     if settings.activations:
         grid = find_activation_grid(settings.activations, surgery.grid.group_size)
-        names = _rounded_inputs(surgery, grid)
+        names = rounded_inputs(surgery, grid)
         ranges = None
         if grid.static:
             ranges = calibrate(model, grid, names, batches, settings.activation_range)

@@ -12,7 +12,9 @@ from lrqat.models.stored_model import open_model
 from lrqat.models.surgery import SurgeryPlan
 from lrqat.recipes.recipe import Recipe
 from lrqat.training.budget import (
+    FileBytes,
     Say,
+    no_file_bytes,
     price_model,
     recipe_of_allotment,
     sequences_of,
@@ -45,13 +47,22 @@ class Planner:
     sequences: Tensor
 
     @classmethod
-    def open(cls, model: str, data: str, *, say: Say, **settings: Any) -> "Planner":
+    def open(
+        cls,
+        model: str,
+        data: str,
+        *,
+        say: Say,
+        file_bytes: FileBytes = no_file_bytes,
+        **settings: Any,
+    ) -> "Planner":
         """Load a model and price its weights.
 
         Args:
             model: folder or hub id.
             data: as `--data` of train.
             say: receives progress, one line each.
+            file_bytes: gives the size of a file.
             settings: of `TrainConfig`: `target_size`, `target_bits`, `for_`, `trust_remote_code`.
 
         Raises:
@@ -65,7 +76,7 @@ class Planner:
         tokenizer = hub.load_tokenizer(model, trust_remote_code=trust)
         loaded = load_whole(config)
         sequences = sequences_of(read_corpus(config, tokenizer, loaded, say).blocks.tokens)
-        prices = price_model(loaded, tokenizer, surgery, config, sequences)
+        prices = price_model(loaded, tokenizer, surgery, config, sequences, file_bytes)
         return cls(loaded, config, surgery, prices, sequences)
 
     def choose(self) -> Allotment:

@@ -28,7 +28,7 @@ from lrqat.training import processes
 from lrqat.training.allocator import give_back
 from lrqat.training.best import keep_start, put_back
 from lrqat.training.blocks.stage import BlockReport, prepare_by_blocks
-from lrqat.training.budget import choose_grids, with_budget
+from lrqat.training.budget import FileBytes, choose_grids, no_file_bytes, with_budget
 from lrqat.training.calibration import calibration_batches, quantize_activations
 from lrqat.training.callbacks import share_changed
 from lrqat.training.config import TrainConfig
@@ -58,6 +58,7 @@ def train(
     overwrite: bool = False,
     resume: str | None = None,
     say: Say = lambda message: None,
+    file_bytes: FileBytes = no_file_bytes,
 ) -> TrainReport:
     """Train `config.model` on its grid and write the fused checkpoint.
 
@@ -66,6 +67,7 @@ def train(
         overwrite: replace a fused checkpoint that is already in `config.output`.
         resume: "auto" for the last saved state of `config.output`, or the folder of a state.
         say: receives progress messages, one line each.
+        file_bytes: gives the size of an exported file, for a budget.
 
     Raises:
         UserError: bad input, before anything is written; another run that writes there; a diverged
@@ -84,10 +86,12 @@ def train(
     with held(Path(config.output)) if processes.is_main() else nullcontext():
         if resume is None:
             refuse_earlier_run(config, overwrite)
-        return _train(config, plan, resume, say)
+        return _train(config, plan, resume, say, file_bytes)
 
 
-def _train(config: TrainConfig, plan: TrainingPlan, resume: str | None, say: Say) -> TrainReport:
+def _train(
+    config: TrainConfig, plan: TrainingPlan, resume: str | None, say: Say, file_bytes: FileBytes
+) -> TrainReport:
     """The run, once it is known that nothing of the user's is in its way."""
     output, states = Path(config.output), Path(config.output, STATES)
     state = find_state(states, resume, config, say)
@@ -102,9 +106,8 @@ def _train(config: TrainConfig, plan: TrainingPlan, resume: str | None, say: Say
     before = None if original is None else measure(original, windows, "full precision", say)
     recipe = None
     if config.has_target:
-        tokens = corpus.blocks.tokens
         recipe = saved_recipe(state) or choose_grids(
-            original, tokenizer, plan.surgery, config, tokens, say
+            original, tokenizer, plan.surgery, config, corpus.blocks.tokens, say, file_bytes
         )
         plan = with_budget(plan, recipe, config)
     with explain_os_errors(output):

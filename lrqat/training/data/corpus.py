@@ -69,6 +69,11 @@ def check_texts(config: TrainConfig) -> None:
         raise DataError(f"no text file at {config.eval_data}; check --eval-data")
 
 
+def evaluation_name(config: TrainConfig) -> str:
+    """What the text that is measured on is called."""
+    return Path(config.eval_data).name if config.eval_data else f"start of {Path(config.data).name}"
+
+
 def read_corpus(config: TrainConfig, tokenizer: Any, model: Any, say: Say) -> Corpus:
     """Read and tokenise what `config` names; `model` writes the text of `--data self`.
 
@@ -103,7 +108,7 @@ def _read_evaluation(config: TrainConfig, tokenizer: Any) -> Evaluation:
         text = EvaluationText.read(path)
         ids, sha256 = encode(tokenizer, text.text), text.sha256
     windows = Windows.cut(ids, config.context, window_bos(tokenizer), config.eval_windows)
-    return Evaluation(path.name, sha256, windows)
+    return Evaluation(evaluation_name(config), sha256, windows)
 
 
 def _hold_out(
@@ -115,7 +120,7 @@ def _hold_out(
     was asked for.
     """
     held_out, rest = split_held_out(texts)
-    name = f"start of {Path(config.data).name}"
+    name = evaluation_name(config)
     ids, sha256 = _encoded(name, held_out, tokenizer)
     context = config.context
     if context <= TrainConfig.context:

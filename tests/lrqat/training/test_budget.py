@@ -49,8 +49,7 @@ def test_the_file_of_a_run_under_a_budget_is_within_it(
     assert len(checkpoint.grids) > 1
     path = tmp_path / gguf.default_name(checkpoint)
     gguf.write(gguf.plan(checkpoint), path)
-    # A tiny file is mostly vocabulary and metadata, which the budget counts to some kilobytes.
-    assert 0.9 * SIZE < path.stat().st_size < 1.05 * SIZE
+    assert 0.98 * SIZE < path.stat().st_size <= SIZE
 
 
 def test_a_run_goes_on_with_the_grids_that_it_began_with(tiny_model, text_file, tmp_path, capfd):
