@@ -34,7 +34,7 @@ ALLOWED = {
     "lrqat.runtimes": _RUNTIMES,
     "lrqat.cli": _ALL,
     "exporters": _EXPORTER - {"exporters"},
-    "exporters.gguf": _EXPORTER | {"lrqat.activations"},
+    "exporters.gguf": _EXPORTER | {"lrqat.activations", "lrqat.recipes"},
     "exporters.onnx": _EXPORTER | {"lrqat.activations"},
     "exporters.onnx_genai": _EXPORTER | {"exporters.onnx"},
     "benchmarks": _ALL | {"lrqat.cli"},

@@ -14,6 +14,7 @@ from exporters.gguf.architecture import Architecture
 from exporters.gguf.architectures import find_architecture
 from exporters.gguf.blocks import find_tensor_scale, float_blocks
 from exporters.gguf.converter.upstream import refuses_converter
+from exporters.gguf.file_type import find_file_type
 from exporters.gguf.graph.hyperparameters import hyperparameters, refusals
 from exporters.gguf.metadata import vocabulary_metadata, without_fatal_name
 from exporters.gguf.options import Options
@@ -174,7 +175,7 @@ def _plan_tensor(made: Plan, source: Source) -> PlannedTensor:
 
 def _plan_metadata(made: Plan, architecture: Architecture) -> None:
     checkpoint = made.checkpoint
-    made.metadata += general_metadata(checkpoint, made.file_type)
+    made.metadata += general_metadata(checkpoint, find_file_type(made))
     made.metadata += hyperparameters(architecture, checkpoint.config)
     try:
         entries, notes = vocabulary_metadata(checkpoint, made.options.pre)

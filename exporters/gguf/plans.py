@@ -1,8 +1,6 @@
 """What a plan of a GGUF file holds, and how it is shown: every tensor, its type and its bytes."""
 
 import itertools
-import math
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -107,15 +105,6 @@ class Plan:
         counts = split_sizes((tensor.padded_bytes for tensor in self.tensors), most)
         remaining = iter(self.tensors)
         return [list(itertools.islice(remaining, count)) for count in counts]
-
-    @property
-    def file_type(self) -> int:
-        """What `general.file_type` says: the type of most quantised weights."""
-        weights: Counter[int] = Counter()
-        for tensor in self.tensors:
-            if tensor.source.quantized:
-                weights[tensor.block.FILE_TYPE] += math.prod(tensor.source.shape)
-        return weights.most_common(1)[0][0] if weights else gguf.LlamaFileType.ALL_F32
 
     def summary(self) -> list[str]:
         """Lines of a table for people; tensors that differ by their block alone share a line."""

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from exporters import gguf
 from exporters.gguf.file.header import read_header
+from exporters.gguf.file_type import find_file_type
 from lrqat.checkpoint.manifest import FILE_NAME
 from lrqat.checkpoint.reader import ACTIVATION_FILE, Checkpoint
 from lrqat.errors import RuntimeUnavailableError
@@ -32,7 +33,7 @@ def test_several_grids_give_several_types(make_small, tmp_path):
     assert types["blk.0.attn_output.weight"] == "q5_0"
     assert types["blk.0.ffn_up.weight"] == "q4_0"
     assert gguf.default_name(checkpoint) == "model-q4_0-q6_k-q5_0.gguf"
-    assert gguf.plan(checkpoint).file_type == 2
+    assert find_file_type(gguf.plan(checkpoint)) == 2
     exported(checkpoint, tmp_path / "model.gguf")
     refused = gguf.plan(checkpoint, gguf.Options(type="q4_0")).refusals
     assert len(refused) == 2
@@ -47,7 +48,7 @@ def test_the_file_type_is_that_of_most_weights_not_of_most_bytes(make_small):
     for tensor in plan.tensors:
         weights[tensor.block.NAME] += math.prod(tensor.source.shape)
     assert weights["q2_0"] > weights["q8_0"]
-    assert plan.file_type == 41
+    assert find_file_type(plan) == 41
     assert gguf.default_name(checkpoint) == "model-q2_0-q8_0.gguf"
 
 
