@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.llama_quantize import quantize_file, write_source
 from lrqat.budget.rounding import all_rounded
+from lrqat.cli.gguf_size import gguf_bytes
 from lrqat.evaluation.perplexity import Windows
 from lrqat.evaluation.text import EvaluationText
 from lrqat.grids.grid import find_grid
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="*", default=list(RECIPES))
     parser.add_argument("--output", type=Path, default=Path("frontier.json"))
     args = parser.parse_args()
-    planner = Planner.open(args.model, args.data, say=print)
+    planner = Planner.open(args.model, args.data, say=print, file_bytes=gguf_bytes)
     tokenizer = hub.load_tokenizer(args.model)
     tokens = tokenizer(EvaluationText.read(args.eval_data).text)["input_ids"]
     windows = Windows.cut(tokens, 512, limit=args.windows)
