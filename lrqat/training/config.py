@@ -30,8 +30,8 @@ from lrqat.training.settings import (
     OutputSettings,
     ScheduleSettings,
     StageSettings,
-    TextSettings,
 )
+from lrqat.training.text_settings import TextSettings
 
 _FEW_BITS = 4
 

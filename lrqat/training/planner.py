@@ -45,7 +45,9 @@ class Planner:
     sequences: Tensor
 
     @classmethod
-    def open(cls, model: str, data: str, *, say: Say, **settings: Any) -> "Planner":
+    def open(
+        cls, model: str, data: str | tuple[str, ...], *, say: Say, **settings: Any
+    ) -> "Planner":
         """Load a model and price its weights.
 
         Args:

@@ -15,7 +15,6 @@ from typing import Any
 from transformers import set_seed
 
 from lrqat.atomic_files import explain_os_errors
-from lrqat.checkpoint.manifest import sha256_of
 from lrqat.checkpoint.publishing import PICTURE, held
 from lrqat.errors import UserError
 from lrqat.evaluation.perplexity import RULE, Perplexity
@@ -32,7 +31,8 @@ from lrqat.training.budget import choose_grids, with_budget
 from lrqat.training.calibration import calibration_batches, quantize_activations
 from lrqat.training.callbacks import share_changed
 from lrqat.training.config import TrainConfig
-from lrqat.training.data.corpus import Evaluation, read_corpus
+from lrqat.training.data.corpus import read_corpus, sha256_of_data
+from lrqat.training.data.measured import Evaluation
 from lrqat.training.data.documents import TokenBlocks
 from lrqat.training.finishing import finish
 from lrqat.training.fitting import Fitted, fit
@@ -196,13 +196,25 @@ def _publish(
 
 
 def _describe_training(config: TrainConfig) -> dict[str, Any]:
-    """All settings, the tokens seen, and the hash of a text that is a file."""
-    data = Path(config.data)
+    """All settings, the tokens seen, and the hash of every text that is a file."""
     steps = config.steps if METHODS[config.method].trains else 0
-    return config.to_json() | {
-        "tokens": steps * config.tokens_per_step * processes.count(),
-        "data_sha256": sha256_of(data) if data.is_file() else None,
-    }
+    sources = config.sources
+    names = (
+        {}
+        if len(sources) == 1
+        else {
+            "data": [source.name for source in sources],
+            "data_shares": [source.share for source in sources],
+        }
+    )
+    return (
+        config.to_json()
+        | names
+        | {
+            "tokens": steps * config.tokens_per_step * processes.count(),
+            "data_sha256": sha256_of_data(config),
+        }
+    )
 
 
 def _describe_reference(after: Perplexity, evaluation: Evaluation) -> dict[str, Any]:

@@ -41,28 +41,6 @@ class ModelSettings(Group):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextSettings(Group):
-    """What is trained on, and what perplexity is measured on."""
-
-    title = "text"
-
-    data: str = field(
-        metadata=about("plain text, .jsonl, .json, .parquet, .csv or .tsv; a folder of them; the "
-                       "name of a Hugging Face dataset; or self: text that the model writes")
-    )  # fmt: skip
-    eval_data: str | None = option(
-        "file of text for the perplexities; default: the start of --data is held out", None
-    )
-    context: int = option("tokens per window of the perplexities", 512)
-    eval_windows: int = option("windows of the perplexities at most", 40, at_least(1))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.data == SELF and not self.eval_data:
-            raise UserError("--data self needs --eval-data: a text that the model did not write")
-
-
-@dataclass(frozen=True, kw_only=True)
 class GridSettings(Group):
     """Which weights go on which grid."""
 

@@ -3,10 +3,14 @@
     messages                [{"role": "user", "content": "..."}, ...]
     conversations           the same, or ShareGPT's [{"from": "human", "value": "..."}, ...]
     prompt and completion   two texts, or two lists of messages: a user's, and the answer
+    instruction and output  two texts, as Alpaca's: a user's, followed by `input` if it says
+                            something, and the answer
 
-A `tools` column goes to the template with them.
+In a table of texts (CSV), a list of messages may be written as JSON. A `tools` column goes to the
+template with them.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +20,13 @@ from lrqat.training.data.template_process import TemplateError, TemplateProcess
 # ShareGPT's names of roles; others stay as they are, and the template judges them.
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
 # In order: a row that has several of them is read by the first.
-FORMS = (("messages",), ("conversations",), ("prompt", "completion"))
+FORMS = (
+    ("messages",),
+    ("conversations",),
+    ("prompt", "completion"),
+    ("instruction", "output"),
+)
+_MORE = "input"  # of an instruction: what it is about
 
 Message = dict[str, Any]
 
@@ -33,11 +43,15 @@ def messages_of(row: Mapping[str, Any], form: tuple[str, ...], where: str) -> li
         DataError: the columns hold something else.
     """
     roles = ("user", "assistant") if len(form) == 2 else ("",)
-    return [
+    found = [
         message
         for column, role in zip(form, roles, strict=True)
         for message in _messages(row[column], role, f"`{column}` of {where}")
     ]
+    more = row.get(_MORE) if form[0] == "instruction" else None
+    if more and found:
+        found[0] = found[0] | {"content": f"{found[0].get('content')}\n\n{more}"}
+    return found
 
 
 class ChatTokens:
@@ -86,11 +100,20 @@ class ChatTokens:
 def _messages(value: Any, role: str, where: str) -> list[Message]:
     if role and isinstance(value, str):
         return [{"role": role, "content": value}]
+    if isinstance(value, str):
+        value = _from_json(value)
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise DataError(
             f'{where} is no chat; a list such as [{{"role": "user", "content": "..."}}] is needed'
         )
     return [_message(item) for item in value]
+
+
+def _from_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _message(given: Message) -> Message:

@@ -8,7 +8,8 @@ text is held out for evaluation when no other text is given for it.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,12 @@ from numpy.typing import NDArray
 
 from lrqat.errors import DataError
 from lrqat.evaluation.text import window_bos
+from lrqat.text_files import ROWS, form_of
 from lrqat.training.data import chats
 from lrqat.training.data.rows import Row, read_rows
 
 Document = str | list[int]  # a text, or the token ids of a chat
+Say = Callable[[str], None]
 
 # Characters tokenised in one call: bounds memory, and lets the tokenizer use every core.
 _PIECE = 1 << 15
@@ -31,8 +34,7 @@ _MOST_TOKENS = 1 << 26
 _HELD_OUT_CHARACTERS = 200_000
 _HELD_OUT_SHARE = 10
 _CHARACTERS_PER_TOKEN = 4  # about; for the size of chats
-# In order: a row that has both is read as a chat, since its text is one that is rendered already.
-_FORMS = (*chats.FORMS, ("text",))
+_TEXT = ("text",)
 
 
 class TokenBlocks(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
@@ -52,29 +54,36 @@ class TokenBlocks(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": torch.from_numpy(self.tokens[index].astype(np.int64))}
 
 
-def documents(source: str, tokenizer: Any) -> Iterator[Document]:
+def documents(
+    source: str, tokenizer: Any, *, say: Say = lambda message: None
+) -> Iterator[Document]:
     """The documents of a file, folder or hub dataset, one at a time; blank rows are passed over.
 
     Args:
         source: see `lrqat.training.data.rows.read_rows`. All rows must have the same columns of
             `text`, or of one form of `lrqat.training.data.chats`; other columns are not looked at.
         tokenizer: its chat template renders chats.
+        say: told once what rows are read as.
 
     Raises:
         DataError: nothing there, not readable, no usable column, or no text in any row.
     """
     form: tuple[str, ...] | None = None
+    forms = _forms(tokenizer)
     with chats.ChatTokens(tokenizer) as tokens:
         for number, row in enumerate(read_rows(source), 1):
             where = f"row {number} of {source}"
-            found = _form_of(row, where)
+            found = _form_of(row, forms, where)
             if found is None:
                 continue
-            form = form or found
+            if form is None:
+                form = found
+                if form_of(Path(source)) in ROWS or len(row) > 1:
+                    say(f"{source}: {_described(form)}")
             if found != form:
                 raise DataError(
                     f"{where} has {_columns(found)} where the rows before it have "
-                    f"{_columns(form)}; give files of one form"
+                    f"{_columns(form)}; give files of one form, each with a --data of its own"
                 )
             document = _document(row, form, tokens, where)
             if document:
@@ -83,15 +92,28 @@ def documents(source: str, tokenizer: Any) -> Iterator[Document]:
         raise DataError(f"{source} is empty: no row of it has any text; give --data some text")
 
 
-def _form_of(row: Row, where: str) -> tuple[str, ...] | None:
+def _forms(tokenizer: Any) -> tuple[tuple[str, ...], ...]:
+    """The forms of rows; a row that has the columns of several is read by the first.
+
+    A row's text beside a chat is that chat, rendered by a template of somebody else's.
+    """
+    return (*chats.FORMS, _TEXT) if tokenizer.chat_template else (_TEXT, *chats.FORMS)
+
+
+def _form_of(row: Row, forms: Iterable[tuple[str, ...]], where: str) -> tuple[str, ...] | None:
     """The columns that hold a row's text or chat; None if they are null."""
-    forms = [form for form in _FORMS if set(form) <= row.keys()]
-    if not forms:
+    found = [form for form in forms if set(form) <= row.keys()]
+    if not found:
         raise DataError(
             f"{where} has the columns {', '.join(map(str, row))}; `text` (strings) is needed, or "
             f"one of {', '.join(map(_columns, chats.FORMS))} (chats); rename a column"
         )
-    return next((form for form in forms if all(row[name] is not None for name in form)), None)
+    return next((form for form in found if all(row[name] is not None for name in form)), None)
+
+
+def _described(form: tuple[str, ...]) -> str:
+    what = "texts" if form == _TEXT else "chats by the tokenizer's template"
+    return f"rows of {_columns(form)}, read as {what}"
 
 
 def _columns(form: tuple[str, ...]) -> str:
@@ -100,7 +122,7 @@ def _columns(form: tuple[str, ...]) -> str:
 
 def _document(row: Row, form: tuple[str, ...], tokens: chats.ChatTokens, where: str) -> Document:
     """The document of a row; empty if there is nothing in it."""
-    if form != ("text",):
+    if form != _TEXT:
         messages = chats.messages_of(row, form, where)
         return tokens.ids(messages, row.get("tools"), where) if messages else []
     text = row["text"]

@@ -58,6 +58,9 @@ CHAT_ROWS = {
     "prompt and completion": {"prompt": "red cat", "completion": "blue dog"},
     "lists": {"prompt": CHAT[:1], "completion": CHAT[1:]},
     "with its text": {"text": "<|im_start|>user", "messages": CHAT},
+    "as JSON": {"messages": json.dumps(CHAT)},
+    "instruction": {"instruction": "red cat", "input": "", "output": "blue dog", "text": "### red"},
+    "no input": {"instruction": "red cat", "input": None, "output": "blue dog"},
 }
 
 
@@ -70,6 +73,22 @@ def test_a_chat_is_trained_on_as_the_tokens_of_its_template(chatty, tmp_path, ro
     assert right.count(chatty.bos_token_id) == 1
     blocks = pack(documents(source, chatty), chatty, length=len(right), needed_tokens=0)
     assert blocks.tokens.tolist() == [right] * 8
+
+
+def test_what_an_instruction_is_about_follows_it(chatty, tmp_path):
+    row = {"instruction": "red cat", "input": "user red", "output": "blue dog"}
+    [found] = documents(str(write(tmp_path / "alpaca.jsonl", [row])), chatty)
+    chat = [{"role": "user", "content": "red cat\n\nuser red"}, CHAT[1]]
+    assert found == chatty.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"]
+
+
+def test_what_rows_are_read_as_is_said_once(chatty, tokenizer, tmp_path):
+    chats = str(write(tmp_path / "chats.jsonl", [{"messages": CHAT, "text": "rendered"}] * 3))
+    said = []
+    list(documents(chats, chatty, say=said.append))
+    assert said == [f"{chats}: rows of `messages`, read as chats by the tokenizer's template"]
+    assert list(documents(chats, tokenizer, say=said.append)) == ["rendered"] * 3  # no template
+    assert said[1:] == [f"{chats}: rows of `text`, read as texts"]
 
 
 def test_tools_go_to_the_template(chatty, tmp_path):
@@ -96,7 +115,7 @@ def test_names_of_special_tokens_in_a_row_of_text_are_text(chatty, tmp_path):
         ({"messages": [{}]}, "refuses row 2"),
         ({"text": "red"}, "row 2 of .* has `text` where the rows before it have `messages`"),
         ({"body": "red"}, "row 2 of .* has the columns body; `text`"),
-        ({"instruction": "red", "output": "dog"}, "columns instruction, output"),
+        ({"instruction": "red", "response": "dog"}, "columns instruction, response; `text`"),
         ({}, "row 2"),
     ],
 )
