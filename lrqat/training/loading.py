@@ -13,7 +13,7 @@ from lrqat.models.preparation import freeze_scales, prepare
 from lrqat.models.streaming import load_streamed
 from lrqat.training.calibration import calibration_batches, measure_inputs, quantize_activations
 from lrqat.training.config import TrainConfig
-from lrqat.training.data.documents import TokenBlocks
+from lrqat.training.data.blocks import TokenBlocks
 from lrqat.training.plan import TrainingPlan, device_of, dtype_of
 from lrqat.training.settings import ModelSettings
 

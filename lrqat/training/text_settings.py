@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 from lrqat.errors import UserError
-from lrqat.settings import Group, about, at_least, option
+from lrqat.settings import AUTO, Group, about, at_least, one_of, option
+from lrqat.training.data.loss_on import LOSS_ON
 from lrqat.training.data.sources import Source, parse_sources
 from lrqat.training.settings import SELF
 
@@ -19,6 +20,12 @@ class TextSettings(Group):
                        "of them; the name of a Hugging Face dataset; -: standard input; or self: "
                        "text that the model writes. Several have shares: a.jsonl:0.8 b.txt:0.2")
     )  # fmt: skip
+    loss_on: str = option(
+        "tokens that are learned: "
+        + "; ".join(f"{name}: {what}" for name, what in LOSS_ON.items()),
+        AUTO,
+        one_of(LOSS_ON),
+    )
     eval_data: str | None = option(
         "file of text for the perplexities; default: the start of --data is held out", None
     )

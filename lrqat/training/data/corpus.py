@@ -14,7 +14,8 @@ from lrqat.evaluation.perplexity import Windows
 from lrqat.layers.methods import METHODS
 from lrqat.training import processes
 from lrqat.training.config import TrainConfig
-from lrqat.training.data.documents import Document, Say, TokenBlocks, documents, pack
+from lrqat.training.data.blocks import TokenBlocks
+from lrqat.training.data.documents import Document, Say, documents, pack
 from lrqat.training.data.measured import Evaluation, hold_out, read_evaluation
 from lrqat.training.data.mixture import counts_of, mix
 from lrqat.training.data.rows import STANDARD_INPUT, check_source
@@ -63,7 +64,7 @@ def read_corpus(config: TrainConfig, tokenizer: Any, model: Any, say: Say) -> Co
     if config.data == SELF:
         blocks = _own_text(config, tokenizer, model)
     else:
-        texts = [(source, _documents(source, tokenizer, say)) for source in config.sources]
+        texts = [(source, _documents(config, source, tokenizer, say)) for source in config.sources]
         rest = [text for _, text in texts]
         if given is None:
             given, rest = hold_out(config, tokenizer, texts, say)
@@ -77,13 +78,13 @@ def read_corpus(config: TrainConfig, tokenizer: Any, model: Any, say: Say) -> Co
     return Corpus(blocks, given)
 
 
-def _documents(source: Source, tokenizer: Any, say: Say) -> Iterator[Document]:
+def _documents(config: TrainConfig, source: Source, tokenizer: Any, say: Say) -> Iterator[Document]:
     if source.name == STANDARD_INPUT and processes.count() > 1:
         raise DataError(
             "standard input is read by one process, and this run has "
             f"{processes.count()}; write the text to a file, and give that to --data"
         )
-    return documents(source.name, tokenizer, say=say)
+    return documents(source.name, tokenizer, loss_on=config.loss_on, say=say)
 
 
 def _tokenise(
@@ -91,7 +92,7 @@ def _tokenise(
 ) -> TokenBlocks:
     needed, sources = _blocks(config), config.sources
     parts = [
-        _pack(config, tokenizer, text, math.ceil(needed * (source.share or 1)))
+        _pack(config, tokenizer, text, math.ceil(needed * (source.share or 1)), say)
         for source, text in zip(sources, texts, strict=True)
     ]
     if len(parts) == 1:
@@ -106,7 +107,7 @@ def _tokenise(
 
 
 def _pack(
-    config: TrainConfig, tokenizer: Any, text: Iterator[Document], blocks: int
+    config: TrainConfig, tokenizer: Any, text: Iterator[Document], blocks: int, say: Say
 ) -> TokenBlocks:
     with tqdm(desc="tokenising", unit="token", unit_scale=True) as bar:
         return pack(
@@ -115,6 +116,7 @@ def _pack(
             length=config.sequence_length,
             needed_tokens=blocks * config.sequence_length,
             progress=lambda total: bar.update(total - bar.n),
+            say=say,
         )
 
 

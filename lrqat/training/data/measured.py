@@ -105,4 +105,4 @@ def _encoded(name: str, document: Document, tokenizer: Any) -> tuple[list[int], 
     if isinstance(document, str):
         text = EvaluationText.of(name, document)
         return encode(tokenizer, text.text), text.sha256
-    return document, hashlib.sha256(np.array(document, "<i4").tobytes()).hexdigest()
+    return document.ids, hashlib.sha256(np.array(document.ids, "<i4").tobytes()).hexdigest()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lrqat.training.data.documents import TokenBlocks
+from lrqat.training.data.blocks import TokenBlocks
 
 
 def counts_of(blocks: Sequence[int], shares: Sequence[float] | None, needed: int) -> list[int]:
@@ -34,4 +34,9 @@ def mix(parts: Sequence[TokenBlocks], counts: Sequence[int]) -> TokenBlocks:
     places = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
     order = np.argsort(places, kind="stable")
     tokens = np.concatenate([part.tokens[row] for part, row in zip(parts, rows, strict=True)])
-    return TokenBlocks(tokens[order].reshape(-1), parts[0].tokens.shape[1])
+    learned = None
+    if any(part.learned is not None for part in parts):
+        masks = [np.ones_like(p.tokens, bool) if p.learned is None else p.learned for p in parts]
+        learned = np.concatenate([mask[row] for mask, row in zip(masks, rows, strict=True)])
+        learned = learned[order].reshape(-1)
+    return TokenBlocks(tokens[order].reshape(-1), parts[0].tokens.shape[1], learned)

@@ -18,7 +18,7 @@ from lrqat.models import hub
 from lrqat.models.reference import torch_logits
 from lrqat.training import processes
 from lrqat.training.config import TrainConfig
-from lrqat.training.data.documents import TokenBlocks
+from lrqat.training.data.blocks import TokenBlocks
 from lrqat.training.objectives.cache_key import CacheKey
 from lrqat.training.objectives.losses import Teacher
 from lrqat.training.objectives.teacher_cache import (
@@ -70,11 +70,11 @@ def prepare_teacher(
     text: Any = blocks
     if choice.cached and METHODS[config.method].trains:
         # Only what the run will look at.
-        seen = blocks.tokens[: config.sequences * processes.count()].reshape(-1)
+        seen = blocks.first(config.sequences * processes.count())
         context = full_precision(model) if second is None else contextlib.nullcontext()
         with context:
             asked = model if second is None else second
-            text = _cached(config, name, asked, TokenBlocks(seen, config.sequence_length))
+            text = _cached(config, name, asked, seen)
     return Distillation(choice.teacher(second), logits, text)
 
 

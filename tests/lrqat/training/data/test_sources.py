@@ -8,7 +8,7 @@ import pytest
 from lrqat.checkpoint.manifest import sha256_of
 from lrqat.cli import train
 from lrqat.errors import DataError, UserError
-from lrqat.training.data.documents import TokenBlocks
+from lrqat.training.data.blocks import TokenBlocks
 from lrqat.training.data.mixture import counts_of, mix
 from lrqat.training.data.sources import Source, parse_sources
 
