@@ -9,6 +9,8 @@ from transformers import set_seed
 
 from lrqat.errors import ModelError
 from lrqat.models import hub
+from lrqat.models.from_gguf.folder import is_gguf
+from lrqat.models.from_gguf.other_tokenizer import refuse_other_tokens
 from lrqat.models.preparation import freeze_scales, prepare
 from lrqat.models.streaming import load_streamed
 from lrqat.training.calibration import calibration_batches, measure_inputs, quantize_activations
@@ -31,6 +33,20 @@ def load_whole(settings: ModelSettings) -> Any:
     dtype = dtype_of(settings.dtype, device)
     trust = settings.trust_remote_code
     return hub.load_model(settings.model, dtype=dtype, trust_remote_code=trust).to(device)
+
+
+def load_tokenizer(settings: ModelSettings) -> Any:
+    """The tokenizer of the model, or the one that `--tokenizer` names.
+
+    Raises:
+        ModelError: it cannot be loaded, or is another model's.
+    """
+    trust = settings.trust_remote_code
+    tokenizer = hub.load_tokenizer(settings.tokenizer or settings.model, trust_remote_code=trust)
+    if settings.tokenizer:
+        rows = hub.load_config(settings.model, trust_remote_code=trust).get_text_config().vocab_size
+        refuse_other_tokens(settings.tokenizer, tokenizer, settings.model, rows)
+    return tokenizer
 
 
 def load_prepared(
@@ -109,6 +125,8 @@ def _public_name(name: str, revision: str | None) -> dict[str, str | None]:
 
     A snapshot of huggingface_hub's cache, models--OWNER--NAME/snapshots/REVISION, is the hub's.
     """
+    if is_gguf(name):
+        return {"name": Path(name).name, "revision": None}
     if not Path(name).is_dir():
         return {"name": name, "revision": revision}
     folder = Path(name).resolve()

@@ -19,7 +19,6 @@ from lrqat.checkpoint.publishing import PICTURE, held
 from lrqat.errors import UserError
 from lrqat.evaluation.perplexity import RULE, Perplexity
 from lrqat.layers.methods import METHODS
-from lrqat.models import hub
 from lrqat.models.fuse import fuse
 from lrqat.models.preparation import freeze_scales
 from lrqat.recipes.recipe import Recipe
@@ -32,11 +31,11 @@ from lrqat.training.calibration import calibration_batches, quantize_activations
 from lrqat.training.callbacks import share_changed
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.corpus import read_corpus, sha256_of_data
+from lrqat.training.data.blocks import TokenBlocks
 from lrqat.training.data.measured import Evaluation
-from lrqat.training.data.documents import TokenBlocks
 from lrqat.training.finishing import finish
 from lrqat.training.fitting import Fitted, fit
-from lrqat.training.loading import describe_base, load_original, load_prepared
+from lrqat.training.loading import describe_base, load_original, load_prepared, load_tokenizer
 from lrqat.training.measuring import Say, measure, measure_beginning
 from lrqat.training.objectives.distillation import prepare_teacher
 from lrqat.training.plan import TrainingPlan, plan_training
@@ -94,7 +93,7 @@ def _train(config: TrainConfig, plan: TrainingPlan, resume: str | None, say: Say
     processes.wait()  # nobody writes before everybody has looked
 
     set_seed(config.seed)
-    tokenizer = hub.load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+    tokenizer = load_tokenizer(config)
     base = describe_base(config)
     original = None if config.streamed else load_original(config, plan)
     corpus = read_corpus(config, tokenizer, original, say)

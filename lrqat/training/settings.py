@@ -29,7 +29,10 @@ class ModelSettings(Group):
 
     title = "model"
 
-    model: str = field(metadata=about("model folder or Hugging Face hub id"))
+    model: str = field(metadata=about("model folder, .gguf file or Hugging Face hub id"))
+    tokenizer: str | None = option(
+        "folder or hub id of the tokenizer, if not the model's own", None
+    )
     dtype: str = option(
         "compute type; auto: float32 on CPU, bfloat16 elsewhere", AUTO, one_of(DTYPES)
     )

@@ -125,8 +125,8 @@ def _teacher_bar(items: Any) -> Iterator[Any]:
 def _identity(name: str, model: Any) -> str:
     """What tells this teacher from a retrained one: name, and revision or times of its weights."""
     folder = Path(name)
-    if not folder.is_dir():
+    if not folder.exists():
         return f"{name}@{getattr(model.config, '_commit_hash', None)}"
-    files = sorted(folder.glob("*.safetensors"))
+    files = [folder] if folder.is_file() else sorted(folder.glob("*.safetensors"))
     stamps = [f"{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files]
     return f"{folder.name}@{','.join(stamps)}"
