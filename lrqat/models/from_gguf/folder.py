@@ -11,6 +11,7 @@ read anew each time, since it takes a second, and another one may be given in it
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from lrqat.optional_libraries import load
 
 _CONFIG = "config.json"
 _MAGIC = b"GGUF"
+_LONGEST_SECONDS = 3600.0  # to read a file: some hundred megabytes a second
 
 
 def is_gguf(name: str | Path) -> bool:
@@ -57,7 +59,7 @@ def model_folder(name: str | Path) -> Path:
     """
     path = _existing(name)
     folder = _cache() / f"{path.stem}-{_identity(path)}"
-    if (folder / _CONFIG).is_file():
+    if _is_made(folder, path):
         return folder
     header, config = _read(path)
     from lrqat.models.from_gguf.weights import write_weights
@@ -69,6 +71,18 @@ def model_folder(name: str | Path) -> Path:
         write_weights(path, header, skeleton, config, staging)
         write_json(staging / _CONFIG, config)  # its presence says that the folder is complete
     return folder
+
+
+def _is_made(folder: Path, path: Path) -> bool:
+    """Whether the folder is there; of several processes of a run, the first one makes it."""
+    end = time.monotonic() + _LONGEST_SECONDS
+    while not (folder / _CONFIG).is_file():
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            return False
+        if time.monotonic() > end:
+            raise ModelError(f"{path} has not been read by the first process; start it alone first")
+        time.sleep(0.2)
+    return True
 
 
 @contextmanager

@@ -73,9 +73,15 @@ class _Table:
 
     def role(self, role: str) -> str | None:
         """The token of a role of tokenizer_config.json."""
-        found = self.metadata.get(f"{_KEY}{_ROLES[role]}_token_id")
-        if type(found) is not int or not 0 <= found < len(self.tokens):
+        key = f"{_KEY}{_ROLES[role]}_token_id"
+        found = self.metadata.get(key)
+        if found is None:
             return None
+        if type(found) is not int or not 0 <= found < len(self.tokens):
+            raise ModelError(
+                f"{self.path} says {key} = {found!r:.40}, which is none of its "
+                f"{len(self.tokens):,} tokens; {OTHERWISE}"
+            )
         return str(self.tokens[found])
 
     @property
@@ -120,7 +126,11 @@ def write_tokenizer(path: Path, header: Header, folder: Path, config: dict[str, 
     )
     made = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": table.added()}
     write_json(folder / "tokenizer.json", made | steps | {"post_processor": post})
+    settings: dict[str, Any]
     settings = {f"{role}_token": table.role(role) for role in _ROLES if table.role(role)}
+    templates = _templates(header)
+    if templates:  # not in a file of their own, whose line ends transformers would change
+        settings["chat_template"] = templates
     write_json(
         folder / "tokenizer_config.json",
         {
@@ -131,10 +141,18 @@ def write_tokenizer(path: Path, header: Header, folder: Path, config: dict[str, 
         },
     )
     write_json(folder / "generation_config.json", _generation(table))
-    template = header.metadata.get(_TEMPLATE)
-    if isinstance(template, str):
-        (folder / "chat_template.jinja").write_text(template, encoding="utf-8", newline="")
     _compare(path, header, folder, config)
+
+
+def _templates(header: Header) -> str | list[dict[str, str]]:
+    """The chat template, or a list of several that have names."""
+    said = {
+        key.removeprefix(_TEMPLATE).removeprefix(".") or "default": value
+        for key, value in header.metadata.items()
+        if key == _TEMPLATE or key.startswith(f"{_TEMPLATE}.")
+    }
+    found = [{"name": name, "template": text} for name, text in said.items() if type(text) is str]
+    return str(said["default"]) if list(said) == ["default"] else found
 
 
 def _generation(table: _Table) -> dict[str, Any]:
