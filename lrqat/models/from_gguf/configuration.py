@@ -180,6 +180,17 @@ def read_configuration(path: Path, header: Header) -> Config:
     return config
 
 
+def read_generation(header: Header) -> Config:
+    """generation_config.json, which lists all ends of a text."""
+    said = {
+        role: header.metadata.get(f"tokenizer.ggml.{role}_token_id")
+        for role in ("bos", "eos", "eot", "eom")
+    }
+    ids = {role: value for role, value in said.items() if type(value) is int}
+    begin = {"bos_token_id": ids.pop("bos")} if "bos" in ids else {}
+    return begin | ({"eos_token_id": list(dict.fromkeys(ids.values()))} if ids else {})
+
+
 def _usual(said: Said, entry: _Entry) -> Config:
     heads, hidden = said.number("attention.head_count"), said.number("embedding_length")
     embedding = said.header.tensors.get("token_embd.weight")

@@ -62,6 +62,7 @@ def model_folder(name: str | Path) -> Path:
     if _is_made(folder, path):
         return folder
     header, config = _read(path)
+    from lrqat.models.from_gguf.configuration import read_generation
     from lrqat.models.from_gguf.weights import write_weights
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -69,6 +70,7 @@ def model_folder(name: str | Path) -> Path:
         with torch.device("meta"):
             skeleton = AutoModelForCausalLM.from_config(build_config(path, config))
         write_weights(path, header, skeleton, config, staging)
+        write_json(staging / "generation_config.json", read_generation(header))
         write_json(staging / _CONFIG, config)  # its presence says that the folder is complete
     return folder
 

@@ -22,6 +22,7 @@ from exporters.gguf.vocabulary.escaped_spaces import SPACE
 from exporters.gguf.vocabulary.pre_tokenizer_table import ROWS, Step
 from lrqat.atomic_files import write_json
 from lrqat.errors import ModelError, UserError
+from lrqat.models.from_gguf.configuration import read_generation
 
 OTHERWISE = "give --tokenizer FOLDER, with the tokenizer files of the Hugging Face model"
 _KEY = "tokenizer.ggml."
@@ -140,7 +141,7 @@ def write_tokenizer(path: Path, header: Header, folder: Path, config: dict[str, 
             **settings,
         },
     )
-    write_json(folder / "generation_config.json", _generation(table))
+    write_json(folder / "generation_config.json", read_generation(header))
     _compare(path, header, folder, config)
 
 
@@ -153,15 +154,6 @@ def _templates(header: Header) -> str | list[dict[str, str]]:
     }
     found = [{"name": name, "template": text} for name, text in said.items() if type(text) is str]
     return str(said["default"]) if list(said) == ["default"] else found
-
-
-def _generation(table: _Table) -> dict[str, Any]:
-    """generation_config.json, which lists all ends of a text."""
-    ends = [table.metadata.get(f"{_KEY}{role}_token_id") for role in ("eos", "eot", "eom")]
-    found = [end for end in dict.fromkeys(ends) if type(end) is int]
-    begin = table.metadata.get(f"{_KEY}bos_token_id")
-    said = {"bos_token_id": begin, "eos_token_id": found if len(found) > 1 else found[:1]}
-    return {key: value for key, value in said.items() if value not in (None, [])}
 
 
 def _byte_level(table: _Table) -> tuple[dict[str, Any], bool]:

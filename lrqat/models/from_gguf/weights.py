@@ -113,7 +113,7 @@ def _parameter(header: Header, source: Source) -> Tensor:
     step = max(1, _PIECE_WEIGHTS // source.shape[-1])
     for start in range(0, source.rows, step):
         piece = slice(start, min(start + step, source.rows))
-        values = torch.from_numpy(_rows(info, piece) - np.float32(source.offset))
+        values = torch.from_numpy(_rows(info, piece)) - source.offset
         _place(target, source, piece, values.to(DTYPE))
     return target
 
@@ -130,6 +130,12 @@ def _place(target: Tensor, source: Source, piece: slice, values: Tensor) -> None
 def _rows(info: TensorInfo, rows: slice) -> NDArray[np.float32]:
     """Rows of a tensor, dequantised: float32 (rows, columns)."""
     data = info.read(rows)
+    with np.errstate(invalid="ignore", over="ignore"):  # of a damaged file; the loader refuses them
+        values = _dequantised(info, data)
+    return values.reshape(len(data), math.prod(info.shape[-1:]))
+
+
+def _dequantised(info: TensorInfo, data: NDArray[np.uint8]) -> NDArray[np.float32]:
     block = integer_blocks().get(info.type_name.lower())
     try:
         values = gguf.dequantize(data, gguf.GGMLQuantizationType(index(info.type)))
@@ -140,4 +146,4 @@ def _rows(info: TensorInfo, rows: slice) -> NDArray[np.float32]:
                 f"{INSTEAD}"
             ) from None
         values = block.factors(block.unpack(data)).weights()
-    return np.asarray(values, np.float32).reshape(len(data), math.prod(info.shape[-1:]))
+    return np.asarray(values, np.float32)

@@ -79,6 +79,12 @@ def test_frequencies_of_llama_3_are_told_from_their_tensor(tmp_path):
     assert found == config.rope_parameters
 
 
+def test_further_ends_of_text_are_kept(tiny, tmp_path):
+    path = rewritten(tiny, tmp_path / "chat.gguf", change=[("tokenizer.ggml.eot_token_id", 7)])
+    made = hub.load_model(str(path), dtype=torch.bfloat16)
+    assert made.generation_config.eos_token_id == [0, 7]
+
+
 @pytest.fixture
 def tiny(tmp_path):
     return gguf_of("llama, tied", tmp_path)[1]
