@@ -9,6 +9,7 @@ from transformers import set_seed
 
 from lrqat.errors import ModelError
 from lrqat.models import hub
+from lrqat.models.adapter import Adapter
 from lrqat.models.from_gguf.folder import is_gguf
 from lrqat.models.from_gguf.other_tokenizer import refuse_other_tokens
 from lrqat.models.preparation import freeze_scales, prepare
@@ -22,17 +23,23 @@ from lrqat.training.settings import ModelSettings
 
 def load_original(settings: ModelSettings, plan: TrainingPlan) -> Any:
     """The model in full precision, on the device of the run. Raises ModelError."""
-    return hub.load_model(
-        settings.model, dtype=plan.dtype, trust_remote_code=settings.trust_remote_code
-    ).to(plan.device)
+    return load_merged(settings, plan.dtype).to(plan.device)
+
+
+def load_merged(settings: ModelSettings, dtype: torch.dtype) -> Any:
+    """The model with its adapter, if it has one, in full precision. Raises ModelError."""
+    trust = settings.trust_remote_code
+    model = hub.load_model(settings.model, dtype=dtype, trust_remote_code=trust)
+    if settings.adapter is not None:
+        Adapter.open(settings.adapter).merge(model)
+    return model
 
 
 def load_whole(settings: ModelSettings) -> Any:
     """The model in full precision where the settings say, without a plan. Raises ModelError."""
     device = device_of(settings.device)
     dtype = dtype_of(settings.dtype, device)
-    trust = settings.trust_remote_code
-    return hub.load_model(settings.model, dtype=dtype, trust_remote_code=trust).to(device)
+    return load_merged(settings, dtype).to(device)
 
 
 def load_tokenizer(settings: ModelSettings) -> Any:
@@ -116,6 +123,7 @@ def describe_base(settings: ModelSettings) -> dict[str, Any]:
     stored = hub.load_config(name, trust_remote_code=settings.trust_remote_code)
     return {
         **_public_name(name, getattr(stored, "_commit_hash", None)),
+        **({"adapter": Path(settings.adapter).resolve().name} if settings.adapter else {}),
         "dtype": str(stored.dtype or torch.float32).removeprefix("torch."),
     }
 

@@ -33,6 +33,9 @@ class ModelSettings(Group):
     tokenizer: str | None = option(
         "folder or hub id of the tokenizer, if not the model's own", None
     )
+    adapter: str | None = option(
+        "folder of a PEFT LoRA adapter, merged into the model before anything else", None
+    )
     dtype: str = option(
         "compute type; auto: float32 on CPU, bfloat16 elsewhere", AUTO, one_of(DTYPES)
     )

@@ -19,6 +19,7 @@ from lrqat.models.reference import torch_logits
 from lrqat.training import processes
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.blocks import TokenBlocks
+from lrqat.training.loading import load_merged
 from lrqat.training.objectives.cache_key import CacheKey
 from lrqat.training.objectives.losses import Teacher
 from lrqat.training.objectives.teacher_cache import (
@@ -90,7 +91,10 @@ def _in_full_precision(model: Any) -> LogitsFunction:
 
 def _load(name: str, student: ModelSettings, device: str, dtype: torch.dtype) -> nn.Module:
     trusted = student.trust_remote_code
-    teacher = hub.load_model(name, dtype=dtype, trust_remote_code=trusted)
+    if name == student.model:
+        teacher = load_merged(student, dtype)
+    else:
+        teacher = hub.load_model(name, dtype=dtype, trust_remote_code=trusted)
     own = hub.load_config(student.model, trust_remote_code=trusted)
     sizes = (teacher.config.get_text_config().vocab_size, own.get_text_config().vocab_size)
     if sizes[0] != sizes[1]:
@@ -106,7 +110,7 @@ def _cached(config: TrainConfig, name: str, teacher: Any, blocks: TokenBlocks) -
     folder = Path(str(config.teacher_cache))
     key = CacheKey.of(
         blocks,
-        teacher=_identity(name, teacher),
+        teacher=_identity(name, teacher, config.adapter if name == config.model else None),
         k=config.teacher_top_k,
         vocabulary=teacher.config.get_text_config().vocab_size,
     )
@@ -122,8 +126,10 @@ def _teacher_bar(items: Any) -> Iterator[Any]:
     return iter(tqdm(items, desc="teacher", unit="batch"))
 
 
-def _identity(name: str, model: Any) -> str:
+def _identity(name: str, model: Any, adapter: str | None = None) -> str:
     """What tells this teacher from a retrained one: name, and revision or times of its weights."""
+    if adapter is not None:
+        return f"{_identity(name, model)} + {_identity(adapter, model)}"
     folder = Path(name)
     if not folder.exists():
         return f"{name}@{getattr(model.config, '_commit_hash', None)}"

@@ -47,6 +47,7 @@ def refuse_overwritten_inputs(config: TrainConfig, overwrite: bool, resume: str 
     given = {
         "--model": config.model,
         "--eval-data": config.eval_data,
+        "--adapter": config.adapter,
         "--teacher": config.teacher,
         "--imatrix": config.imatrix,
         "--recipe": config.recipe,
