@@ -5,6 +5,7 @@ folder, the files with "train" in their name are read, or all if none has it; th
 form.
 """
 
+import csv
 import io
 import itertools
 import json
@@ -13,7 +14,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -212,7 +213,15 @@ def _unpacked(path: Path) -> Iterator[Path]:
         yield plain
 
 
-_csv = partial(_table, "csv", keep_default_na=False)  # "NA" and "null" are text
+def _csv(path: Path, sep: str = ",") -> Iterator[Row]:
+    """Every cell is text: "NA", "null" and "007" too."""
+    columns: list[str] = []
+    with open_text(path) as stream, suppress(csv.Error):  # which pandas then explains
+        columns = next(csv.reader(stream, delimiter=sep), [])
+    features = datasets.Features({name: datasets.Value("string") for name in columns})
+    yield from _table("csv", path, sep=sep, keep_default_na=False, features=features or None)
+
+
 _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     **dict.fromkeys(JSON_LINES, _json_lines),
     ".json": _json_file,

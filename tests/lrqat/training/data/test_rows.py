@@ -62,6 +62,12 @@ def test_the_same_rows_are_read_from_every_form(tmp_path, name, content):
     assert list(read_rows(source)) == ROWS
 
 
+def test_numbers_in_a_table_of_texts_are_text(tmp_path):
+    content = b"instruction,output\nwhat is 3+4?,007\nand 1/2?,0.50\n"
+    found = list(read_rows(write(tmp_path / "a.csv", content)))
+    assert [row["output"] for row in found] == ["007", "0.50"]
+
+
 def test_arrow_files_are_read(tmp_path):
     made = datasets.Dataset.from_list(ROWS)
     made.to_parquet(tmp_path / "rows.PARQUET")
