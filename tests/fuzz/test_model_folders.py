@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save
 from transformers import AutoConfig
 
 from exporters.gguf.metadata import vocabulary_metadata
@@ -17,7 +16,6 @@ from lrqat.checkpoint import manifest
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import CheckpointError, DataError, ModelError, UserError
 from lrqat.models import hub
-from lrqat.models.adapter import Adapter
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.blocks import TokenBlocks
 from lrqat.training.objectives.teacher_cache import FILE_NAME, CacheKey, TeacherCache
@@ -25,7 +23,6 @@ from lrqat.training.objectives.teacher_shards import is_written, write_shard
 from lrqat.training.states import folder as states
 from lrqat.training.states.resume import STATES, find_state, record_run
 from tests.fuzz.harness import altered_bytes, altered_json, fuzz, limited, outcome
-from tests.support.zoo import make
 
 ANY = st.data()
 # Families whose configurations are built differently: parts, experts, other attention, other names.
@@ -68,25 +65,6 @@ def test_bytes_of_configurations(folder, data):
 @pytest.fixture(scope="module")
 def tokenizer_folder(tiny_model, folder):
     return shutil.copytree(tiny_model, folder / "tokenizer")
-
-
-ADAPTER = {
-    "peft_type": "LORA", "r": 2, "lora_alpha": 4, "bias": "none", "use_rslora": True,
-    "rank_pattern": {"q_proj": 2}, "modules_to_save": None,
-}  # fmt: skip
-
-
-@fuzz(40)
-@given(data=ANY)
-def test_adapters(folder, data):
-    model = make("llama")
-    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
-    pair = {f"{name}A.weight": torch.ones(2, 64), f"{name}B.weight": torch.ones(64, 2)}
-    config = data.draw(altered_json([ADAPTER]))
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    weights = data.draw(altered_bytes([save(pair)]))
-    (folder / "adapter_model.safetensors").write_bytes(weights)
-    outcome(lambda: Adapter.open(folder).merge(model))
 
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
