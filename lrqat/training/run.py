@@ -30,8 +30,8 @@ from lrqat.training.budget import choose_grids, with_budget
 from lrqat.training.calibration import calibration_batches, quantize_activations
 from lrqat.training.callbacks import share_changed
 from lrqat.training.config import TrainConfig
-from lrqat.training.data.corpus import read_corpus, sha256_of_data
 from lrqat.training.data.blocks import TokenBlocks
+from lrqat.training.data.corpus import read_corpus, sha256_of_data
 from lrqat.training.data.measured import Evaluation
 from lrqat.training.finishing import finish
 from lrqat.training.fitting import Fitted, fit
