@@ -19,13 +19,13 @@ from lrqat.init.range_init import RANGE_INITS
 from lrqat.layers.methods import METHODS
 from lrqat.models.preparation import Settings
 from lrqat.settings import AUTO, groups_of
+from lrqat.training.model_settings import ModelSettings
 from lrqat.training.settings import (
     NONE,
     SELF,
     ActivationSettings,
     CalibrationSettings,
     GridSettings,
-    ModelSettings,
     ObjectiveSettings,
     OutputSettings,
     ScheduleSettings,

@@ -17,8 +17,8 @@ from lrqat.models.streaming import load_streamed
 from lrqat.training.calibration import calibration_batches, measure_inputs, quantize_activations
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.blocks import TokenBlocks
+from lrqat.training.model_settings import ModelSettings
 from lrqat.training.plan import TrainingPlan, device_of, dtype_of
-from lrqat.training.settings import ModelSettings
 
 
 def load_original(settings: ModelSettings, plan: TrainingPlan) -> Any:

@@ -158,4 +158,4 @@ def device_of(name: str) -> str:
 def dtype_of(name: str, device: str) -> torch.dtype:
     """What `--dtype` means on a device."""
     chosen = ("float32" if device == "cpu" else "bfloat16") if name == AUTO else name
-    return getattr(torch, chosen)  # one of lrqat.training.settings.DTYPES
+    return getattr(torch, chosen)  # one of lrqat.training.model_settings.DTYPES

@@ -19,31 +19,7 @@ from lrqat.training.optimizers import OPTIMIZERS, refuse_unavailable
 SELF = "self"  # as --teacher: the model itself; as --data: text that the model writes
 NONE = "none"  # as --teacher
 STAGES = ("blocks,model", "blocks", "model")
-DTYPES = (AUTO, "float32", "bfloat16")
 EMBEDDING_AND_HEAD = "q8_0"  # their grid; costs next to nothing, and halves what F16 would take
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSettings(Group):
-    """The model, and where it computes."""
-
-    title = "model"
-
-    model: str = field(metadata=about("model folder, .gguf file or Hugging Face hub id"))
-    tokenizer: str | None = option(
-        "folder or hub id of the tokenizer, if not the model's own", None
-    )
-    adapter: str | None = option(
-        "folder of a PEFT LoRA adapter, merged into the model before anything else", None
-    )
-    dtype: str = option(
-        "compute type; auto: float32 on CPU, bfloat16 elsewhere", AUTO, one_of(DTYPES)
-    )
-    device: str = option("auto, cpu, or cuda", AUTO)
-    streamed: bool = option(
-        "read, round and drop the weights one at a time; the model is never whole in memory", False
-    )
-    trust_remote_code: bool = option("run Python code that the model brings", False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from lrqat.training import processes
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.blocks import TokenBlocks
 from lrqat.training.loading import load_merged
+from lrqat.training.model_settings import ModelSettings
 from lrqat.training.objectives.cache_key import CacheKey
 from lrqat.training.objectives.losses import Teacher
 from lrqat.training.objectives.teacher_cache import (
@@ -30,7 +31,7 @@ from lrqat.training.objectives.teacher_cache import (
 )
 from lrqat.training.objectives.teachers import choose_teacher
 from lrqat.training.plan import TrainingPlan
-from lrqat.training.settings import SELF, ModelSettings
+from lrqat.training.settings import SELF
 
 
 @dataclass(frozen=True)
