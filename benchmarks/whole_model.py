@@ -18,7 +18,7 @@ from benchmarks.memory_probe import Peak, cuda_peak, process_peak
 from lrqat.errors import ModelError
 from lrqat.models import hub
 from lrqat.training.config import TrainConfig
-from lrqat.training.data.documents import TokenBlocks
+from lrqat.training.data.blocks import TokenBlocks
 from lrqat.training.loading import load_prepared
 from lrqat.training.objectives.losses import Objective
 from lrqat.training.optimizers import RATE_OF, make_optimizer

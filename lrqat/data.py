@@ -9,13 +9,8 @@ It is what `train` does with `--data`. Everything is defined in `lrqat.training.
 may move; these names stay.
 """
 
-from lrqat.training.data.documents import (
-    Document,
-    TokenBlocks,
-    documents,
-    joined,
-    pack,
-    split_held_out,
-)
+from lrqat.training.data.blocks import TokenBlocks
+from lrqat.training.data.chats import Chat
+from lrqat.training.data.documents import Document, documents, joined, pack, split_held_out
 
-__all__ = ["Document", "TokenBlocks", "documents", "joined", "pack", "split_held_out"]
+__all__ = ["Chat", "Document", "TokenBlocks", "documents", "joined", "pack", "split_held_out"]

@@ -4,28 +4,42 @@
     plain text   .txt, and any other file that is UTF-8 text
 
 A file of rows is never taken for plain text: its braces and column names would be learned, and
-are so easy to predict that a perplexity measured on them says nothing. A compressed file
-(`rows.jsonl.gz`) is what it is unpacked.
+are so easy to predict that a perplexity measured on them says nothing. A packed file
+(`rows.jsonl.gz`, `.bz2`, `.xz`, `.zst`) is what it is unpacked.
 """
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from lrqat.errors import DataError
 
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 ROWS = (*JSON_LINES, ".parquet", ".arrow", ".csv", ".tsv")
 PLAIN_TEXT = ".txt"
-# Unpacked by `open_text`; of the others it is only known that they are compressed.
-_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-_COMPRESSED = (*_OPENERS, ".zst", ".zip", ".7z", ".tar", ".tgz")
+
+
+def _open_zstd(path: Path) -> Any:
+    import pyarrow  # comes with datasets, and is slow to import
+
+    return pyarrow.input_stream(str(path), compression="zstd")
+
+
+# Unpacked here; of the others it is only known that they are compressed.
+_OPENERS: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _open_zstd,
+}
+_COMPRESSED = (*_OPENERS, ".zip", ".7z", ".tar", ".tgz")
 
 
 def form_of(path: Path) -> str:
@@ -36,25 +50,47 @@ def form_of(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
+def is_packed(path: Path) -> bool:
+    """Whether `open_bytes` unpacks a file of that name."""
+    return path.suffix.lower() in _OPENERS
+
+
 @contextmanager
-def open_text(path: Path) -> Iterator[TextIO]:
-    """Open a file of text, packed or not; a byte-order mark is left out, line ends become LF.
+def open_bytes(path: Path) -> Iterator[BinaryIO]:
+    """Open a file, and unpack it as it is read.
 
     Raises:
-        DataError: missing, packed in a way that is not known here, damaged, or not UTF-8.
+        DataError: missing, packed in a way that is not known here, or damaged.
     """
     if not path.is_file():
         raise DataError(f"no text file at {path}; check the path")
     suffix = path.suffix.lower()
     if suffix in _COMPRESSED and suffix not in _OPENERS:
-        raise DataError(f"{path} is compressed as {suffix}, which is not read here; unpack it")
+        raise DataError(
+            f"{path} is compressed as {suffix}, which is not read here; unpack it, or pack it as "
+            f"{', '.join(_OPENERS)}"
+        )
     try:
-        with _OPENERS.get(suffix, open)(path, "rt", encoding="utf-8-sig") as stream:
+        with _OPENERS[suffix](path) if suffix in _OPENERS else path.open("rb") as stream:
             yield stream
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path, error) from None
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
+    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        if getattr(error, "errno", None) is not None:  # of the file system, not of what it holds
+            raise
         raise DataError(f"{path} cannot be unpacked: {error}; fetch it again") from None
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[TextIO]:
+    """Open a file of text, packed or not; a byte-order mark is left out, line ends become LF.
+
+    Raises:
+        DataError: as of `open_bytes`, or not UTF-8.
+    """
+    with open_bytes(path) as stream:
+        try:
+            yield io.TextIOWrapper(stream, encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path, error) from None
 
 
 def read_text(path: Path) -> str:

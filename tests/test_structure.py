@@ -27,7 +27,8 @@ ALLOWED = {
     "lrqat.init": _CORE | {"lrqat.layers"},
     "lrqat.activations": _CORE | {"lrqat.layers"},
     "lrqat.recipes": _CORE,
-    "lrqat.models": _MODEL | {"lrqat.recipes"},
+    # A GGUF file may be the base model.
+    "lrqat.models": _MODEL | {"lrqat.recipes", "exporters.gguf"},
     "lrqat.evaluation": {"lrqat", "lrqat.atomic_files"},
     "lrqat.budget": _TRAINING,
     "lrqat.training": _TRAINING | {"lrqat.budget"},

@@ -19,8 +19,11 @@ from lrqat.recipes.recipe_file import write_recipe
 
 def build_parser() -> argparse.ArgumentParser:
     parser = command.parser(__doc__ or "")
-    parser.add_argument("model", metavar="MODEL", help="model folder or Hugging Face hub id")
-    parser.add_argument("--data", required=True, help="text to measure on, as for train")
+    parser.add_argument("model", metavar="MODEL", help="model folder, .gguf file or hub id")
+    parser.add_argument("--tokenizer", metavar="FOLDER", help="its tokenizer, if not its own")
+    parser.add_argument("--adapter", metavar="FOLDER", help="PEFT LoRA that is merged into it")
+    parser.add_argument("--data", required=True, action="append", metavar="SOURCE",
+                        help="text to measure on, as for train; may be given again")  # fmt: skip
     parser.add_argument("--target-size", help="bytes of the GGUF file, as 70MB")
     parser.add_argument("--target-bits", type=float, help="bits per weight of the whole file")
     parser.add_argument("--for", dest="for_", choices=list(BACKENDS),
@@ -44,10 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     planner = Planner.open(
         args.model,
-        args.data,
+        tuple(args.data),
         target_size=args.target_size,
         target_bits=args.target_bits,
         for_=args.for_,
+        tokenizer=args.tokenizer,
+        adapter=args.adapter,
         trust_remote_code=args.trust_remote_code,
         say=out.say,
         file_bytes=gguf_bytes,

@@ -53,6 +53,8 @@ def _add_option(group: Any, field: dataclasses.Field[Any], hint: Any) -> None:
     options: dict[str, Any] = {"help": text, "default": field.default, "dest": field.name}
     if field.default is dataclasses.MISSING:
         options = {"help": text, "required": True, "dest": field.name}
+        if _takes_several(hint):
+            options.update(nargs="+", action="extend", metavar="SOURCE")
     elif hint is bool:
         options["action"] = "store_true"
     elif isinstance(field.default, tuple):
@@ -60,6 +62,10 @@ def _add_option(group: Any, field: dataclasses.Field[Any], hint: Any) -> None:
     else:
         options["type"] = _plain_type(hint)
     group.add_argument(flag(field.name), **options)
+
+
+def _takes_several(hint: Any) -> bool:
+    return any(typing.get_origin(part) is tuple for part in typing.get_args(hint))
 
 
 def _plain_type(hint: Any) -> Any:

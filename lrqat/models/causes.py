@@ -40,9 +40,9 @@ def adapter(name: str | Path) -> str | None:
         found = find_adapter_config_file(str(name))
         if found is not None:
             return (
-                f"it is a PEFT adapter{_base_of(Path(found))}, not a whole model; merge it "
-                "(peft: AutoPeftModelForCausalLM.from_pretrained, merge_and_unload, "
-                "save_pretrained) and give the merged folder"
+                f"it is a PEFT adapter{_base_of(Path(found))}, not a whole model; give the "
+                "model that it was trained on to --model, and the adapter to --adapter, or merge "
+                "it (peft: merge_and_unload, save_pretrained) and give the merged folder"
             )
     return None
 

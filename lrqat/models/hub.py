@@ -1,4 +1,4 @@
-"""Loading models and tokenizers from a folder or from the Hugging Face hub, with clear refusals."""
+"""Loading models and tokenizers of folders, GGUF files and the hub, with clear refusals."""
 
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from lrqat.errors import ModelError, refusing
 from lrqat.foreign_files import read_json, refuse_irregular
 from lrqat.models.causes import adapter, cause_of_code, cause_of_model, cause_of_tokenizer
 from lrqat.models.configuration import refuse_unbuildable, with_own_attention
+from lrqat.models.from_gguf.folder import folder_of, is_gguf, tokenizer_folder
 from lrqat.models.tying import settle_tying
 from lrqat.models.weight_misfits import quiet_loading, refuse_misfit, refuse_not_finite
 
@@ -23,17 +24,19 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     """The configuration of a causal language model; no weights are read.
 
     Args:
-        name: a local folder, or an id on the Hugging Face hub.
+        name: a local folder, a GGUF file, or an id on the Hugging Face hub.
         trust_remote_code: run Python code that the model brings.
 
     Raises:
         ModelError: nothing there, not a model, not a causal language model, or already quantised.
     """
+    name = str(folder_of(name))
     folder = Path(name)
     looks_local = folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_local and not folder.is_dir():
         raise ModelError(
-            f"no model folder at {name}; check the path, or give a hub id (owner/name)"
+            f"no model folder at {name}; check the path, or give a hub id (owner/name) or a .gguf "
+            "file"
         )
     if looks_local and not (folder / "config.json").is_file():
         raise ModelError(
@@ -75,6 +78,7 @@ def load_model(name: str, *, dtype: torch.dtype, trust_remote_code: bool = False
         ModelError: no such model, or damaged files; tensors that are missing, or that are not the
             model's, with the cure; a tensor that is not finite.
     """
+    name = str(folder_of(name))
     config = load_config(name, trust_remote_code=trust_remote_code)
     remedy = "use an intact copy of the model"
     what, cause = f"cannot load the weights of {name!r}", cause_of_model(name)
@@ -98,11 +102,14 @@ def load_model(name: str, *, dtype: torch.dtype, trust_remote_code: bool = False
 
 
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a folder or hub id; of a fused checkpoint, from the files that it lists.
+    """The tokenizer of a folder, GGUF file or hub id; of a fused checkpoint, of listed files.
 
     Raises:
         ModelError: there is none, or it cannot be loaded.
     """
+    if is_gguf(name):
+        with tokenizer_folder(name) as made:
+            return _load_tokenizer(made, trust_remote_code=False)
     if (Path(name) / manifest.FILE_NAME).is_file():
         with listed_folder(Path(name)) as view:
             return _load_tokenizer(view, trust_remote_code)

@@ -75,7 +75,7 @@ def train_base_model(
 
     Args:
         model: from `make_untrained_model`.
-        blocks: a `lrqat.training.data.documents.TokenBlocks`.
+        blocks: a `lrqat.training.data.blocks.TokenBlocks`.
         steps: optimiser steps.
         batch_size: blocks a step.
         learning_rate: peak; 5 % warm-up, cosine decay.

@@ -12,6 +12,7 @@ import torch
 from lrqat.errors import ModelError, refusing
 from lrqat.models import hub
 from lrqat.models.causes import adapter, is_adapter
+from lrqat.models.from_gguf.folder import described, folder_of, is_gguf
 from lrqat.models.tying import has_other_head, is_tied, set_tied
 from lrqat.models.weight_files import Weights, open_weights
 from lrqat.models.weight_misfits import quiet_loading, refuse_misfit, unused_tensors
@@ -45,13 +46,15 @@ def open_model(
     """Look at the files of a causal language model.
 
     Args:
-        name: a local folder, or an id on the Hugging Face hub.
+        name: a local folder, a GGUF file, or an id on the Hugging Face hub.
         trust_remote_code: run Python code that the model brings.
         download: fetch the weights of a hub id; else they are looked at only if they are here.
 
     Raises:
         ModelError: no such model; a damaged file; tensors that are not the model's, with the cure.
     """
+    notes = [described(name)] if is_gguf(name) else []
+    name = str(folder_of(name))
     config = hub.load_config(name, trust_remote_code=trust_remote_code)
     skeleton = hub.meta_model(config, trust_remote_code=trust_remote_code)
     weights = open_weights(name, config, download=download)
@@ -59,7 +62,6 @@ def open_model(
         if is_adapter(name):
             raise ModelError(f"{name} cannot be trained: {adapter(name)}")
         return StoredModel(config, skeleton, None)
-    notes = []
     if is_tied(skeleton) and has_other_head(skeleton, weights):
         set_tied(config, False)
         skeleton = hub.meta_model(config, trust_remote_code=trust_remote_code)

@@ -22,7 +22,7 @@ from lrqat.init.range_init import RANGE_INITS
 from lrqat.layers.methods import METHODS
 from lrqat.models.preparation import Settings
 from lrqat.models.surgery import SurgeryPlan
-from lrqat.training.data.documents import TokenBlocks
+from lrqat.training.data.blocks import TokenBlocks
 from lrqat.training.settings import ActivationSettings
 
 _FEWEST_TOKENS = 2048  # a batch without gradients; smaller ones are slow

@@ -16,6 +16,7 @@ from lrqat.foreign_files import read_json
 from lrqat.grids.grid import find_grid
 from lrqat.layers.methods import METHODS
 from lrqat.training.config import TrainConfig
+from lrqat.training.data.rows import STANDARD_INPUT
 from lrqat.training.plan import plan_training
 from lrqat.training.run import train
 from lrqat.training.settings import NONE
@@ -68,6 +69,11 @@ def compare_methods(
     """
     if config.teacher == NONE:
         raise UserError("a comparison measures KL and needs --teacher self, or a model")
+    if any(source.name == STANDARD_INPUT for source in config.sources):
+        raise UserError(
+            "standard input can be read once, and every run of a comparison reads its text; write "
+            "the text to a file, and give that to --data"
+        )
     for method in methods:
         if method not in METHODS:
             raise UserError(f"--methods {method!r} is unknown; choose {', '.join(METHODS)}")

@@ -19,19 +19,19 @@ from lrqat.init.range_init import RANGE_INITS
 from lrqat.layers.methods import METHODS
 from lrqat.models.preparation import Settings
 from lrqat.settings import AUTO, groups_of
+from lrqat.training.model_settings import ModelSettings
 from lrqat.training.settings import (
     NONE,
     SELF,
     ActivationSettings,
     CalibrationSettings,
     GridSettings,
-    ModelSettings,
     ObjectiveSettings,
     OutputSettings,
     ScheduleSettings,
     StageSettings,
-    TextSettings,
 )
+from lrqat.training.text_settings import TextSettings
 
 _FEW_BITS = 4
 
@@ -132,6 +132,11 @@ def _refuse_measuring(config: TrainConfig) -> None:
     """Refuse what needs a whole model, in a run that is streamed."""
     if config.data == SELF:
         raise UserError("--streamed has no whole model, which --data self needs to write text")
+    if config.adapter is not None:
+        raise UserError(
+            "--streamed reads weights as they are stored, without --adapter; train without "
+            "--streamed, or merge the adapter first (peft: merge_and_unload, save_pretrained)"
+        )
     if config.has_target:
         raise UserError(
             "--streamed has no whole model to measure a budget on; run lrqat plan where the model "

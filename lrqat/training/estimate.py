@@ -35,9 +35,10 @@ from lrqat.models.preparation import Settings, freeze_scales, prepare, quantized
 from lrqat.models.surgery import SurgeryPlan
 from lrqat.training.config import TrainConfig
 from lrqat.training.meta_step import PurposeCounter, run_step, shapes_only
+from lrqat.training.model_settings import ModelSettings
 from lrqat.training.objectives.losses import Objective
 from lrqat.training.objectives.teachers import choose_teacher
-from lrqat.training.settings import SELF, ModelSettings, ScheduleSettings
+from lrqat.training.settings import SELF, ScheduleSettings
 from lrqat.training.training_model import enable_checkpointing
 
 _PART_OF = {

@@ -10,7 +10,7 @@ from lrqat.layers.methods import METHODS
 from lrqat.models.preparation import merge_and_round
 from lrqat.training.calibration import calibration_batches, measure_inputs
 from lrqat.training.config import TrainConfig
-from lrqat.training.data.documents import TokenBlocks
+from lrqat.training.data.blocks import TokenBlocks
 from lrqat.training.plan import TrainingPlan
 
 

@@ -9,28 +9,51 @@ from transformers import set_seed
 
 from lrqat.errors import ModelError
 from lrqat.models import hub
+from lrqat.models.adapter import Adapter
+from lrqat.models.from_gguf.folder import is_gguf
+from lrqat.models.from_gguf.other_tokenizer import refuse_other_tokens
 from lrqat.models.preparation import freeze_scales, prepare
 from lrqat.models.streaming import load_streamed
 from lrqat.training.calibration import calibration_batches, measure_inputs, quantize_activations
 from lrqat.training.config import TrainConfig
-from lrqat.training.data.documents import TokenBlocks
+from lrqat.training.data.blocks import TokenBlocks
+from lrqat.training.model_settings import ModelSettings
 from lrqat.training.plan import TrainingPlan, device_of, dtype_of
-from lrqat.training.settings import ModelSettings
 
 
 def load_original(settings: ModelSettings, plan: TrainingPlan) -> Any:
     """The model in full precision, on the device of the run. Raises ModelError."""
-    return hub.load_model(
-        settings.model, dtype=plan.dtype, trust_remote_code=settings.trust_remote_code
-    ).to(plan.device)
+    return load_merged(settings, plan.dtype).to(plan.device)
+
+
+def load_merged(settings: ModelSettings, dtype: torch.dtype) -> Any:
+    """The model with its adapter, if it has one, in full precision. Raises ModelError."""
+    trust = settings.trust_remote_code
+    model = hub.load_model(settings.model, dtype=dtype, trust_remote_code=trust)
+    if settings.adapter is not None:
+        Adapter.open(settings.adapter).merge(model)
+    return model
 
 
 def load_whole(settings: ModelSettings) -> Any:
     """The model in full precision where the settings say, without a plan. Raises ModelError."""
     device = device_of(settings.device)
     dtype = dtype_of(settings.dtype, device)
+    return load_merged(settings, dtype).to(device)
+
+
+def load_tokenizer(settings: ModelSettings) -> Any:
+    """The tokenizer of the model, or the one that `--tokenizer` names.
+
+    Raises:
+        ModelError: it cannot be loaded, or is another model's.
+    """
     trust = settings.trust_remote_code
-    return hub.load_model(settings.model, dtype=dtype, trust_remote_code=trust).to(device)
+    tokenizer = hub.load_tokenizer(settings.tokenizer or settings.model, trust_remote_code=trust)
+    if settings.tokenizer:
+        rows = hub.load_config(settings.model, trust_remote_code=trust).get_text_config().vocab_size
+        refuse_other_tokens(settings.tokenizer, tokenizer, settings.model, rows)
+    return tokenizer
 
 
 def load_prepared(
@@ -100,6 +123,7 @@ def describe_base(settings: ModelSettings) -> dict[str, Any]:
     stored = hub.load_config(name, trust_remote_code=settings.trust_remote_code)
     return {
         **_public_name(name, getattr(stored, "_commit_hash", None)),
+        **({"adapter": Path(settings.adapter).resolve().name} if settings.adapter else {}),
         "dtype": str(stored.dtype or torch.float32).removeprefix("torch."),
     }
 
@@ -109,6 +133,8 @@ def _public_name(name: str, revision: str | None) -> dict[str, str | None]:
 
     A snapshot of huggingface_hub's cache, models--OWNER--NAME/snapshots/REVISION, is the hub's.
     """
+    if is_gguf(name):
+        return {"name": Path(name).name, "revision": None}
     if not Path(name).is_dir():
         return {"name": name, "revision": revision}
     folder = Path(name).resolve()

@@ -7,15 +7,14 @@ from typing import Any
 
 from lrqat.activations.grids import find_activation_grid
 from lrqat.evaluation.perplexity import RULE
-from lrqat.models import hub
 from lrqat.models.planned_checkpoint import PlannedCheckpoint, planned_checkpoint
 from lrqat.models.stored_model import StoredModel
 from lrqat.models.streaming import read_generation_config
 from lrqat.models.surgery import SurgeryPlan
 from lrqat.training.calibration import rounded_inputs
 from lrqat.training.config import TrainConfig
-from lrqat.training.data.corpus import evaluation_name
-from lrqat.training.loading import describe_base
+from lrqat.training.data.measured import evaluation_name
+from lrqat.training.loading import describe_base, load_tokenizer
 
 _SHA256 = "0" * 64
 
@@ -35,17 +34,23 @@ def planned_outcome(
         ModelError: see `planned_checkpoint`.
     """
     read_generation_config(stored.skeleton, config.model)
-    tokenizer = hub.load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+    tokenizer = load_tokenizer(config)
     with planned_checkpoint(
         stored,
         tokenizer,
         surgery,
         base_model=describe_base(config),
-        training={"data_sha256": _SHA256 if Path(config.data).is_file() else None},
+        training={"data_sha256": _sha256(config)},
         reference=_reference(config),
         activations=_activations(config, surgery),
     ) as checkpoint:
         yield checkpoint
+
+
+def _sha256(config: TrainConfig) -> str | list[str | None] | None:
+    """Of the form of `lrqat.training.data.corpus.sha256_of_data`."""
+    found = [_SHA256 if Path(source.name).is_file() else None for source in config.sources]
+    return found[0] if len(found) == 1 else found
 
 
 def _reference(config: TrainConfig) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import torch
 
 from lrqat.errors import UserError, first_line
 from lrqat.evaluation.perplexity import refuse_beyond
+from lrqat.models.adapter import Adapter
 from lrqat.models.positions import learned_positions, trained_positions, warning_beyond
 from lrqat.models.preparation import check_settings
 from lrqat.models.stored_model import open_model
@@ -72,6 +73,8 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
     config = config.resolved()
     stored = open_model(config.model, trust_remote_code=config.trust_remote_code)
     model = stored.skeleton
+    if config.adapter is not None:
+        Adapter.open(config.adapter).check(model)
     surgery = plan_grids(model, config)
     check_settings(surgery, config)
     check_texts(config)
@@ -155,4 +158,4 @@ def device_of(name: str) -> str:
 def dtype_of(name: str, device: str) -> torch.dtype:
     """What `--dtype` means on a device."""
     chosen = ("float32" if device == "cpu" else "bfloat16") if name == AUTO else name
-    return getattr(torch, chosen)  # one of lrqat.training.settings.DTYPES
+    return getattr(torch, chosen)  # one of lrqat.training.model_settings.DTYPES

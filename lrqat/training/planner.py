@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor
 
 from lrqat.budget.prices import Allotment, Prices
-from lrqat.models import hub
 from lrqat.models.stored_model import open_model
 from lrqat.models.surgery import SurgeryPlan
 from lrqat.recipes.recipe import Recipe
@@ -24,7 +23,7 @@ from lrqat.training.budget import (
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.corpus import check_texts, read_corpus
 from lrqat.training.frontier import Frontier, find_frontier
-from lrqat.training.loading import load_whole
+from lrqat.training.loading import load_tokenizer, load_whole
 from lrqat.training.plan import plan_grids
 
 
@@ -50,7 +49,7 @@ class Planner:
     def open(
         cls,
         model: str,
-        data: str,
+        data: str | tuple[str, ...],
         *,
         say: Say,
         file_bytes: FileBytes = no_file_bytes,
@@ -59,11 +58,11 @@ class Planner:
         """Load a model and price its weights.
 
         Args:
-            model: folder or hub id.
+            model: folder, GGUF file or hub id.
             data: as `--data` of train.
             say: receives progress, one line each.
             file_bytes: gives the size of a file.
-            settings: of `TrainConfig`: `target_size`, `target_bits`, `for_`, `trust_remote_code`.
+            settings: of `TrainConfig`: `target_size`, `target_bits`, `for_`, `tokenizer` ...
 
         Raises:
             UserError: anything about the model, the text or the settings.
@@ -71,9 +70,12 @@ class Planner:
         given = {name: value for name, value in settings.items() if value is not None}
         config = TrainConfig(model=model, data=data, output="", **given).resolved()
         trust = config.trust_remote_code
-        surgery = plan_grids(open_model(model, trust_remote_code=trust).skeleton, config)
+        stored = open_model(model, trust_remote_code=trust)
+        for note in stored.notes:
+            say(note)
+        surgery = plan_grids(stored.skeleton, config)
         check_texts(config)
-        tokenizer = hub.load_tokenizer(model, trust_remote_code=trust)
+        tokenizer = load_tokenizer(config)
         loaded = load_whole(config)
         sequences = sequences_of(read_corpus(config, tokenizer, loaded, say).blocks.tokens)
         prices = price_model(loaded, tokenizer, surgery, config, sequences, file_bytes)

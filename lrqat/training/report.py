@@ -1,6 +1,5 @@
 """What a training run did."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -9,8 +8,8 @@ from lrqat.evaluation.perplexity import Perplexity
 from lrqat.layers.methods import METHODS
 from lrqat.training.blocks.stage import BlockReport
 from lrqat.training.config import TrainConfig
-from lrqat.training.fitting import Fitted
-from lrqat.training.measuring import Beginning, Measurement
+from lrqat.training.measuring import Measurement
+from lrqat.training.stages import Outcome
 
 
 @dataclass(frozen=True)
@@ -55,30 +54,27 @@ class TrainReport:
         cls,
         config: TrainConfig,
         before: Measurement | None,
-        beginning: Beginning | None,
-        after: Measurement,
-        fitted: Fitted,
+        done: Outcome,
         changed: float,
-        blocks: Sequence[BlockReport] = (),
     ) -> Self:
         """The report of what was measured, see the attributes."""
-        rounded = beginning.rounded if beginning else None
-        start = beginning.start if beginning else None
+        rounded = done.beginning.rounded if done.beginning else None
+        start = done.beginning.start if done.beginning else None
         return cls(
             output=Path(config.output),
             method=config.method,
             before=before.perplexity if before else None,
             rounded=rounded.perplexity if rounded else None,
             start=start.perplexity if start else None,
-            after=after.perplexity,
+            after=done.after.perplexity,
             kl_rounded=rounded.kl if rounded else None,
             kl_start=start.kl if start else None,
-            kl_after=after.kl,
-            blocks=tuple(blocks),
-            same_top_after=after.same_top,
+            kl_after=done.after.kl,
+            blocks=tuple(done.blocks),
+            same_top_after=done.after.same_top,
             changed=changed,
-            seconds=fitted.seconds,
-            skipped_steps=fitted.skipped_steps,
+            seconds=done.fitted.seconds,
+            skipped_steps=done.fitted.skipped_steps,
         )
 
     @property

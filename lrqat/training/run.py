@@ -15,33 +15,24 @@ from typing import Any
 from transformers import set_seed
 
 from lrqat.atomic_files import explain_os_errors
-from lrqat.checkpoint.manifest import sha256_of
 from lrqat.checkpoint.publishing import PICTURE, held
 from lrqat.errors import UserError
 from lrqat.evaluation.perplexity import RULE, Perplexity
 from lrqat.layers.methods import METHODS
-from lrqat.models import hub
 from lrqat.models.fuse import fuse
-from lrqat.models.preparation import freeze_scales
 from lrqat.recipes.recipe import Recipe
 from lrqat.training import processes
-from lrqat.training.allocator import give_back
-from lrqat.training.best import keep_start, put_back
-from lrqat.training.blocks.stage import BlockReport, prepare_by_blocks
 from lrqat.training.budget import FileBytes, choose_grids, no_file_bytes, with_budget
-from lrqat.training.calibration import calibration_batches, quantize_activations
 from lrqat.training.callbacks import share_changed
 from lrqat.training.config import TrainConfig
-from lrqat.training.data.corpus import Evaluation, read_corpus
-from lrqat.training.data.documents import TokenBlocks
-from lrqat.training.finishing import finish
-from lrqat.training.fitting import Fitted, fit
-from lrqat.training.loading import describe_base, load_original, load_prepared
-from lrqat.training.measuring import Say, measure, measure_beginning
-from lrqat.training.objectives.distillation import prepare_teacher
+from lrqat.training.data.corpus import read_corpus, sha256_of_data
+from lrqat.training.data.measured import Evaluation
+from lrqat.training.loading import describe_base, load_original, load_tokenizer
+from lrqat.training.measuring import Say, measure
 from lrqat.training.plan import TrainingPlan, plan_training
 from lrqat.training.plots import plot_training
 from lrqat.training.report import TrainReport
+from lrqat.training.stages import Outcome, run_stages
 from lrqat.training.states.resume import (
     STATES,
     find_state,
@@ -98,7 +89,7 @@ def _train(
     processes.wait()  # nobody writes before everybody has looked
 
     set_seed(config.seed)
-    tokenizer = hub.load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+    tokenizer = load_tokenizer(config)
     base = describe_base(config)
     original = None if config.streamed else load_original(config, plan)
     corpus = read_corpus(config, tokenizer, original, say)
@@ -112,47 +103,15 @@ def _train(
         plan = with_budget(plan, recipe, config)
     with explain_os_errors(output):
         _open_states(states, config, recipe, resumes=resume is not None)
-        model, reports = _prepare(config, plan, corpus.blocks, original, states)
-        del original
-        give_back()
-        teacher = prepare_teacher(config, plan, model, corpus.blocks)
-        method, fitted, beginning = METHODS[config.method], Fitted(model), None
-        if method.rounds_inside:
-            beginning = measure_beginning(
-                model, windows, say, teacher.logits, after_blocks=config.by_blocks
-            )
-        if method.trains and config.as_a_whole:
-            if state is None and processes.is_main():
-                keep_start(model, states)
-            fitted = fit(model, teacher, config, plan, states, state)
-    give_back()
-    model = finish(fitted.model, config, plan, corpus.blocks)
-    after = measure(model, windows, method.outcome, say, teacher.logits)
-    if fitted.history and beginning and put_back(model, states, beginning, after, say):
-        after = measure(model, windows, "what is written", say, teacher.logits)
-    changed = share_changed(model)
-    report = TrainReport.of(config, before, beginning, after, fitted, changed, reports)
+        holder = [original]
+        del original  # the stages hold it alone, and drop what they no longer need
+        done = run_stages(config, plan, corpus, holder.pop, states, state, say)
+    changed = share_changed(done.model)
+    report = TrainReport.of(config, before, done, changed)
     if processes.is_main():
-        _publish(model, tokenizer, base, config, plan, corpus.evaluation, report, fitted)
+        _publish(done, tokenizer, base, config, plan, corpus.evaluation, report)
     processes.leave()
     return report
-
-
-def _prepare(
-    config: TrainConfig, plan: TrainingPlan, blocks: TokenBlocks, original: Any, states: Path
-) -> tuple[Any, list[BlockReport]]:
-    """The model on its grids, and what became of its blocks if they were fitted one by one."""
-    if not config.by_blocks:
-        return load_prepared(config, plan, blocks, original), []
-    set_seed(config.seed)
-    model, reports = prepare_by_blocks(original, config, plan, blocks, states)
-    if not config.trains_scales:
-        freeze_scales(model)
-    batches = calibration_batches(
-        blocks, tokens=config.importance_tokens, batch_size=config.batch_size, device=plan.device
-    )
-    quantize_activations(model, plan.surgery, config, batches)
-    return model, reports
 
 
 def _say_nothing(message: str) -> None:
@@ -171,23 +130,22 @@ def _open_states(
 
 
 def _publish(
-    model: Any,
+    done: Outcome,
     tokenizer: Any,
     base: dict[str, Any],
     config: TrainConfig,
     plan: TrainingPlan,
     evaluation: Evaluation,
     report: TrainReport,
-    fitted: Fitted,
 ) -> None:
     """Write the fused checkpoint, and a picture of the steps into its folder."""
 
     def draw(folder: Path) -> None:
         title = f"{base['name']}, {config.grid}"
-        plot_training(fitted.history, folder / PICTURE, title)
+        plot_training(done.fitted.history, folder / PICTURE, title)
 
     fuse(
-        model,
+        done.model,
         tokenizer,
         report.output,
         plan=plan.surgery,
@@ -199,13 +157,26 @@ def _publish(
 
 
 def _describe_training(config: TrainConfig) -> dict[str, Any]:
-    """All settings, the tokens seen, and the hash of a text that is a file."""
-    data = Path(config.data)
-    steps = config.steps if METHODS[config.method].trains else 0
-    return config.to_json() | {
-        "tokens": steps * config.tokens_per_step * processes.count(),
-        "data_sha256": sha256_of(data) if data.is_file() else None,
-    }
+    """All settings, the tokens seen, and the hash of every text that is a file."""
+    trains = METHODS[config.method].trains and config.as_a_whole
+    steps = config.steps if trains else 0
+    sources = config.sources
+    names = (
+        {}
+        if len(sources) == 1
+        else {
+            "data": [source.name for source in sources],
+            "data_shares": [source.share for source in sources],
+        }
+    )
+    return (
+        config.to_json()
+        | names
+        | {
+            "tokens": steps * config.tokens_per_step * processes.count(),
+            "data_sha256": sha256_of_data(config),
+        }
+    )
 
 
 def _describe_reference(after: Perplexity, evaluation: Evaluation) -> dict[str, Any]:

@@ -19,47 +19,7 @@ from lrqat.training.optimizers import OPTIMIZERS, refuse_unavailable
 SELF = "self"  # as --teacher: the model itself; as --data: text that the model writes
 NONE = "none"  # as --teacher
 STAGES = ("blocks,model", "blocks", "model")
-DTYPES = (AUTO, "float32", "bfloat16")
 EMBEDDING_AND_HEAD = "q8_0"  # their grid; costs next to nothing, and halves what F16 would take
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSettings(Group):
-    """The model, and where it computes."""
-
-    title = "model"
-
-    model: str = field(metadata=about("model folder or Hugging Face hub id"))
-    dtype: str = option(
-        "compute type; auto: float32 on CPU, bfloat16 elsewhere", AUTO, one_of(DTYPES)
-    )
-    device: str = option("auto, cpu, or cuda", AUTO)
-    streamed: bool = option(
-        "read, round and drop the weights one at a time; the model is never whole in memory", False
-    )
-    trust_remote_code: bool = option("run Python code that the model brings", False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextSettings(Group):
-    """What is trained on, and what perplexity is measured on."""
-
-    title = "text"
-
-    data: str = field(
-        metadata=about("plain text, .jsonl, .json, .parquet, .csv or .tsv; a folder of them; the "
-                       "name of a Hugging Face dataset; or self: text that the model writes")
-    )  # fmt: skip
-    eval_data: str | None = option(
-        "file of text for the perplexities; default: the start of --data is held out", None
-    )
-    context: int = option("tokens per window of the perplexities", 512)
-    eval_windows: int = option("windows of the perplexities at most", 40, at_least(1))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.data == SELF and not self.eval_data:
-            raise UserError("--data self needs --eval-data: a text that the model did not write")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,8 @@ from lrqat.checkpoint.reader import Checkpoint
 from lrqat.checkpoint.safetensors_file import TensorFile
 from lrqat.errors import CheckpointError, UserError
 from lrqat.init.imatrix_format import ImatrixFileError, read_entries
+from lrqat.models.from_gguf.folder import model_folder
+from lrqat.models.hub import load_tokenizer
 from lrqat.runtimes.genai_config import read_genai_config
 from tests.fuzz.harness import altered_bytes, altered_json, fuzz, limited, outcome
 from tests.support.imatrix import ENTRIES, legacy, write_gguf
@@ -51,6 +53,16 @@ def test_gguf(gguf_file, folder, data):
     path.write_bytes(data.draw(altered_bytes([gguf_file], beginning=30_000)))
     outcome(lambda: read_header(path, unknown_types=True))
     outcome(lambda: inspect(path))
+
+
+@fuzz(30)
+@given(data=ANY)
+def test_gguf_as_a_base_model(gguf_file, folder, data, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    path = folder / "base.gguf"
+    path.write_bytes(data.draw(altered_bytes([gguf_file], beginning=30_000)))
+    outcome(lambda: model_folder(path))
+    outcome(lambda: load_tokenizer(path))
 
 
 @fuzz(20)

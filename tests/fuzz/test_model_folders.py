@@ -17,7 +17,7 @@ from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import CheckpointError, DataError, ModelError, UserError
 from lrqat.models import hub
 from lrqat.training.config import TrainConfig
-from lrqat.training.data.documents import TokenBlocks
+from lrqat.training.data.blocks import TokenBlocks
 from lrqat.training.objectives.teacher_cache import FILE_NAME, CacheKey, TeacherCache
 from lrqat.training.objectives.teacher_shards import is_written, write_shard
 from lrqat.training.states import folder as states

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lrqat.errors import DataError
 from lrqat.models import hub
 from lrqat.training.data.documents import documents
+from lrqat.training.data.loss_on import LOSS_ON
 from lrqat.training.data.template_process import TemplateError, TemplateProcess
 from tests.fuzz.harness import altered_bytes, altered_json, fuzz, outcome
 
@@ -56,7 +57,8 @@ ROWS = [{"text": "one"}, {"messages": CHAT, "tools": [{"name": "f"}]}, {"convers
 def test_values_of_rows(folder, tokenizer, data):
     rows = [data.draw(altered_json(ROWS)) for _ in range(2)]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    outcome(lambda: list(documents(str(folder / "rows.jsonl"), tokenizer)))
+    source, loss_on = str(folder / "rows.jsonl"), data.draw(st.sampled_from(sorted(LOSS_ON)))
+    outcome(lambda: list(documents(source, tokenizer, loss_on=loss_on)))
 
 
 @fuzz(30)
@@ -66,7 +68,9 @@ def test_templates(folder, tiny_model, data):
     text = data.draw(altered_bytes([TEMPLATE.encode()])).decode("utf-8", "replace")
     made.chat_template = text
     (folder / "chat.jsonl").write_text(json.dumps({"messages": CHAT}))
-    outcome(lambda: list(documents(str(folder / "chat.jsonl"), made)))
+    source = str(folder / "chat.jsonl")
+    outcome(lambda: list(documents(source, made)))
+    outcome(lambda: list(documents(source, made, loss_on="assistant")))
 
 
 LOOPS = {

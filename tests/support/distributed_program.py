@@ -26,7 +26,7 @@ from lrqat.models.small_llama import make_untrained_model
 from lrqat.models.surgery import plan_surgery
 from lrqat.training import processes
 from lrqat.training.callbacks import ProgressLine
-from lrqat.training.data.documents import TokenBlocks
+from lrqat.training.data.blocks import TokenBlocks
 from lrqat.training.fitting import training_arguments
 from lrqat.training.objectives.losses import Objective
 from lrqat.training.settings import ScheduleSettings

@@ -20,7 +20,7 @@ def teacher():
 def blocks():
     import numpy as np
 
-    from lrqat.training.data.documents import TokenBlocks
+    from lrqat.training.data.blocks import TokenBlocks
     from tests.support.zoo import VOCABULARY
 
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, BLOCKS * LENGTH)

@@ -28,7 +28,7 @@ from lrqat.training.blocks.states import HiddenStates
 from lrqat.training.blocks.walk import BlockWalk
 from lrqat.training.calibration import measure_inputs
 from lrqat.training.config import TrainConfig
-from lrqat.training.data.documents import TokenBlocks
+from lrqat.training.data.blocks import TokenBlocks
 from lrqat.training.loading import not_one_by_one
 from lrqat.training.plan import TrainingPlan
 

@@ -3,26 +3,79 @@
     messages                [{"role": "user", "content": "..."}, ...]
     conversations           the same, or ShareGPT's [{"from": "human", "value": "..."}, ...]
     prompt and completion   two texts, or two lists of messages: a user's, and the answer
+    instruction and output  two texts, as Alpaca's: a user's, followed by `input` if it says
+                            something, and the answer
 
-A `tools` column goes to the template with them.
+In a table of texts (CSV), a list of messages may be written as JSON. A `tools` column goes to the
+template with them.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from lrqat.errors import DataError, refusing
+from lrqat.training.data.answer_spans import ANSWERING, AnswersError, Messages, Spans
 from lrqat.training.data.template_process import TemplateError, TemplateProcess
 
 # ShareGPT's names of roles; others stay as they are, and the template judges them.
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
 # In order: a row that has several of them is read by the first.
-FORMS = (("messages",), ("conversations",), ("prompt", "completion"))
+FORMS = (
+    ("messages",),
+    ("conversations",),
+    ("prompt", "completion"),
+    ("instruction", "output"),
+)
+_MORE = "input"  # of an instruction: what it is about
 
-Message = dict[str, Any]
+
+@dataclass(frozen=True)
+class Chat:
+    """The tokens of a chat.
+
+    Attributes:
+        ids: token ids, (n,).
+        learned: (n,) whether the loss is taken of a token's prediction; None: of all.
+    """
+
+    ids: list[int]
+    learned: list[bool] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
-def messages_of(row: Mapping[str, Any], form: tuple[str, ...], where: str) -> list[Message]:
-    """The messages of a row, in the template's form.
+@dataclass(frozen=True)
+class Conversation:
+    """The messages of a row.
+
+    Attributes:
+        messages: in the template's form.
+        prompt: how many of them are the prompt, where the row says so.
+    """
+
+    messages: Messages
+    prompt: int | None = None
+
+    def answers(self, loss_on: str) -> list[int]:
+        """Which messages are learned: `assistant` all answers, `completion` those after the prompt.
+
+        Where the row does not say what its prompt is, that is the last answer.
+        """
+        found = [i for i, m in enumerate(self.messages) if m.get("role") == ANSWERING]
+        if loss_on == "assistant":
+            return found
+        if self.prompt is None:
+            return found[-1:]
+        return [i for i in found if i >= self.prompt]
+
+
+def conversation_of(row: Mapping[str, Any], form: tuple[str, ...], where: str) -> Conversation:
+    """The messages of a row.
 
     Args:
         row: column to value.
@@ -32,12 +85,16 @@ def messages_of(row: Mapping[str, Any], form: tuple[str, ...], where: str) -> li
     Raises:
         DataError: the columns hold something else.
     """
-    roles = ("user", "assistant") if len(form) == 2 else ("",)
-    return [
-        message
-        for column, role in zip(form, roles, strict=True)
-        for message in _messages(row[column], role, f"`{column}` of {where}")
-    ]
+    if len(form) == 1:
+        return Conversation(_messages(row[form[0]], "", f"`{form[0]}` of {where}"))
+    prompt, answer = (
+        _messages(row[column], role, f"`{column}` of {where}")
+        for column, role in zip(form, ("user", ANSWERING), strict=True)
+    )
+    more = row.get(_MORE) if form[0] == "instruction" else None
+    if more and prompt:
+        prompt[0] = prompt[0] | {"content": f"{prompt[0].get('content')}\n\n{more}"}
+    return Conversation(prompt + answer, len(prompt))
 
 
 class ChatTokens:
@@ -59,33 +116,77 @@ class ChatTokens:
         if self._process is not None:
             self._process.close()
 
-    def ids(self, messages: list[Message], tools: Any, where: str) -> list[int]:
-        """Token ids of a chat.
+    def chat(
+        self, messages: Messages, tools: Any, where: str, answers: Sequence[int] | None = None
+    ) -> Chat:
+        """The tokens of a chat.
+
+        Args:
+            messages: in the template's form.
+            tools: for the template, or None.
+            where: the row, for messages to people.
+            answers: which messages are learned; None: all tokens are.
 
         Raises:
-            DataError: no chat template, or it refuses the chat, loops, or writes without end.
+            DataError: no chat template, or it refuses the chat, loops, or writes without end; or
+                it does not show where the answers are.
         """
         if not self._tokenizer.chat_template:
             raise DataError(
                 f"{where} is a chat, and the tokenizer has no chat template; give rows with a "
                 "`text` column, or a tokenizer with a template"
             )
+        text, spans = self._rendered(messages, tools, where, answers)
+        if spans is not None and not self._tokenizer.is_fast:
+            raise DataError(
+                "this tokenizer does not say which characters its tokens are of, so the answers of "
+                f"{where} cannot be told from the rest; give --loss-on all"
+            )
+        with refusing(DataError, f"the tokenizer refuses {where}", "correct the row"):
+            encoded = self._tokenizer(
+                text,
+                add_special_tokens=False,
+                verbose=False,
+                return_offsets_mapping=spans is not None,
+            )
+        ids = list(encoded["input_ids"])
+        return Chat(ids, None if spans is None else _inside(encoded["offset_mapping"], spans))
+
+    def _rendered(
+        self, messages: Messages, tools: Any, where: str, answers: Sequence[int] | None
+    ) -> tuple[str, Spans | None]:
         try:
             if self._process is None:
                 self._process = TemplateProcess(self._tokenizer)
-            text = self._process.render(messages, tools)
+            if answers is None:
+                return self._process.render(messages, tools), None
+            return self._process.render_answers(messages, tools, answers)
         except TemplateError as error:
             raise DataError(
                 f"the chat template refuses {where}: {error}; correct the row or leave it out"
             ) from None
-        with refusing(DataError, f"the tokenizer refuses {where}", "correct the row"):
-            encoded = self._tokenizer(text, add_special_tokens=False, verbose=False)
-        return list(encoded["input_ids"])
+        except AnswersError as error:
+            raise DataError(
+                f"the chat template does not show where the answers of {where} are: {error}; give "
+                "--loss-on completion (the last answer) or all, or a template that marks answers "
+                "with {% generation %}"
+            ) from None
 
 
-def _messages(value: Any, role: str, where: str) -> list[Message]:
+def _inside(offsets: Sequence[tuple[int, int]], spans: Spans) -> list[bool]:
+    """Which tokens have a character in a span. Args: both as characters [start, end)."""
+    starts, ends = np.array(offsets, np.int64).reshape(-1, 2).T
+    inside = np.zeros(len(offsets), bool)
+    for start, end in spans:
+        inside |= (ends > start) & (starts < end)
+    return inside.tolist()
+
+
+def _messages(value: Any, role: str, where: str) -> Messages:
     if role and isinstance(value, str):
         return [{"role": role, "content": value}]
+    if isinstance(value, str):
+        value = _from_json(value)
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise DataError(
             f'{where} is no chat; a list such as [{{"role": "user", "content": "..."}}] is needed'
@@ -93,7 +194,14 @@ def _messages(value: Any, role: str, where: str) -> list[Message]:
     return [_message(item) for item in value]
 
 
-def _message(given: Message) -> Message:
+def _from_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _message(given: dict[str, Any]) -> dict[str, Any]:
     if "from" not in given or "role" in given:
         return given
     rest = {key: item for key, item in given.items() if key not in ("from", "value")}

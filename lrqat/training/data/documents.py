@@ -2,107 +2,139 @@
 
 A row of `lrqat.training.data.rows` is one document: a text, or a chat. Texts are tokenised as text
 (names of special tokens in them are text too), begun with the BOS token where the tokenizer adds
-one, and closed with the end-of-sequence token; a chat is the tokens of its template. Documents are
-laid end to end and cut into blocks of one length, so no padding is ever computed. The start of the
-text is held out for evaluation when no other text is given for it.
+one, and closed with the end-of-sequence token; a chat is the tokens of its template, of which some
+may be learned and others only read. Documents are laid end to end and cut into blocks of one
+length, so no padding is ever computed; chats with a part that is only read begin within the block
+that they end in (`whole_chats`). The start of the text is held out for evaluation when no other
+text is given for it.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lrqat.errors import DataError
 from lrqat.evaluation.text import window_bos
+from lrqat.settings import AUTO
+from lrqat.text_files import ROWS, form_of
 from lrqat.training.data import chats
+from lrqat.training.data.blocks import MOST_TOKENS, TokenBlocks, refuse_too_short
+from lrqat.training.data.chats import Chat
+from lrqat.training.data.loss_on import LOSS_ON
 from lrqat.training.data.rows import Row, read_rows
+from lrqat.training.data.whole_chats import pack_whole
 
-Document = str | list[int]  # a text, or the token ids of a chat
+Document = str | Chat
+Say = Callable[[str], None]
 
 # Characters tokenised in one call: bounds memory, and lets the tokenizer use every core.
 _PIECE = 1 << 15
 _PIECES_PER_CALL = 64
-# A run keeps at most this many tokens in memory, or as many as it will look at: 256 MB.
-_MOST_TOKENS = 1 << 26
 # A tenth of the text is held out, until that is this much.
 _HELD_OUT_CHARACTERS = 200_000
 _HELD_OUT_SHARE = 10
 _CHARACTERS_PER_TOKEN = 4  # about; for the size of chats
-# In order: a row that has both is read as a chat, since its text is one that is rendered already.
-_FORMS = (*chats.FORMS, ("text",))
+_TEXT = ("text",)
 
 
-class TokenBlocks(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Blocks of `length` tokens.
-
-    Attributes:
-        tokens: int32 (blocks, length).
-    """
-
-    def __init__(self, tokens: NDArray[np.int32], length: int) -> None:
-        self.tokens = tokens[: len(tokens) // length * length].reshape(-1, length)
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"input_ids": torch.from_numpy(self.tokens[index].astype(np.int64))}
-
-
-def documents(source: str, tokenizer: Any) -> Iterator[Document]:
+def documents(
+    source: str,
+    tokenizer: Any,
+    *,
+    loss_on: str = "all",
+    say: Say = lambda message: None,
+) -> Iterator[Document]:
     """The documents of a file, folder or hub dataset, one at a time; blank rows are passed over.
 
     Args:
         source: see `lrqat.training.data.rows.read_rows`. All rows must have the same columns of
             `text`, or of one form of `lrqat.training.data.chats`; other columns are not looked at.
         tokenizer: its chat template renders chats.
+        loss_on: which tokens are learned, a key of `LOSS_ON`.
+        say: told once what rows are read as.
 
     Raises:
         DataError: nothing there, not readable, no usable column, or no text in any row.
     """
     form: tuple[str, ...] | None = None
+    forms = _forms(tokenizer)
     with chats.ChatTokens(tokenizer) as tokens:
         for number, row in enumerate(read_rows(source), 1):
             where = f"row {number} of {source}"
-            found = _form_of(row, where)
+            found = _form_of(row, forms, where)
             if found is None:
                 continue
-            form = form or found
+            if form is None:
+                form = found
+                learned = _loss_on(form, loss_on, where)
+                if form_of(Path(source)) in ROWS or len(row) > 1:
+                    say(f"{source}: {_described(form, learned)}")
             if found != form:
                 raise DataError(
                     f"{where} has {_columns(found)} where the rows before it have "
-                    f"{_columns(form)}; give files of one form"
+                    f"{_columns(form)}; give files of one form, each with a --data of its own"
                 )
-            document = _document(row, form, tokens, where)
+            document = _document(row, form, learned, tokens, where)
             if document:
                 yield document
     if form is None:
         raise DataError(f"{source} is empty: no row of it has any text; give --data some text")
 
 
-def _form_of(row: Row, where: str) -> tuple[str, ...] | None:
+def _forms(tokenizer: Any) -> tuple[tuple[str, ...], ...]:
+    """The forms of rows; a row that has the columns of several is read by the first.
+
+    A row's text beside a chat is that chat, rendered by a template of somebody else's.
+    """
+    return (*chats.FORMS, _TEXT) if tokenizer.chat_template else (_TEXT, *chats.FORMS)
+
+
+def _form_of(row: Row, forms: Iterable[tuple[str, ...]], where: str) -> tuple[str, ...] | None:
     """The columns that hold a row's text or chat; None if they are null."""
-    forms = [form for form in _FORMS if set(form) <= row.keys()]
-    if not forms:
+    found = [form for form in forms if set(form) <= row.keys()]
+    if not found:
         raise DataError(
             f"{where} has the columns {', '.join(map(str, row))}; `text` (strings) is needed, or "
             f"one of {', '.join(map(_columns, chats.FORMS))} (chats); rename a column"
         )
-    return next((form for form in forms if all(row[name] is not None for name in form)), None)
+    return next((form for form in found if all(row[name] is not None for name in form)), None)
+
+
+def _loss_on(form: tuple[str, ...], asked: str, where: str) -> str:
+    """Which tokens of rows of a form are learned: what is asked for, or what is usual."""
+    if form != _TEXT:
+        return ("assistant" if len(form) == 1 else "completion") if asked == AUTO else asked
+    if asked not in (AUTO, "all"):
+        raise DataError(
+            f"{where} is a text, which has no {asked} to take the loss on; leave --loss-on out, or "
+            "give rows of chats"
+        )
+    return "all"
+
+
+def _described(form: tuple[str, ...], learned: str) -> str:
+    what = "texts" if form == _TEXT else "chats by the tokenizer's template"
+    return f"rows of {_columns(form)}, read as {what}; loss on {LOSS_ON[learned]}"
 
 
 def _columns(form: tuple[str, ...]) -> str:
     return " and ".join(f"`{name}`" for name in form)
 
 
-def _document(row: Row, form: tuple[str, ...], tokens: chats.ChatTokens, where: str) -> Document:
-    """The document of a row; empty if there is nothing in it."""
-    if form != ("text",):
-        messages = chats.messages_of(row, form, where)
-        return tokens.ids(messages, row.get("tools"), where) if messages else []
+def _document(
+    row: Row, form: tuple[str, ...], learned: str, tokens: chats.ChatTokens, where: str
+) -> Document:
+    """The document of a row; empty if there is nothing in it, or nothing to learn."""
+    if form != _TEXT:
+        said = chats.conversation_of(row, form, where)
+        answers = None if learned == "all" else said.answers(learned)
+        if not said.messages or answers == []:
+            return ""
+        return tokens.chat(said.messages, row.get("tools"), where, answers)
     text = row["text"]
     if not isinstance(text, str):
         raise DataError(f"`text` of {where} is {text!r:.40}, no string; put it in quotes")
@@ -164,8 +196,8 @@ def _end_of_line(text: str, most: int) -> int:
 def joined(given: list[Document]) -> Document:
     """Documents of one form as one: texts with line ends between them, chats end to end."""
     texts = [document for document in given if isinstance(document, str)]
-    ids = [document for document in given if not isinstance(document, str)]
-    return "\n".join(texts) if texts else list(itertools.chain.from_iterable(ids))
+    ids = [document.ids for document in given if not isinstance(document, str)]
+    return "\n".join(texts) if texts else Chat(list(itertools.chain.from_iterable(ids)))
 
 
 def pack(
@@ -175,41 +207,46 @@ def pack(
     length: int,
     needed_tokens: int,
     progress: Any = None,
+    say: Say = lambda message: None,
 ) -> TokenBlocks:
     """Tokenise documents into blocks of `length` tokens.
 
     Args:
-        given: documents.
+        given: documents of one form.
         tokenizer: a Hugging Face tokenizer.
         length: tokens per block.
         needed_tokens: what the run will look at; reading stops at the larger of this and 2^26.
         progress: called with the number of tokens so far, or None.
+        say: told how many chats were cut.
 
     Raises:
         DataError: less than one block of text.
     """
+    most = max(needed_tokens, MOST_TOKENS)
+    rest = iter(given)
+    start = list(itertools.islice(rest, 1))
+    rest = itertools.chain(start, rest)
+    if start and isinstance(start[0], Chat) and start[0].learned is not None:
+        chats_alone = (document for document in rest if isinstance(document, Chat))
+        return pack_whole(chats_alone, length=length, most=most, progress=progress, say=say)
     parts: list[NDArray[np.int32]] = []
     total = 0
-    for part in _token_parts(given, tokenizer):
+    for part in _token_parts(rest, tokenizer):
         parts.append(part)
         total += len(part)
         if progress:
             progress(total)
-        if total >= max(needed_tokens, _MOST_TOKENS):
+        if total >= most:
             break
-    if total < length:
-        raise DataError(
-            f"the training text has {total} tokens, less than one sequence of {length}; give more "
-            "text, or a smaller --sequence-length"
-        )
+    refuse_too_short(total, length)
     return TokenBlocks(np.concatenate(parts), length)
 
 
 def _token_parts(given: Iterable[Document], tokenizer: Any) -> Iterator[NDArray[np.int32]]:
     bos, eos = window_bos(tokenizer), tokenizer.eos_token_id
     for document in given:
-        if not isinstance(document, str):
-            yield np.array(document, np.int32)
+        if isinstance(document, Chat):
+            yield np.array(document.ids, np.int32)
             continue
         if bos is not None:
             yield np.array([bos], np.int32)

@@ -1,15 +1,20 @@
-"""Rows of training data, from a file, a folder, or a dataset of the Hugging Face hub.
+"""Rows of training data, from a file, a folder, standard input, or a dataset of the hub.
 
 A row is a dict from column to value. A file of plain text is one row, with the column `text`. Of a
 folder, the files with "train" in their name are read, or all if none has it; they must be of one
 form.
 """
 
+import csv
 import io
+import itertools
 import json
 import re
+import shutil
+import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,21 +22,34 @@ from typing import Any
 import datasets
 
 from lrqat.errors import DataError, first_line
-from lrqat.text_files import JSON_LINES, PLAIN_TEXT, ROWS, form_of, open_text, read_text
+from lrqat.text_files import (
+    JSON_LINES,
+    PLAIN_TEXT,
+    ROWS,
+    form_of,
+    is_packed,
+    open_bytes,
+    open_text,
+    read_text,
+)
 
 Row = dict[str, Any]
+STANDARD_INPUT = "-"  # as --data; it can be read once
 
 
 def read_rows(source: str) -> Iterator[Row]:
     """The rows of `source`, one at a time.
 
     Args:
-        source: path of a file or folder; or the name of a Hugging Face dataset, whose `train` split
-            is streamed (`name:config` picks a configuration).
+        source: path of a file or folder; `-`, standard input; or the name of a Hugging Face
+            dataset, whose `train` split is streamed (`name:config` picks a configuration).
 
     Raises:
         DataError: nothing there, or not readable.
     """
+    if source == STANDARD_INPUT:
+        yield from _standard_input()
+        return
     path = _on_disk(source)
     if path is None:
         name, _, config = source.partition(":")
@@ -47,6 +65,8 @@ def read_rows(source: str) -> Iterator[Row]:
 
 def check_source(source: str) -> None:
     """Raise DataError if `source` is not there. What a file holds is not looked at."""
+    if source == STANDARD_INPUT:
+        return
     path = _on_disk(source)
     if path is None:
         name, _, config = source.partition(":")
@@ -88,8 +108,8 @@ def _files(path: Path) -> list[Path]:
         )
     if len(forms) > 1:
         raise DataError(
-            f"the folder {path} holds files of several forms ({', '.join(forms)}); give one file, "
-            "or a folder of one form"
+            f"the folder {path} holds files of several forms ({', '.join(forms)}); name the "
+            "files, each with a --data of its own, or give a folder of one form"
         )
     return chosen
 
@@ -103,9 +123,39 @@ def _whole_text(path: Path) -> Iterator[Row]:
     yield {"text": read_text(path)}
 
 
+def _standard_input() -> Iterator[Row]:
+    """Rows of JSON, one a line or in a list, or else one text."""
+    where = "standard input"
+    stream = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig")
+    try:
+        start = list(itertools.islice((line for line in stream if line.strip()), 1))
+        if start and isinstance(_json_or_none(start[0]), dict):
+            yield from _objects(where, itertools.chain(start, stream))
+            return
+        text = "".join(start) + stream.read()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where} is not UTF-8 text ({error}); convert or unpack it first"
+        ) from None
+    finally:
+        stream.detach()  # or standard input would be closed
+    rows = _json_or_none(text) if text.startswith("[") else None
+    if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
+        yield from rows
+    else:
+        yield {"text": text}
+
+
+def _json_or_none(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
 def _json_lines(path: Path) -> Iterator[Row]:
     with open_text(path) as stream:
-        yield from _objects(path, stream)
+        yield from _objects(str(path), stream)
 
 
 def _json_file(path: Path) -> Iterator[Row]:
@@ -113,16 +163,16 @@ def _json_file(path: Path) -> Iterator[Row]:
     with open_text(path) as stream:
         text = stream.read()
     if not text.lstrip().startswith("["):
-        yield from _objects(path, io.StringIO(text))
+        yield from _objects(str(path), io.StringIO(text))
         return
     for number, value in enumerate(_parsed(str(path), text), 1):
         yield _object(f"entry {number} of {path}", value)
 
 
-def _objects(path: Path, lines: Iterable[str]) -> Iterator[Row]:
+def _objects(source: str, lines: Iterable[str]) -> Iterator[Row]:
     for number, line in enumerate(lines, 1):
         if line.strip():
-            where = f"line {number} of {path}"
+            where = f"line {number} of {source}"
             yield _object(where, _parsed(where, line))
 
 
@@ -145,11 +195,33 @@ def _object(where: str, value: Any) -> Row:
 
 
 def _table(builder: str, path: Path, **options: Any) -> Iterator[Row]:
-    named = {"data_files": str(path), "split": "train", "streaming": True, **options}
-    yield from _dataset_rows(str(path), datasets.load_dataset, builder, **named)
+    with _unpacked(path) as plain:
+        named = {"data_files": str(plain), "split": "train", "streaming": True, **options}
+        yield from _dataset_rows(str(path), datasets.load_dataset, builder, **named)
 
 
-_csv = partial(_table, "csv", keep_default_na=False)  # "NA" and "null" are text
+@contextmanager
+def _unpacked(path: Path) -> Iterator[Path]:
+    """A file as it is, or unpacked on disk: Parquet is read from its end."""
+    if not is_packed(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="lrqat-") as folder:
+        plain = Path(folder, path.stem)
+        with open_bytes(path) as stream, plain.open("wb") as file:
+            shutil.copyfileobj(stream, file)
+        yield plain
+
+
+def _csv(path: Path, sep: str = ",") -> Iterator[Row]:
+    """Every cell is text: "NA", "null" and "007" too."""
+    columns: list[str] = []
+    with open_text(path) as stream, suppress(csv.Error):  # which pandas then explains
+        columns = next(csv.reader(stream, delimiter=sep), [])
+    features = datasets.Features({name: datasets.Value("string") for name in columns})
+    yield from _table("csv", path, sep=sep, keep_default_na=False, features=features or None)
+
+
 _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     **dict.fromkeys(JSON_LINES, _json_lines),
     ".json": _json_file,

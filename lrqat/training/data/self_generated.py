@@ -20,7 +20,7 @@ from lrqat.evaluation.perplexity import Progress
 from lrqat.evaluation.text import window_bos
 from lrqat.layers.modes import evaluating
 from lrqat.models.positions import trained_positions
-from lrqat.training.data.documents import TokenBlocks
+from lrqat.training.data.blocks import TokenBlocks
 
 # Most likely tokens after the first one. The paper says 3 to 5.
 _GREEDY = 4

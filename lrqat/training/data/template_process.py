@@ -11,11 +11,13 @@ import json
 import multiprocessing
 import os
 import weakref
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
 from lrqat.errors import first_line
 from lrqat.limited_process import CAN_COPY, end_after, limit_memory
+from lrqat.training.data.answer_spans import AnswersError, Spans, render_answers
 
 SECONDS = 5  # for one chat; templates take milliseconds
 _STARTING_SECONDS = 120.0  # where the child has to import transformers
@@ -59,13 +61,34 @@ class TemplateProcess:
         Raises:
             TemplateError: with what the template says, or which limit it passed.
         """
+        text: str = self._ask(messages, tools, None)["text"]
+        return text
+
+    def render_answers(
+        self, messages: list[dict[str, Any]], tools: Any, answers: Sequence[int]
+    ) -> tuple[str, Spans]:
+        """The text of a chat, and where in it some of its messages are, see `answer_spans`.
+
+        Raises:
+            AnswersError: the template does not show it.
+            TemplateError: as of `render`.
+        """
+        said = self._ask(messages, tools, list(answers))
+        if "hidden" in said:
+            raise AnswersError(said["hidden"])
+        return said["text"], [(start, end) for start, end in said["spans"]]
+
+    def _ask(
+        self, messages: list[dict[str, Any]], tools: Any, answers: list[int] | None
+    ) -> dict[str, Any]:
         try:
-            given = _to_bytes([messages, tools])
+            given = _to_bytes([messages, tools, answers])
             most = _MOST_CHARACTERS + _MOST_TIMES * len(given)
             self._here.send_bytes(given)
             if not self._here.poll(SECONDS):
                 raise TemplateError(f"it takes longer than {SECONDS} seconds")
-            said = json.loads(self._here.recv_bytes(12 * most))  # of an emoji: two escapes
+            # An emoji is written as two escapes of six characters.
+            said: dict[str, Any] = json.loads(self._here.recv_bytes(12 * most))
         except RecursionError:
             raise TemplateError("the chat is nested too deeply") from None
         except (OSError, EOFError):
@@ -74,10 +97,9 @@ class TemplateProcess:
             raise TemplateError(first_line(error)) from None
         if "error" in said:
             raise TemplateError(said["error"])
-        text: str = said["text"]
-        if len(text) > most:
-            raise TemplateError(f"it writes {len(text):,} characters for one chat")
-        return text
+        if len(said.get("text", "")) > most:
+            raise TemplateError(f"it writes {len(said['text']):,} characters for one chat")
+        return said
 
 
 def _to_bytes(chat: Any) -> bytes:
@@ -99,17 +121,26 @@ def _serve(connection: Connection, other_end: Connection | None, tokenizer: Any)
     limit_memory()
     while True:
         try:
-            messages, tools = json.loads(connection.recv_bytes().decode("utf-8", "surrogatepass"))
+            given = json.loads(connection.recv_bytes().decode("utf-8", "surrogatepass"))
         except (EOFError, OSError, KeyboardInterrupt):
             os._exit(0)
         end_after(SECONDS + 1)  # in case the parent cannot, since it was killed
         try:
-            text = tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False)
-            said = {"text": text} if isinstance(text, str) else {"error": "it writes no text"}
-            answer = json.dumps(said).encode()
+            answer = json.dumps(_rendered(tokenizer, *given)).encode()
         except MemoryError:
             answer = json.dumps({"error": _TOO_MUCH}).encode()
         except BaseException as error:  # a template is a program, and raises what it likes
             answer = json.dumps({"error": first_line(error)[:500]}).encode()
         end_after(0)
         connection.send_bytes(answer)
+
+
+def _rendered(tokenizer: Any, messages: Any, tools: Any, answers: Any) -> dict[str, Any]:
+    if answers is None:
+        text = tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False)
+        return {"text": text} if isinstance(text, str) else {"error": "it writes no text"}
+    try:
+        text, spans = render_answers(tokenizer, messages, tools or None, answers)
+    except AnswersError as error:
+        return {"hidden": str(error)}
+    return {"text": text, "spans": spans}

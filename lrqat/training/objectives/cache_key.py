@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lrqat.errors import UserError
-from lrqat.training.data.documents import TokenBlocks
+from lrqat.training.data.blocks import TokenBlocks
 
 _FORMAT = {"format": "lrqat-teacher-cache", "version": 1}
 _SHARD_BYTES = 1 << 28

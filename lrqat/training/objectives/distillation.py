@@ -18,7 +18,9 @@ from lrqat.models import hub
 from lrqat.models.reference import torch_logits
 from lrqat.training import processes
 from lrqat.training.config import TrainConfig
-from lrqat.training.data.documents import TokenBlocks
+from lrqat.training.data.blocks import TokenBlocks
+from lrqat.training.loading import load_merged
+from lrqat.training.model_settings import ModelSettings
 from lrqat.training.objectives.cache_key import CacheKey
 from lrqat.training.objectives.losses import Teacher
 from lrqat.training.objectives.teacher_cache import (
@@ -29,7 +31,7 @@ from lrqat.training.objectives.teacher_cache import (
 )
 from lrqat.training.objectives.teachers import choose_teacher
 from lrqat.training.plan import TrainingPlan
-from lrqat.training.settings import SELF, ModelSettings
+from lrqat.training.settings import SELF
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,11 @@ def prepare_teacher(
     text: Any = blocks
     if choice.cached and METHODS[config.method].trains:
         # Only what the run will look at.
-        seen = blocks.tokens[: config.sequences * processes.count()].reshape(-1)
+        seen = blocks.first(config.sequences * processes.count())
         context = full_precision(model) if second is None else contextlib.nullcontext()
         with context:
             asked = model if second is None else second
-            text = _cached(config, name, asked, TokenBlocks(seen, config.sequence_length))
+            text = _cached(config, name, asked, seen)
     return Distillation(choice.teacher(second), logits, text)
 
 
@@ -90,7 +92,10 @@ def _in_full_precision(model: Any) -> LogitsFunction:
 
 def _load(name: str, student: ModelSettings, device: str, dtype: torch.dtype) -> nn.Module:
     trusted = student.trust_remote_code
-    teacher = hub.load_model(name, dtype=dtype, trust_remote_code=trusted)
+    if name == student.model:
+        teacher = load_merged(student, dtype)
+    else:
+        teacher = hub.load_model(name, dtype=dtype, trust_remote_code=trusted)
     own = hub.load_config(student.model, trust_remote_code=trusted)
     sizes = (teacher.config.get_text_config().vocab_size, own.get_text_config().vocab_size)
     if sizes[0] != sizes[1]:
@@ -106,7 +111,7 @@ def _cached(config: TrainConfig, name: str, teacher: Any, blocks: TokenBlocks) -
     folder = Path(str(config.teacher_cache))
     key = CacheKey.of(
         blocks,
-        teacher=_identity(name, teacher),
+        teacher=_identity(name, teacher, config.adapter if name == config.model else None),
         k=config.teacher_top_k,
         vocabulary=teacher.config.get_text_config().vocab_size,
     )
@@ -122,11 +127,13 @@ def _teacher_bar(items: Any) -> Iterator[Any]:
     return iter(tqdm(items, desc="teacher", unit="batch"))
 
 
-def _identity(name: str, model: Any) -> str:
+def _identity(name: str, model: Any, adapter: str | None = None) -> str:
     """What tells this teacher from a retrained one: name, and revision or times of its weights."""
+    if adapter is not None:
+        return f"{_identity(name, model)} + {_identity(adapter, model)}"
     folder = Path(name)
-    if not folder.is_dir():
+    if not folder.exists():
         return f"{name}@{getattr(model.config, '_commit_hash', None)}"
-    files = sorted(folder.glob("*.safetensors"))
+    files = [folder] if folder.is_file() else sorted(folder.glob("*.safetensors"))
     stamps = [f"{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files]
     return f"{folder.name}@{','.join(stamps)}"

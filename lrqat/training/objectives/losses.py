@@ -6,10 +6,10 @@ Of one batch, with p the teacher, q the student and x the text:
     distillation    KL = mean over all positions of  sum_v p_v (log p_v - log q_v)
     loss            (1 - w) KL + w CE         w = cross_entropy_weight; without a teacher, CE
 
-Logits are the largest tensor of a training step by far: 2,048 tokens of a vocabulary of 128,000 are
-1 GB in float32, and a loss keeps several such. So the text is taken in chunks: logits of a chunk,
-its loss, its gradient with respect to the features, and on to the next. What is kept for backward
-is a gradient as large as the features, and nothing is computed twice.
+Where some tokens are only read (`loss_weights` of `lrqat.training.data.blocks`), both are sums over
+the positions that predict the others, divided by how many a batch has on average.
+
+Logits of a chunk of positions exist at a time, see `chunks`.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,19 +23,18 @@ from torch import Tensor, nn
 from lrqat.errors import UserError
 from lrqat.layers.modes import evaluating
 from lrqat.models.split import Split, split_or_whole
+from lrqat.training.objectives.chunks import LossOfChunk, chunked_loss, wide
 
-_CHUNK_BYTES = 1 << 23  # of one float32 tensor of logits: a chunk needs about five, best in cache
-_LEAST_CHUNK_TOKENS = 64  # fewer make a matmul slow
 _NOTHING_TO_PREDICT = -100
 
 FullPrecision = Callable[[Any], AbstractContextManager[Any]]
-LossOfChunk = Callable[[Tensor, slice], Tensor]
+Positions = slice | Tensor  # consecutive ones, or their numbers
 
 
 class Targets(Protocol):
     """What a teacher says about one batch, its positions laid end to end."""
 
-    def divergence(self, student: Tensor, positions: slice) -> Tensor:
+    def divergence(self, student: Tensor, positions: Positions) -> Tensor:
         """Sum over `positions` of KL(teacher || student) in nats, a scalar.
 
         Args:
@@ -62,7 +61,7 @@ class LogitTargets:
     def __init__(self, features: Tensor, logits: Callable[[Tensor], Tensor]) -> None:
         self._features, self._logits = features.flatten(0, 1), logits
 
-    def divergence(self, student: Tensor, positions: slice) -> Tensor:
+    def divergence(self, student: Tensor, positions: Positions) -> Tensor:
         """Sum over `positions` of KL(teacher || student). Raises UserError: other vocabularies."""
         with torch.no_grad():
             teacher = _log_softmax(self._logits(self._features[positions]))
@@ -96,7 +95,7 @@ class TopKTargets:
         self._log_probabilities = log_probabilities.flatten(0, 1)
         self._ids = ids.flatten(0, 1)
 
-    def divergence(self, student: Tensor, positions: slice) -> Tensor:
+    def divergence(self, student: Tensor, positions: Positions) -> Tensor:
         """Sum over `positions` of KL_k."""
         ids = self._ids[positions].long()
         teacher = self._log_probabilities[positions].to(student.dtype)
@@ -186,12 +185,16 @@ class Objective:
         self.cross_entropy_weight = 1.0 if self.teacher is None else cross_entropy_weight
         self._split: Split | None = None
 
-    def __call__(self, model: Any, input_ids: Tensor, **rows: Tensor) -> Tensor:
+    def __call__(
+        self, model: Any, input_ids: Tensor, loss_weights: Tensor | None = None, **rows: Tensor
+    ) -> Tensor:
         """Scalar loss (nats) of `model` in float32, or wider if its logits are.
 
         Args:
             model: a causal LM, without a wrapper.
             input_ids: (batch, tokens), at least two tokens.
+            loss_weights: (batch, tokens), 0 where what a position predicts is not learned, and one
+                value elsewhere; None: everything is learned. No logits are computed where it is 0.
             **rows: what else a batch has: for `CachedTeacher`, teacher_logprobs and teacher_ids.
         """
         if self._split is None or self._split.model is not model:
@@ -201,18 +204,31 @@ class Objective:
         if self.teacher is not None:  # first: the student's activations are not yet there
             targets = self.teacher.targets(halves, {"input_ids": input_ids, **rows})
         features = halves.features(input_ids).flatten(0, 1)
-        loss_of = self._loss_of_chunk(halves, input_ids, targets)
-        return chunked_loss(loss_of, features, halves.trained(), halves.vocabulary)
+        trained, vocabulary = halves.trained(), halves.vocabulary
+        if loss_weights is None:
+            loss_of = self._loss_of_chunk(halves, input_ids, targets)
+            return chunked_loss(loss_of, features, trained, vocabulary)
+        learned = loss_weights.flatten().nonzero().squeeze(1)
+        loss_of = self._loss_of_chunk(halves, input_ids, targets, learned)
+        count = input_ids.numel()
+        loss = chunked_loss(loss_of, features[learned], trained, vocabulary, count=count)
+        return loss * loss_weights.max()
 
     def _loss_of_chunk(
-        self, halves: Split, input_ids: Tensor, targets: Targets | None
+        self,
+        halves: Split,
+        input_ids: Tensor,
+        targets: Targets | None,
+        learned: Tensor | None = None,
     ) -> LossOfChunk:
         tokens, weight = input_ids.shape[1], self.cross_entropy_weight
         following = F.pad(input_ids[:, 1:], (0, 1), value=_NOTHING_TO_PREDICT).flatten()
-        # The sum is divided by all positions, of which one per row predicts nothing.
-        text_weight = weight * tokens / (tokens - 1)
+        # The sum is divided by all positions, of which one per row predicts nothing; weights of
+        # positions allow for it.
+        text_weight = weight * tokens / (tokens - 1) if learned is None else weight
 
-        def loss_of(features: Tensor, positions: slice) -> Tensor:
+        def loss_of(features: Tensor, chunk: slice) -> Tensor:
+            positions = chunk if learned is None else learned[chunk]
             student = _log_softmax(halves.logits(features))
             loss = student.new_zeros(())
             if text_weight:
@@ -227,70 +243,5 @@ class Objective:
         return loss_of
 
 
-def chunked_loss(
-    loss_of: LossOfChunk, features: Tensor, trained: list[nn.Parameter], vocabulary: int
-) -> Tensor:
-    """Mean over positions of a loss that is a sum over positions, a chunk of them at a time.
-
-    Gradients reach `features` and `trained` through autograd as they would without chunks; those
-    of `trained` are summed in float32.
-
-    Args:
-        loss_of: (features (n, hidden), which positions) -> scalar, their summed loss.
-        features: (positions, hidden).
-        trained: the parameters that `loss_of` uses and that are trained.
-        vocabulary: logits per position, from which the size of a chunk follows.
-    """
-    chunk = max(_LEAST_CHUNK_TOKENS, _CHUNK_BYTES // (4 * vocabulary))
-    learning = torch.is_grad_enabled() and any(t.requires_grad for t in (features, *trained))
-    return _ChunkedLoss.apply(loss_of, chunk, learning, features, *trained)
-
-
-class _ChunkedLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        loss_of: LossOfChunk,
-        chunk: int,
-        learning: bool,
-        features: Tensor,
-        *trained: Tensor,
-    ) -> Tensor:
-        total = torch.zeros((), dtype=_wide(features.dtype), device=features.device)
-        grad_features = torch.empty_like(features) if learning else None
-        grads = [torch.zeros_like(p, dtype=_wide(p.dtype)) for p in trained] if learning else []
-        for start in range(0, len(features), chunk):
-            positions = slice(start, min(start + chunk, len(features)))
-            piece = features[positions].detach().requires_grad_(learning)
-            with torch.set_grad_enabled(learning):
-                loss = loss_of(piece, positions)
-            total += loss.detach()
-            if grad_features is not None:
-                # Of the sum, not the mean, so that half precision does not lose small gradients.
-                of_piece, *of_trained = torch.autograd.grad(loss, [piece, *trained])
-                grad_features[positions] = of_piece
-                for summed, part in zip(grads, of_trained, strict=True):
-                    summed += part
-        ctx.count, ctx.dtypes = len(features), [p.dtype for p in trained]
-        if grad_features is not None:
-            ctx.save_for_backward(grad_features, *grads)
-        return total / ctx.count
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        factor = grads[0] / ctx.count
-        grad_features, *of_trained = ctx.saved_tensors
-        scaled = [
-            (grad * factor).to(dtype) for grad, dtype in zip(of_trained, ctx.dtypes, strict=True)
-        ]
-        return None, None, None, grad_features * factor, *scaled
-
-
 def _log_softmax(logits: Tensor) -> Tensor:
-    return F.log_softmax(logits, -1, dtype=_wide(logits.dtype))
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Float32, or float64 for float64."""
-    return torch.promote_types(dtype, torch.float32)
+    return F.log_softmax(logits, -1, dtype=wide(logits.dtype))

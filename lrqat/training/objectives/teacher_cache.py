@@ -29,7 +29,7 @@ from lrqat.errors import DataError, UserError
 from lrqat.evaluation.perplexity import Progress
 from lrqat.foreign_files import read_json
 from lrqat.models.split import Split, split_or_whole
-from lrqat.training.data.documents import TokenBlocks
+from lrqat.training.data.blocks import TokenBlocks
 from lrqat.training.objectives.cache_key import DTYPES, CacheKey
 from lrqat.training.objectives.teacher_shards import (
     is_written,

@@ -46,15 +46,16 @@ def refuse_overwritten_inputs(config: TrainConfig, overwrite: bool, resume: str 
     """
     given = {
         "--model": config.model,
-        "--data": config.data,
         "--eval-data": config.eval_data,
+        "--adapter": config.adapter,
         "--teacher": config.teacher,
         "--imatrix": config.imatrix,
         "--recipe": config.recipe,
         "--resume": resume if resume and (Path(resume) / STATE).is_file() else None,
     }
     # Else it is an id on the hub, or a word such as self.
-    inputs = [(name, path) for name, path in given.items() if path and Path(path).exists()]
+    named = [*(("--data", source.name) for source in config.sources), *given.items()]
+    inputs = [(name, path) for name, path in named if path and Path(path).exists()]
     states = Path(config.output).resolve() / STATES
     outside = [(name, path) for name, path in inputs if Path(path).resolve().parent != states]
     cache = ("--teacher-cache", config.teacher_cache)

@@ -30,7 +30,7 @@ def adapter(tiny_model, tmp_path):
 
 
 def test_an_adapter_is_named_with_its_base_and_how_to_merge_it(adapter):
-    said = "it is a PEFT adapter of the model 'owner/base', not a whole model; merge it"
+    said = "it is a PEFT adapter of the model 'owner/base', not a whole model; give the model"
     with pytest.raises(ModelError, match=said):
         hub.load_config(str(adapter))
 

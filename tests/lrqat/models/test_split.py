@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lrqat.layers.modes import evaluating
 from lrqat.models.split import split, split_or_whole
-from lrqat.training.objectives import losses
+from lrqat.training.objectives import chunks
 from lrqat.training.objectives.losses import (
     Objective,
 )
@@ -27,7 +27,7 @@ from tests.support.zoo import FOR_LOSSES, SIZES, VOCABULARY
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Chunks of 64 tokens, so that 140 positions make two whole ones and a part of one."""
-    monkeypatch.setattr(losses, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(chunks, "_CHUNK_BYTES", 1)
 
 
 @pytest.mark.parametrize("name", FOR_LOSSES)

@@ -15,7 +15,7 @@ from lrqat.models.preparation import Settings, prepare, quantized_layers
 from lrqat.models.small_llama import make_untrained_model
 from lrqat.models.surgery import plan_surgery
 from lrqat.training.callbacks import ProgressLine
-from lrqat.training.data.documents import TokenBlocks
+from lrqat.training.data.blocks import TokenBlocks
 from lrqat.training.fitting import training_arguments
 from lrqat.training.guard import MOST_IN_A_ROW, StepGuard
 from lrqat.training.objectives.losses import Objective

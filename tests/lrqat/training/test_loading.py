@@ -3,7 +3,7 @@
 import shutil
 
 from lrqat.training.loading import describe_base
-from lrqat.training.settings import ModelSettings
+from lrqat.training.model_settings import ModelSettings
 
 
 def named(model):

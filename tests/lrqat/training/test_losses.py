@@ -10,14 +10,9 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lrqat.errors import UserError
-from lrqat.training.objectives import losses
-from lrqat.training.objectives.losses import (
-    CachedTeacher,
-    ModelTeacher,
-    Objective,
-    SelfTeacher,
-    chunked_loss,
-)
+from lrqat.training.objectives import chunks
+from lrqat.training.objectives.chunks import chunked_loss
+from lrqat.training.objectives.losses import CachedTeacher, ModelTeacher, Objective, SelfTeacher
 from tests.support.whole_losses import (
     Switched,
     assert_same,
@@ -35,7 +30,7 @@ CAPPED = "gemma2, low caps"
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Chunks of 64 tokens, so that 140 positions make two whole ones and a part of one."""
-    monkeypatch.setattr(losses, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(chunks, "_CHUNK_BYTES", 1)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
@@ -47,6 +42,35 @@ def test_distillation_and_the_mix_are_the_whole_ones(name, weight, small_chunks)
     chunked = Objective(ModelTeacher(other), weight)(model, input_ids)
     assert_same(model, chunked, whole_loss(model, input_ids, teacher_logits, weight))
     assert all(p.grad is None for p in other.parameters())
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_only_learned_tokens_count(weight, share, small_chunks):
+    model, other, input_ids = make(CAPPED), make(CAPPED, seed=1), text()
+    learned = torch.rand(input_ids.shape, generator=torch.Generator().manual_seed(2)) < share
+    weights = F.pad(learned[:, 1:], (0, 1)).float() * 1.5  # 1.5: as if 2/3 of all were learned
+    with torch.no_grad():
+        teacher = other(input_ids=input_ids).logits
+    student = model(input_ids=input_ids).logits
+    labels = input_ids.masked_fill(~learned, -100)
+    ce = F.cross_entropy(
+        student[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum"
+    )
+    each = (teacher.softmax(-1) * (teacher.log_softmax(-1) - student.log_softmax(-1))).sum(-1)
+    kl = each[:, :-1][learned[:, 1:]].sum()
+    whole = 1.5 * (weight * ce + (1 - weight) * kl) / input_ids.numel()
+    chunked = Objective(ModelTeacher(other), weight)(model, input_ids, loss_weights=weights)
+    assert_same(model, chunked, whole)
+
+
+def test_weights_of_all_tokens_are_the_loss_without_weights():
+    model, input_ids = make("llama"), text()
+    tokens = input_ids.shape[1]
+    weights = torch.full(input_ids.shape, tokens / (tokens - 1))
+    weights[:, -1] = 0
+    found = Objective()(model, input_ids, loss_weights=weights)
+    torch.testing.assert_close(found, whole_loss(model, input_ids), rtol=1e-6, atol=0)
 
 
 def test_a_frozen_head_gets_no_gradient_and_the_backbone_all_of_its(small_chunks):

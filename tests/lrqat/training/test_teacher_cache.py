@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 from lrqat.errors import DataError, OutputError
-from lrqat.training.data.documents import TokenBlocks
+from lrqat.training.data.blocks import TokenBlocks
 from lrqat.training.objectives import teacher_cache
 from lrqat.training.objectives.losses import CachedTeacher, ModelTeacher, Objective
 from lrqat.training.objectives.teacher_cache import (

@@ -1,6 +1,7 @@
 """The texts of a run: what is held out, what is measured, and what the plan finds missing."""
 
 import json
+import shutil
 
 import pytest
 
@@ -78,6 +79,25 @@ def test_held_out_chats_are_measured_as_the_tokens_of_their_template(read, tmp_p
     tokenizer = hub.load_tokenizer(settings["model"])
     assert (corpus.windows.tokens == tokenizer.eos_token_id).sum() > 4
     assert set(corpus.windows.tokens.ravel()) == set(corpus.blocks.tokens.ravel())
+
+
+@pytest.mark.parametrize("teacher", [{}, {"teacher": "self", "cross_entropy_weight": 0.5}])
+def test_a_run_learns_the_answers_of_chats(read, settings, tmp_path, tiny_model, teacher):
+    data = rows_file(tmp_path / "chats.jsonl", [{"messages": CHAT}] * 200)
+    corpus, said = read(data=data)
+    assert 0.3 < corpus.blocks.learned.mean() < 0.9
+    assert said[0].endswith("loss on all answers of a chat")
+    assert read(data=data, loss_on="all")[0].blocks.learned is None
+    model = tmp_path / "chatty"
+    shutil.copytree(tiny_model, model)
+    tokenizer = hub.load_tokenizer(model)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    tokenizer.save_pretrained(model)
+    cache = {"teacher_cache": str(tmp_path / "cache")} if teacher else {}
+    run = settings | teacher | cache | {"model": str(model), "data": data}
+    report = run_training(TrainConfig(**run))
+    recorded = json.loads((report.output / "lrqat.json").read_text())["training"]
+    assert recorded["loss_on"] == "auto"
 
 
 def test_rows_given_for_evaluation_are_measured_as_what_they_are(read, tmp_path, settings):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from lrqat.data import documents, pack, split_held_out
+from lrqat.data import Chat, documents, pack, split_held_out
 from lrqat.errors import DataError
 from lrqat.evaluation.text import EvaluationText, encode, window_bos
 from lrqat.models import hub
@@ -58,6 +58,9 @@ CHAT_ROWS = {
     "prompt and completion": {"prompt": "red cat", "completion": "blue dog"},
     "lists": {"prompt": CHAT[:1], "completion": CHAT[1:]},
     "with its text": {"text": "<|im_start|>user", "messages": CHAT},
+    "as JSON": {"messages": json.dumps(CHAT)},
+    "instruction": {"instruction": "red cat", "input": "", "output": "blue dog", "text": "### red"},
+    "no input": {"instruction": "red cat", "input": None, "output": "blue dog"},
 }
 
 
@@ -72,11 +75,29 @@ def test_a_chat_is_trained_on_as_the_tokens_of_its_template(chatty, tmp_path, ro
     assert blocks.tokens.tolist() == [right] * 8
 
 
+def test_what_an_instruction_is_about_follows_it(chatty, tmp_path):
+    row = {"instruction": "red cat", "input": "user red", "output": "blue dog"}
+    [found] = documents(str(write(tmp_path / "alpaca.jsonl", [row])), chatty)
+    chat = [{"role": "user", "content": "red cat\n\nuser red"}, CHAT[1]]
+    right = chatty.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"]
+    assert found.ids == right
+
+
+def test_what_rows_are_read_as_is_said_once(chatty, tokenizer, tmp_path):
+    chats = str(write(tmp_path / "chats.jsonl", [{"messages": CHAT, "text": "rendered"}] * 3))
+    said = []
+    list(documents(chats, chatty, say=said.append))
+    described = "rows of `messages`, read as chats by the tokenizer's template; loss on all tokens"
+    assert said == [f"{chats}: {described}"]
+    assert list(documents(chats, tokenizer, say=said.append)) == ["rendered"] * 3  # no template
+    assert said[1:] == [f"{chats}: rows of `text`, read as texts; loss on all tokens"]
+
+
 def test_tools_go_to_the_template(chatty, tmp_path):
     chatty.chat_template = "{{ tools[0].name }}{{ 'x' if 'name' in messages[0] else 'y' }}"
     row = {"messages": CHAT, "tools": [{"name": "red"}]}
     source = str(write(tmp_path / "tools.parquet", [row, row | {"messages": [CHAT[0]]}]))
-    assert [chatty.decode(ids) for ids in documents(source, chatty)] == ["redy", "redy"]
+    assert [chatty.decode(chat.ids) for chat in documents(source, chatty)] == ["redy", "redy"]
 
 
 def test_names_of_special_tokens_in_a_row_of_text_are_text(chatty, tmp_path):
@@ -96,7 +117,7 @@ def test_names_of_special_tokens_in_a_row_of_text_are_text(chatty, tmp_path):
         ({"messages": [{}]}, "refuses row 2"),
         ({"text": "red"}, "row 2 of .* has `text` where the rows before it have `messages`"),
         ({"body": "red"}, "row 2 of .* has the columns body; `text`"),
-        ({"instruction": "red", "output": "dog"}, "columns instruction, output"),
+        ({"instruction": "red", "response": "dog"}, "columns instruction, response; `text`"),
         ({}, "row 2"),
     ],
 )
@@ -189,9 +210,9 @@ def test_of_a_long_text_no_more_is_read_ahead_than_a_tenth_needs():
 
 
 def test_whole_chats_are_held_out():
-    chats = [[i] * 30 for i in range(25)]
+    chats = [Chat([i] * 30) for i in range(25)]
     held_out, rest = split_held_out(iter(chats))
-    assert held_out == chats[0] + chats[1]
+    assert held_out == Chat(chats[0].ids + chats[1].ids)
     assert list(rest) == chats[2:]
     with pytest.raises(DataError, match="too short to hold a tenth of its 9 documents out"):
         split_held_out(iter(chats[:9]))
@@ -200,7 +221,7 @@ def test_whole_chats_are_held_out():
 
 
 def test_reading_stops_when_the_run_has_enough(tokenizer, monkeypatch):
-    monkeypatch.setattr("lrqat.training.data.documents._MOST_TOKENS", 100)
+    monkeypatch.setattr("lrqat.training.data.documents.MOST_TOKENS", 100)
     seen = []
     endless = (seen.append(i) or "some more words" for i in range(10**9))
     blocks = pack(endless, tokenizer, length=10, needed_tokens=500)

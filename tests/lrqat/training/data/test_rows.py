@@ -2,9 +2,12 @@
 
 import bz2
 import gzip
+import io
 import json
+import sys
 
 import datasets
+import pyarrow
 import pytest
 
 from lrqat.errors import DataError
@@ -14,6 +17,10 @@ from lrqat.training.data.rows import check_source, read_rows
 ROWS = [{"text": "one\ntwo"}, {"text": "NA"}, {"text": "drei, \u201evier\u201c"}]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 CSV = 'text\n"one\ntwo"\nNA\n"drei, \u201evier\u201c"\n'.encode()
+
+
+def zstd(data):
+    return pyarrow.compress(data, codec="zstd", asbytes=True)
 
 
 def named(value):
@@ -42,6 +49,9 @@ def write(path, content):
         ("rows.csv", CSV),
         ("bom.CSV", b"\xef\xbb\xbf" + CSV),
         ("rows.csv.gz", gzip.compress(CSV, mtime=0)),
+        ("rows.csv.zst", zstd(CSV)),
+        ("rows.jsonl.zst", zstd(LINES)),
+        ("two-frames.jsonl.zst", zstd(LINES[:20]) + zstd(LINES[20:])),
         ("rows.tsv", CSV),
     ],
     ids=named,
@@ -52,14 +62,51 @@ def test_the_same_rows_are_read_from_every_form(tmp_path, name, content):
     assert list(read_rows(source)) == ROWS
 
 
+def test_numbers_in_a_table_of_texts_are_text(tmp_path):
+    content = b"instruction,output\nwhat is 3+4?,007\nand 1/2?,0.50\n"
+    found = list(read_rows(write(tmp_path / "a.csv", content)))
+    assert [row["output"] for row in found] == ["007", "0.50"]
+
+
 def test_arrow_files_are_read(tmp_path):
     made = datasets.Dataset.from_list(ROWS)
     made.to_parquet(tmp_path / "rows.PARQUET")
     made.save_to_disk(tmp_path / "saved")
     datasets.DatasetDict({"test": made.take(1), "train": made}).save_to_disk(tmp_path / "splits")
-    for name in ("rows.PARQUET", "saved", "saved/data-00000-of-00001.arrow", "splits"):
+    packed = gzip.compress((tmp_path / "rows.PARQUET").read_bytes())
+    write(tmp_path / "packed.parquet.gz", packed)
+    for name in (
+        "rows.PARQUET",
+        "packed.parquet.gz",
+        "saved",
+        "saved/data-00000-of-00001.arrow",
+        "splits",
+    ):
         check_source(str(tmp_path / name))
         assert list(read_rows(str(tmp_path / name))) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        (b"\n" + LINES, ROWS),
+        (json.dumps(ROWS, indent=1).encode(), ROWS),
+        (b"[1] is a note\nof a text", [{"text": "[1] is a note\nof a text"}]),
+        (b"{ braces }\r\nof C", [{"text": "{ braces }\nof C"}]),
+    ],
+    ids=named,
+)
+def test_standard_input_is_told_by_what_comes(monkeypatch, content, rows):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    check_source("-")
+    assert list(read_rows("-")) == rows
+    assert sys.stdin.read() == ""  # it was left open
+
+
+def test_standard_input_that_is_packed_is_refused(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(gzip.compress(LINES))))
+    with pytest.raises(DataError, match=r"standard input is not UTF-8 .* unpack it first"):
+        list(read_rows("-"))
 
 
 def test_arrow_adds_no_keys_to_messages(tmp_path):
@@ -97,7 +144,9 @@ def test_any_other_file_is_one_text_with_its_lf_line_ends(tmp_path, name):
         ("a.arrow", b"nonsense", "cannot read"),
         ("a.txt.gz", b"\x1f\x8b nonsense", "cannot be unpacked"),
         ("a.txt.gz", gzip.compress(b"some text" * 99, mtime=0)[:-9], "cannot be unpacked"),
-        ("a.jsonl.zst", b"x", "unpack it"),
+        ("a.jsonl.zst", b"x", "cannot be unpacked"),
+        ("a.csv.zst", zstd(CSV)[:-5], "cannot be unpacked"),
+        ("a.parquet.gz", b"x", "cannot be unpacked"),
         ("a.txt.zip", b"x", "unpack it"),
     ],
     ids=named,

@@ -1,0 +1,30 @@
+"""The settings of a run's model: where it comes from, and where it computes."""
+
+from dataclasses import dataclass, field
+
+from lrqat.settings import AUTO, Group, about, one_of, option
+
+DTYPES = (AUTO, "float32", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(Group):
+    """The model, and where it computes."""
+
+    title = "model"
+
+    model: str = field(metadata=about("model folder, .gguf file or Hugging Face hub id"))
+    tokenizer: str | None = option(
+        "folder or hub id of the tokenizer, if not the model's own", None
+    )
+    adapter: str | None = option(
+        "folder of a PEFT LoRA adapter, merged into the model before anything else", None
+    )
+    dtype: str = option(
+        "compute type; auto: float32 on CPU, bfloat16 elsewhere", AUTO, one_of(DTYPES)
+    )
+    device: str = option("auto, cpu, or cuda", AUTO)
+    streamed: bool = option(
+        "read, round and drop the weights one at a time; the model is never whole in memory", False
+    )
+    trust_remote_code: bool = option("run Python code that the model brings", False)
