@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
+from lrqat.models.from_gguf.folder import folder_of
 from lrqat.models.preparation import Settings, prepare
 from lrqat.models.stored_model import open_model
 from lrqat.models.surgery import SurgeryPlan
@@ -202,6 +203,6 @@ def _set(model: nn.Module, name: str, value: nn.Parameter) -> None:
 def read_generation_config(model: Any, name: str) -> None:
     """Give a model that was made from its configuration the folder's generation settings."""
     try:
-        model.generation_config = GenerationConfig.from_pretrained(name)
+        model.generation_config = GenerationConfig.from_pretrained(folder_of(name))
     except OSError:
         return  # it has none; that of its configuration stands

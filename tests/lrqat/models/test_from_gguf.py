@@ -16,6 +16,7 @@ from lrqat.errors import ModelError
 from lrqat.models import hub
 from lrqat.models.from_gguf import folder as gguf_folder
 from lrqat.models.stored_model import open_model
+from lrqat.models.streaming import read_generation_config
 from tests.support.gguf_bases import gguf_of
 from tests.support.zoo import CONFIGS
 
@@ -83,6 +84,9 @@ def test_further_ends_of_text_are_kept(tiny, tmp_path):
     path = rewritten(tiny, tmp_path / "chat.gguf", change=[("tokenizer.ggml.eot_token_id", 7)])
     made = hub.load_model(str(path), dtype=torch.bfloat16)
     assert made.generation_config.eos_token_id == [0, 7]
+    skeleton = open_model(str(path)).skeleton  # as a plan and a streamed run have it
+    read_generation_config(skeleton, str(path))
+    assert skeleton.generation_config.eos_token_id == [0, 7]
 
 
 @pytest.fixture
