@@ -18,6 +18,7 @@ from lrqat.training.optimizers import OPTIMIZERS, refuse_unavailable
 
 SELF = "self"  # as --teacher: the model itself; as --data: text that the model writes
 NONE = "none"  # as --teacher
+BLOCK_STARTS = ("nearest", "compensated")
 STAGES = ("blocks,model", "blocks", "model")
 EMBEDDING_AND_HEAD = "q8_0"  # their grid; costs next to nothing, and halves what F16 would take
 
@@ -200,6 +201,12 @@ class StageSettings(Group):
         "the scales, end to end; auto: blocks,model on 4 bits or fewer, else model",
         AUTO,
         one_of((AUTO, *STAGES)),
+    )
+    block_start: str = option(
+        "nearest: blocks start rounded to nearest; compensated: so that rounding errors make up "
+        "for one another (GPTQ), whose blocks are nearer and whose models are not",
+        BLOCK_STARTS[0],
+        one_of(BLOCK_STARTS),
     )
     block_steps: int = option("steps of each block, of some 2,048 tokens", 50, at_least(1))
     block_tokens: int = option(

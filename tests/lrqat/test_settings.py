@@ -54,7 +54,10 @@ def test_the_command_gives_what_the_flat_object_gives():
 @pytest.mark.parametrize(
     ("given", "starts"),
     [
-        ({}, ("importance", "error")),
+        ({}, ("importance", "random")),
+        ({"stages": "model"}, ("importance", "error")),
+        ({"grid": "q5_0"}, ("importance", "error")),
+        ({"streamed": True, "stages": "blocks"}, ("importance", "random")),
         ({"streamed": True}, ("l2", "random")),
         ({"streamed": True, "imatrix": "x"}, ("importance", "random")),
         ({"range_init": "minmax", "lora_init": "inputs"}, ("minmax", "inputs")),
@@ -69,7 +72,7 @@ def test_starts_and_their_rate_follow_from_what_can_be_measured(given, starts):
 
 
 def test_settings_are_recorded_as_they_are_used():
-    recorded = TrainConfig(**GIVEN, setting="4-8-4", grid_for=("a=q8_0",)).to_json()
+    recorded = TrainConfig(**GIVEN, stages="model", setting="4-8-4", grid_for=("a=q8_0",)).to_json()
     assert recorded["setting"] == "4-8-4"
     assert (recorded["activations"], recorded["kv_bits"]) == ("int8-token", 4)
     assert (recorded["range_init"], recorded["lora_init"]) == ("importance", "error")

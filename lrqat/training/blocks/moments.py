@@ -28,8 +28,8 @@ def second_moments(
 
 
 @torch.no_grad()
-def thaw_compensated(weights: Mapping[str, QuantizedWeight], moments: Mapping[str, Tensor]) -> None:
-    """Thaw weights that have just been made, each from where its rounding errors make up.
+def thaw(weights: Mapping[str, QuantizedWeight], moments: Mapping[str, Tensor]) -> None:
+    """Thaw weights that have just been made, where they can from where rounding errors make up.
 
     Args:
         weights: by name, with their original weights at hand.

@@ -22,7 +22,7 @@ from lrqat.models.streaming import StreamedModel, open_streamed
 from lrqat.models.surgery import SurgeryPlan, Target
 from lrqat.training import processes
 from lrqat.training.blocks.fitting import fit_block
-from lrqat.training.blocks.moments import second_moments, thaw_compensated
+from lrqat.training.blocks.moments import second_moments, thaw
 from lrqat.training.blocks.saved import FOLDER, SavedBlocks
 from lrqat.training.blocks.states import HiddenStates
 from lrqat.training.blocks.walk import BlockWalk
@@ -169,7 +169,7 @@ class _Stage:
         prepare(self.model, self._part(self._inside(name)), prepared, importance=importance)
         weights = self._weights(name)
         nearest = {n: weight.integers() for n, weight in weights.items()}
-        thaw_compensated(weights, moments)
+        thaw(weights, moments if self.config.block_start == "compensated" else {})
         fit = fit_block(
             lambda hidden: self.walk.run(index, hidden),
             list(weights.values()),

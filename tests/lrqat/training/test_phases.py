@@ -35,6 +35,7 @@ def estimate(stored):
     def call(device="cpu", **options):
         given = {"model": "", "data": "", "output": "", "context": CONTEXT, "rank": 4}
         given |= {"batch_size": 1, "sequence_length": 64, "importance_tokens": 64}
+        given |= {"stages": "model", "teacher": "none"}
         config = TrainConfig(**given | options).resolved()
         plan = plan_surgery(stored.skeleton, config.grid)
         return phases.estimate_run(
@@ -163,3 +164,12 @@ def test_the_limit_of_a_container_counts(tmp_path):
     (cgroups / "memory" / "a" / "memory.limit_in_bytes").write_text("2000000\n")
     own.write_text("5:cpu,memory:/a\n1:name=systemd:/a\n")
     assert host_memory(cgroups, own) == 2000000
+
+
+def test_blocks_are_a_phase_of_their_own(estimate):
+    """Five float32 of each of a block's weights, its hidden states twice, and what it keeps."""
+    assert "blocks" not in estimate().phases
+    few = estimate(stages="blocks", block_tokens=4096)
+    assert "training" not in few.phases
+    more = estimate(stages="blocks", block_tokens=8192)
+    assert more.phases["blocks"] - few.phases["blocks"] == 2 * 2 * 4096 * HIDDEN

@@ -29,8 +29,8 @@ def test_a_step_moves_v_by_the_rate_in_steps_of_the_grid(grid, columns, size, ra
     factor = rate_factors(model)["0.lora_a"]
     with torch.no_grad():  # what Adam does in its first step, whatever the size of the gradient
         layer.lora_a += rate * factor * torch.randn_like(layer.lora_a).sign()
-    unit = layer.unit.float().square().mean().sqrt()
-    moved = (layer.latent(slice(None)) - before).square().mean().sqrt() / layer.grid.step
+    unit = layer.unit.detach().float().square().mean().sqrt()
+    moved = (layer.latent(slice(None)) - before).detach().square().mean().sqrt() / layer.grid.step
     assert float(moved / unit) == pytest.approx(rate, rel=0.3)
 
 
