@@ -97,7 +97,7 @@ def _train(
     before = None if original is None else measure(original, windows, "full precision", say)
     recipe = None
     if config.has_target:
-        recipe = saved_recipe(state) or choose_grids(
+        recipe = saved_recipe(states, state) or choose_grids(
             original, tokenizer, plan.surgery, config, corpus.blocks.tokens, say, file_bytes
         )
         plan = with_budget(plan, recipe, config)

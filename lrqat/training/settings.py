@@ -18,7 +18,7 @@ from lrqat.training.optimizers import OPTIMIZERS, refuse_unavailable
 
 SELF = "self"  # as --teacher: the model itself; as --data: text that the model writes
 NONE = "none"  # as --teacher
-BLOCK_STARTS = ("nearest", "compensated")
+NEAREST, COMPENSATED = "nearest", "compensated"  # as --block-start
 STAGES = ("blocks,model", "blocks", "model")
 EMBEDDING_AND_HEAD = "q8_0"  # their grid; costs next to nothing, and halves what F16 would take
 
@@ -205,8 +205,8 @@ class StageSettings(Group):
     block_start: str = option(
         "nearest: blocks start rounded to nearest; compensated: so that rounding errors make up "
         "for one another (GPTQ), whose blocks are nearer and whose models are not",
-        BLOCK_STARTS[0],
-        one_of(BLOCK_STARTS),
+        NEAREST,
+        one_of((NEAREST, COMPENSATED)),
     )
     block_steps: int = option("steps of each block, of some 2,048 tokens", 50, at_least(1))
     block_tokens: int = option(

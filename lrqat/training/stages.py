@@ -65,7 +65,8 @@ def run_stages(
         state: of the whole model's steps, the one to continue from, or None.
         say: receives progress messages.
     """
-    model, blocks = _prepare(config, plan, corpus.blocks, take_original(), states)
+    begun = state.parent if state else states  # where the run that is continued kept its own
+    model, blocks = _prepare(config, plan, corpus.blocks, take_original(), begun)
     give_back()
     teacher = prepare_teacher(config, plan, model, corpus.blocks)
     method, fitted, beginning = METHODS[config.method], Fitted(model), None
@@ -80,7 +81,7 @@ def run_stages(
     give_back()
     model = finish(fitted.model, config, plan, corpus.blocks)
     after = measure(model, corpus.windows, method.outcome, say, teacher.logits)
-    if fitted.history and beginning and put_back(model, states, beginning, after, say):
+    if fitted.history and beginning and put_back(model, begun, beginning, after, say):
         after = measure(model, corpus.windows, "what is written", say, teacher.logits)
     return Outcome(model, fitted, blocks, beginning, after)
 

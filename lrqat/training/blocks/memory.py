@@ -8,6 +8,7 @@ from lrqat.models.surgery import SurgeryPlan
 from lrqat.training.blocks.fitting import BATCH_TOKENS
 from lrqat.training.blocks.states import MOST_IN_MEMORY
 from lrqat.training.config import TrainConfig
+from lrqat.training.settings import COMPENSATED
 
 # V, where it started, its gradient, two moments, and the integers of round-to-nearest.
 _BYTES_A_WEIGHT = 4 * 5 + 1
@@ -34,12 +35,15 @@ def block_bytes(model: Any, plan: SurgeryPlan, config: TrainConfig) -> int:
             block = name.removeprefix(prefix).partition(".")[0]
             weights[block] += target.weights
             moments[block] += 4 * target.shape[1] ** 2 if target.is_layer else 0
+    if config.block_start != COMPENSATED:
+        moments.clear()
     widest = max((t.shape[1] for t in plan.quantized.values() if t.is_layer), default=0)
     text = model.config.get_text_config()
     hidden, inner = text.hidden_size, getattr(text, "intermediate_size", None) or 0
     inner = inner or 4 * hidden
     tokens = max(BATCH_TOKENS, config.sequence_length)
     states = 2 * min(2 * config.block_tokens * hidden, MOST_IN_MEMORY)
-    started = max(moments.values(), default=0) + _COPIES_OF_MOMENTS * 8 * widest**2
+    started = max(moments.values(), default=0)
+    started += _COPIES_OF_MOMENTS * 8 * widest**2 if moments else 0
     kept = 4 * tokens * (_KEPT_OF_HIDDEN * hidden + _KEPT_OF_INNER * inner)
     return states + max(started, kept) + _BYTES_A_WEIGHT * max(weights.values(), default=0)

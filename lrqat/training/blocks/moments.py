@@ -1,30 +1,50 @@
-"""Second moments of what enters the projections of a block: E[x x^T], (in, in)."""
+"""What enters the projections of a block, and where their weights start."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lrqat.init import input_statistics
+from lrqat.init.importance import sum_of_squares
+from lrqat.init.input_statistics import Statistic
 from lrqat.init.second_order import compensated
 from lrqat.layers.weight import QuantizedWeight
 
 
-def second_moments(
-    block: nn.Module, names: Iterable[str], batches: Iterable[Tensor]
-) -> dict[str, Tensor]:
-    """Name inside the block -> float32 (in, in), the mean over tokens.
+@dataclass(frozen=True)
+class BlockInputs:
+    """What is known of the inputs of a block's projections, by name.
+
+    Attributes:
+        importance: (in,) mean square of each channel.
+        moments: E[x x^T], (in, in); empty where nobody asks.
+    """
+
+    importance: dict[str, Tensor]
+    moments: dict[str, Tensor]
+
+
+def measure_block(
+    block: nn.Module, names: Iterable[str], batches: Iterable[Tensor], *, moments: bool
+) -> BlockInputs:
+    """Run hidden states through a block, and sum up what enters its projections.
 
     Args:
         block: called with hidden states alone.
         names: of its projections. A stack of experts does not show what enters it, and has none.
         batches: hidden states, (batch, length, hidden) each.
+        moments: whether second moments are wanted, too.
     """
     wanted = list(names)
     if not wanted:
-        return {}
-    found = input_statistics.collect(block, wanted, batches, {"moments": _sum_of_products})
-    return found["moments"]
+        return BlockInputs({}, {})
+    statistics: dict[str, Statistic] = {"squares": sum_of_squares}
+    if moments:
+        statistics["moments"] = _sum_of_products
+    found = input_statistics.collect(block, wanted, batches, statistics)
+    return BlockInputs(found["squares"], found.get("moments", {}))
 
 
 @torch.no_grad()

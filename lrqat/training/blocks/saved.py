@@ -25,6 +25,11 @@ from lrqat.layers.weight import QuantizedWeight
 FOLDER, _LIST = "blocks", "blocks.json"
 
 
+def has_blocks(folder: Path) -> bool:
+    """Whether the states of a run have finished blocks among them."""
+    return (folder / FOLDER / _LIST).is_file()
+
+
 class SavedBlocks:
     """The finished blocks of a run.
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrqat.init import imatrix_file
@@ -22,7 +21,7 @@ from lrqat.models.streaming import StreamedModel, open_streamed
 from lrqat.models.surgery import SurgeryPlan, Target
 from lrqat.training import processes
 from lrqat.training.blocks.fitting import fit_block
-from lrqat.training.blocks.moments import second_moments, thaw
+from lrqat.training.blocks.moments import BlockInputs, measure_block, thaw
 from lrqat.training.blocks.saved import FOLDER, SavedBlocks
 from lrqat.training.blocks.states import HiddenStates
 from lrqat.training.blocks.walk import BlockWalk
@@ -31,6 +30,7 @@ from lrqat.training.config import TrainConfig
 from lrqat.training.data.blocks import TokenBlocks
 from lrqat.training.loading import not_one_by_one
 from lrqat.training.plan import TrainingPlan
+from lrqat.training.settings import COMPENSATED
 
 _REST = "rest"
 _REST_TOKENS = 4096  # that the importance of the head's inputs is measured on
@@ -146,13 +146,13 @@ class _Stage:
         """Fit a block; `exact` and `inputs` become what leaves it."""
         self._fill(name)
         done = name in self.saved
-        moments = {} if done else self._moments(index, name, inputs)
+        measured = None if done else self._measure(index, name, inputs)
         exact.become(lambda rows: self.walk.run(index, exact.batch(rows, self.dtype)))
-        if done:
+        if measured is None:
             self._load(name)
             report = BlockReport(name, **self.saved.note(name))
         else:
-            report = self._fit(index, name, moments, inputs, exact)
+            report = self._fit(index, name, measured, inputs, exact)
         inputs.become(lambda rows: self.walk.run(index, inputs.batch(rows, self.dtype)))
         return report
 
@@ -160,16 +160,16 @@ class _Stage:
         self,
         index: int,
         name: str,
-        moments: dict[str, Tensor],
+        measured: BlockInputs,
         inputs: HiddenStates,
         targets: HiddenStates,
     ) -> BlockReport:
-        importance = {n: m.diagonal() for n, m in moments.items()} | self.given
+        importance = measured.importance | self.given
         prepared = replace(self.config, phi="fp32", lora_init="random")
         prepare(self.model, self._part(self._inside(name)), prepared, importance=importance)
         weights = self._weights(name)
         nearest = {n: weight.integers() for n, weight in weights.items()}
-        thaw(weights, moments if self.config.block_start == "compensated" else {})
+        thaw(weights, measured.moments)
         fit = fit_block(
             lambda hidden: self.walk.run(index, hidden),
             list(weights.values()),
@@ -187,13 +187,19 @@ class _Stage:
         self.saved.save(name, weights, note)
         return BlockReport(name, **note)
 
-    def _moments(self, index: int, name: str, inputs: HiddenStates) -> dict[str, Tensor]:
-        """Module name -> E[x x^T] of what the blocks before hand on to it."""
+    def _measure(self, index: int, name: str, inputs: HiddenStates) -> BlockInputs:
+        """What the blocks before hand on to the projections of a block, by module name."""
         layers = [n for n, target in self._inside(name).items() if target.is_layer]
-        short = [n.removeprefix(f"{name}.") for n in layers]
-        batches = inputs.batches(self.dtype)
-        found = second_moments(self.walk.as_module(index), short, batches)
-        return {f"{name}.{n}": m for n, m in found.items()}
+        found = measure_block(
+            self.walk.as_module(index),
+            [n.removeprefix(f"{name}.") for n in layers],
+            inputs.batches(self.dtype),
+            moments=self.config.block_start == COMPENSATED,
+        )
+        return BlockInputs(
+            {f"{name}.{n}": squares for n, squares in found.importance.items()},
+            {f"{name}.{n}": moments for n, moments in found.moments.items()},
+        )
 
     def _rest(self, inputs: HiddenStates) -> None:
         """What is in no block: embedding and head, which are put on their grids as ever."""

@@ -9,6 +9,7 @@ from lrqat.errors import OutputError, UserError
 from lrqat.foreign_files import read_json
 from lrqat.recipes.recipe import Recipe
 from lrqat.recipes.recipe_file import read_recipe, write_recipe
+from lrqat.training.blocks.saved import has_blocks
 from lrqat.training.config import TrainConfig
 from lrqat.training.states.folder import STATE, damage, list_states
 
@@ -27,13 +28,15 @@ def record_run(state_folder: Path, config: TrainConfig, recipe: Recipe | None = 
         write_json(path, config.to_json())
 
 
-def saved_recipe(state: Path | None) -> Recipe | None:
-    """The grids that a run under a budget began with, if it goes on from a state.
+def saved_recipe(state_folder: Path, state: Path | None) -> Recipe | None:
+    """The grids that a run under a budget began with, if it goes on from a state or from blocks.
 
     Raises:
         RecipeError: the file is not there any more, or damaged.
     """
-    return None if state is None else read_recipe(state.parent / _RECIPE)
+    if state is None and not has_blocks(state_folder):
+        return None
+    return read_recipe((state.parent if state else state_folder) / _RECIPE)
 
 
 def refuse_overwritten_inputs(config: TrainConfig, overwrite: bool, resume: str | None) -> None:
@@ -98,8 +101,8 @@ def find_state(
     if resume is None:
         return None
     state = _last_intact(state_folder, say) if resume == "auto" else _named(Path(resume))
-    if state is not None:
-        _refuse_other_settings(state.parent / _RUN, config)
+    if state is not None or has_blocks(state_folder):
+        _refuse_other_settings((state.parent if state else state_folder) / _RUN, config)
     return state
 
 
@@ -109,7 +112,10 @@ def _last_intact(state_folder: Path, say: Callable[[str], None]) -> Path | None:
         if wrong is None:
             return state
         say(f"{state} is damaged ({wrong}); looking for an earlier state")
-    say(f"no intact saved state in {state_folder}; starting at the beginning")
+    where = (
+        "going on from finished blocks" if has_blocks(state_folder) else "starting at the beginning"
+    )
+    say(f"no intact saved state in {state_folder}; {where}")
     return None
 
 

@@ -79,6 +79,8 @@ def test_a_run_that_is_stopped_between_blocks_goes_on_to_the_same_bytes(
     monkeypatch.setattr(stage, "fit_block", stopping)
     with pytest.raises(KeyboardInterrupt):
         train(TrainConfig(**settings))
+    with pytest.raises(UserError, match="block_steps 12, this one has 13"):
+        train(TrainConfig(**settings | {"block_steps": 13}), resume="auto")
     monkeypatch.setattr(stage, "fit_block", lambda *a: fitted.append(a) or fit(*a))
     resumed = train(TrainConfig(**settings), resume="auto").output
     assert len(fitted) == 2, "finished blocks are not fitted again"
@@ -119,6 +121,13 @@ def test_killed_in_a_block_it_resumes_to_the_same_bytes(settings, tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert_same_tensors(whole, train(TrainConfig(**settings), resume="auto").output)
+
+
+def test_a_compensated_start_is_nearer_for_a_block(settings, tmp_path):
+    settings |= {"stages": "blocks", "block_steps": 1, "block_learning_rate": 0}
+    nearest = train(TrainConfig(**settings | {"output": str(tmp_path / "nearest")}))
+    made_up = train(TrainConfig(**settings, block_start="compensated"))
+    assert made_up.blocks[0].before < 0.8 * nearest.blocks[0].before
 
 
 def test_a_streamed_model_gives_the_same_bytes(settings, tmp_path):
