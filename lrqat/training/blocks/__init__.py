@@ -8,7 +8,8 @@ Models", 2024, section 3.2 (Block-AP).
 
     walk      a model whose blocks are run one at a time
     states    hidden states of all sequences, between two blocks
-    moments   what enters the projections of a block
+    moments   what enters the projections of a block, and where V starts
+    memory    what a block needs
     fitting   the steps of one block
     saved     finished blocks on disk, for a run that is continued
     stage     the loop over the blocks
