@@ -21,6 +21,11 @@ _REMEDIES: dict[str, tuple[tuple[str, Callable[[TrainConfig], bool]], ...]] = {
         ("a smaller --context", lambda c: True),
         ("a smaller --sequence-length", lambda c: not c.streamed),
     ),
+    "blocks": (
+        ("--streamed", lambda c: not c.streamed),
+        ("fewer --block-tokens", lambda c: True),
+        ("--stages model", lambda c: True),
+    ),
     "training": (
         ("--gradient-checkpointing", lambda c: not c.gradient_checkpointing),
         ("a smaller --batch-size (with --gradient-accumulation)", lambda c: c.batch_size > 1),

@@ -171,5 +171,7 @@ def test_blocks_are_a_phase_of_their_own(estimate):
     assert "blocks" not in estimate().phases
     few = estimate(stages="blocks", block_tokens=4096)
     assert "training" not in few.phases
+    both = estimate(stages="blocks,model").phases
+    assert both.keys() <= memory_warnings._REMEDIES.keys(), "every phase has its remedies"
     more = estimate(stages="blocks", block_tokens=8192)
     assert more.phases["blocks"] - few.phases["blocks"] == 2 * 2 * 4096 * HIDDEN
