@@ -210,20 +210,27 @@ def _tensor(schedule: ScheduleSettings, *more: int, dtype: torch.dtype) -> Tenso
     return torch.zeros(shape, dtype=dtype, device="meta")
 
 
+def values_of_a_layer(text: Any) -> int:
+    """Values of a token that a layer keeps for its backward pass: 17 of hidden and 3 of FFN size.
+
+    Args:
+        text: the configuration of the text model.
+    """
+    ffn = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    # Of a mixture of experts: what each token passes through.
+    experts = getattr(text, "num_experts_per_tok", 1) or 1
+    return int(17 * text.hidden_size + 3 * ffn * experts)
+
+
 def _rule_of_thumb(
     student: Any, plan: SurgeryPlan, schedule: ScheduleSettings, dtype: torch.dtype
 ) -> Counter[str]:
     """What a step adds, from sizes: 17 hidden-sized and 3 FFN-sized values per token and layer."""
     text = student.config.get_text_config()
-    hidden = text.hidden_size
-    ffn = getattr(text, "intermediate_size", None) or 4 * hidden
-    # Of a mixture of experts: what each token passes through.
-    experts = getattr(text, "num_experts_per_tok", 1) or 1
-    a_layer = 17 * hidden + 3 * ffn * experts
-    layers = text.num_hidden_layers
+    layers, a_layer = text.num_hidden_layers, values_of_a_layer(text)
     values = layers * a_layer
     if schedule.gradient_checkpointing:
-        values = layers * hidden + a_layer
+        values = layers * text.hidden_size + a_layer
     tokens = schedule.batch_size * schedule.sequence_length
     # The eager code multiplies by one expert after the other, and each weight is kept for backward.
     stacks = sum(t.weights for t in plan.quantized.values() if t.count > 1)

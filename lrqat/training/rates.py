@@ -35,13 +35,21 @@ def rate_factors(model: nn.Module) -> dict[str, float]:
     for name, module in model.named_modules():
         if isinstance(module, QuantizedWeight):
             prefix = f"{name}." if name else ""
-            found |= {f"{prefix}{own}": _rounded(factor) for own, factor in _factors(module)}
+            units = units_of(module)
+            found |= {f"{prefix}{own}": _rounded(unit) for own, unit in units.items()}
     return found
 
 
-def _factors(weight: QuantizedWeight) -> Iterator[tuple[str, float]]:
+def units_of(weight: QuantizedWeight) -> dict[str, float]:
+    """What a rate of 1 is worth to each parameter of a weight; of a thawed one, V for A and B."""
+    return dict(_units(weight))
+
+
+def _units(weight: QuantizedWeight) -> Iterator[tuple[str, float]]:
     rank = weight.lora_b.shape[0]
-    if rank:
+    if weight.thawed:
+        yield "phi", weight.grid.step
+    elif rank:
         size = _rms(weight.lora_b)
         moved = abs(weight.scaling) * math.sqrt(rank) * size
         yield "lora_a", weight.grid.step / moved if moved else 1.0

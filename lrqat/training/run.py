@@ -160,23 +160,15 @@ def _describe_training(config: TrainConfig) -> dict[str, Any]:
     """All settings, the tokens seen, and the hash of every text that is a file."""
     trains = METHODS[config.method].trains and config.as_a_whole
     steps = config.steps if trains else 0
+    said = config.to_json() | {
+        "tokens": steps * config.tokens_per_step * processes.count(),
+        "data_sha256": sha256_of_data(config),
+    }
     sources = config.sources
-    names = (
-        {}
-        if len(sources) == 1
-        else {
-            "data": [source.name for source in sources],
-            "data_shares": [source.share for source in sources],
-        }
-    )
-    return (
-        config.to_json()
-        | names
-        | {
-            "tokens": steps * config.tokens_per_step * processes.count(),
-            "data_sha256": sha256_of_data(config),
-        }
-    )
+    if len(sources) > 1:
+        said["data"] = [source.name for source in sources]
+        said["data_shares"] = [source.share for source in sources]
+    return said
 
 
 def _describe_reference(after: Perplexity, evaluation: Evaluation) -> dict[str, Any]:

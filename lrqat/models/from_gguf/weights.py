@@ -139,7 +139,7 @@ def _dequantised(info: TensorInfo, data: NDArray[np.uint8]) -> NDArray[np.float3
     block = integer_blocks().get(info.type_name.lower())
     try:
         values = gguf.dequantize(data, gguf.GGMLQuantizationType(index(info.type)))
-    except (NotImplementedError, ValueError):
+    except (NotImplementedError, ValueError):  # a type that gguf cannot read, or does not know
         if block is None:
             raise ModelError(
                 f"{info.path}: {info.name} has the type {info.type_name}, which is not read here; "

@@ -20,6 +20,7 @@ from lrqat.errors import NonFiniteLossError
 from lrqat.layers.weight import QuantizedWeight
 from lrqat.training import processes
 from lrqat.training.blocks.states import HiddenStates
+from lrqat.training.rates import units_of
 from lrqat.training.settings import StageSettings
 
 _WARM_UP = 0.1
@@ -109,17 +110,13 @@ class _Cosine:
 
 def _groups(weights: list[QuantizedWeight], settings: StageSettings) -> list[dict[str, Any]]:
     """The parameters with rates in their own units."""
-    groups = []
+    rates, groups = {"phi": settings.block_learning_rate}, []
     for weight in weights:
+        units = units_of(weight)
         for name, parameter in weight.trained().items():
-            if not parameter.requires_grad:
-                continue
-            if name == "phi":
-                rate = settings.block_learning_rate * weight.grid.step
-            else:
-                size = float(parameter.detach().abs().mean())
-                rate = settings.block_scale_learning_rate * size
-            groups.append({"params": [parameter], "lr": rate})
+            if parameter.requires_grad:
+                peak = rates.get(name, settings.block_scale_learning_rate)
+                groups.append({"params": [parameter], "lr": peak * units[name]})
     return groups
 
 

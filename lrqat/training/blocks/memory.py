@@ -8,15 +8,13 @@ from lrqat.models.surgery import SurgeryPlan
 from lrqat.training.blocks.fitting import BATCH_TOKENS
 from lrqat.training.blocks.states import MOST_IN_MEMORY
 from lrqat.training.config import TrainConfig
+from lrqat.training.estimate import values_of_a_layer
 from lrqat.training.settings import COMPENSATED
 
 # V, where it started, its gradient, two moments, and the integers of round-to-nearest.
 _BYTES_A_WEIGHT = 4 * 5 + 1
 # float64 copies of the largest second moments while their inverse is factorised.
 _COPIES_OF_MOMENTS = 3
-# float32 values of a token that a block keeps for its backward pass, in widths of the model and of
-# its feed-forward part.
-_KEPT_OF_HIDDEN, _KEPT_OF_INNER = 17, 3
 
 
 def block_bytes(model: Any, plan: SurgeryPlan, config: TrainConfig) -> int:
@@ -39,11 +37,9 @@ def block_bytes(model: Any, plan: SurgeryPlan, config: TrainConfig) -> int:
         moments.clear()
     widest = max((t.shape[1] for t in plan.quantized.values() if t.is_layer), default=0)
     text = model.config.get_text_config()
-    hidden, inner = text.hidden_size, getattr(text, "intermediate_size", None) or 0
-    inner = inner or 4 * hidden
     tokens = max(BATCH_TOKENS, config.sequence_length)
-    states = 2 * min(2 * config.block_tokens * hidden, MOST_IN_MEMORY)
+    states = 2 * min(2 * config.block_tokens * text.hidden_size, MOST_IN_MEMORY)
     started = max(moments.values(), default=0)
     started += _COPIES_OF_MOMENTS * 8 * widest**2 if moments else 0
-    kept = 4 * tokens * (_KEPT_OF_HIDDEN * hidden + _KEPT_OF_INNER * inner)
+    kept = 4 * tokens * values_of_a_layer(text)
     return states + max(started, kept) + _BYTES_A_WEIGHT * max(weights.values(), default=0)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from lrqat.architectures import is_output_head
 from lrqat.init import imatrix_file
 from lrqat.layers.frozen import downcast_for
 from lrqat.layers.weight import QuantizedWeight
@@ -108,7 +109,7 @@ class _Stage:
         self.walk = BlockWalk(model, config.sequence_length)
         self.dtype = next(model.parameters()).dtype
         layers = {n: t.shape[1] for n, t in plan.surgery.quantized.items() if t.is_layer}
-        heads = [name for name in layers if "." not in name]
+        heads = [name for name in layers if is_output_head(name)]
         self.given = (
             imatrix_file.read(config.imatrix, layers, optional=heads) if config.imatrix else {}
         )

@@ -1,6 +1,7 @@
 """Hidden states of all sequences between two blocks, in bfloat16: in memory, or mapped from a file.
 
-A block's inputs are rounded to bfloat16 and nothing else is: 2 bytes a token and channel.
+What a block is given and what it should make of it are rounded to bfloat16, 2 bytes a token and
+channel; what it computes is not.
 """
 
 import math
@@ -40,7 +41,8 @@ class HiddenStates:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(sequences, length, hidden)."""
-        return self._values.shape  # type: ignore[return-value]
+        sequences, length, hidden = self._values.shape
+        return sequences, length, hidden
 
     def batch(self, rows: Tensor | slice, dtype: torch.dtype) -> Tensor:
         """Some sequences, in `dtype`, on the device."""
