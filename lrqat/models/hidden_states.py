@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from lrqat.errors import ModelError
+
 EMBEDDING, FINAL_NORM = "embedding", "final norm"
 # By name, float32 (n, width), in the order of computation.
 HiddenStates = dict[str, NDArray[np.float32]]
@@ -39,18 +41,33 @@ class Anatomy:
     heads: tuple[str, ...]
 
 
+def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
+    """The list of the decoder layers of `model`, prepared or not, and its name.
+
+    Raises:
+        ModelError: it has none.
+    """
+    count = int(getattr(model.config.get_text_config(), "num_hidden_layers", 0))
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return name, module
+    raise ModelError(f"{type(model).__name__} has no list of {count} decoder layers")
+
+
 def anatomy(model: Any) -> Anatomy:
-    """Find the decoder layers and the head of `model`."""
-    count = int(model.config.get_text_config().num_hidden_layers)
-    layers = next(
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    )
-    weight = model.get_output_embeddings().weight
+    """Find the decoder layers and the head of `model`.
+
+    Raises:
+        ModelError: it has none.
+    """
+    layers, blocks = decoder_layers(model)
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ModelError(f"{type(model).__name__} has no output head")
+    weight = head.weight
     named = model.named_parameters(remove_duplicate=False)
     heads = (name.removesuffix(".weight") for name, parameter in named if parameter is weight)
-    return Anatomy(layers, count, tuple(heads))
+    return Anatomy(layers, len(blocks), tuple(heads))
 
 
 @torch.inference_mode()

@@ -16,6 +16,7 @@ from lrqat.activations.quantizer import attach_described
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import CheckpointError, ModelError, refusing
 from lrqat.models.configuration import build_config
+from lrqat.models.float32 import in_float32
 from lrqat.models.hub import meta_model
 from lrqat.models.weight_misfits import refuse_not_finite
 
@@ -65,7 +66,10 @@ def _with_rounded_activations(model: Any, checkpoint: Checkpoint) -> Any:
 
 
 def torch_logits(model: Any) -> Any:
-    """The `LogitsFunction` of `model`: int64 (n,) to float32 (n, vocabulary)."""
+    """The `LogitsFunction` of `model`: int64 (n,) to float32 (n, vocabulary).
+
+    It computes in float32, whatever type the model is in.
+    """
     device = next(model.parameters()).device
     vocabulary = model.config.get_text_config().vocab_size
 
@@ -77,7 +81,8 @@ def torch_logits(model: Any) -> Any:
                 f"{vocabulary}; they do not belong together"
             )
         ids = torch.from_numpy(np.ascontiguousarray(tokens)).to(device)[None]
-        return model(input_ids=ids, use_cache=False).logits[0].float().cpu().numpy()
+        with in_float32(model):
+            return model(input_ids=ids, use_cache=False).logits[0].float().cpu().numpy()
 
     return logits
 

@@ -21,7 +21,10 @@ class ModelSettings(Group):
         "folder of a PEFT LoRA adapter, merged into the model before anything else", None
     )
     dtype: str = option(
-        "compute type; auto: float32 on CPU, bfloat16 elsewhere", AUTO, one_of(DTYPES)
+        "compute type of the steps; auto: bfloat16 on GPUs, and on CPUs that are faster with it "
+        "for models stored so, else float32; results are measured in float32 whatever this is",
+        AUTO,
+        one_of(DTYPES),
     )
     device: str = option("auto, cpu, or cuda", AUTO)
     streamed: bool = option(

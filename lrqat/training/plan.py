@@ -81,7 +81,7 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
     trained = trainable_parameters(surgery, config, trains_scales=config.trains_scales)
     refuse_unwritable_outputs(config, bytes_written(model, surgery, config, trained))
     device = device_of(config.device)
-    dtype = dtype_of(config.dtype, device)
+    dtype = dtype_of(config.dtype, device, getattr(model.config, "dtype", None))
     memory = estimate_run(
         stored, surgery, config, dtype=dtype, device=device, libraries=process_memory()
     )
@@ -155,7 +155,22 @@ def device_of(name: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def dtype_of(name: str, device: str) -> torch.dtype:
-    """What `--dtype` means on a device."""
-    chosen = ("float32" if device == "cpu" else "bfloat16") if name == AUTO else name
-    return getattr(torch, chosen)  # one of lrqat.training.model_settings.DTYPES
+def dtype_of(name: str, device: str, stored: torch.dtype | None = None) -> torch.dtype:
+    """What `--dtype` means on a device.
+
+    Args:
+        name: of the setting.
+        device: where to compute.
+        stored: type of the model's weights; None where one is as good as another.
+    """
+    if name != AUTO:
+        return getattr(torch, name)  # one of lrqat.training.model_settings.DTYPES
+    if device != "cpu":
+        return torch.bfloat16
+    return torch.bfloat16 if stored == torch.bfloat16 and _fast_bfloat16() else torch.float32
+
+
+def _fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16: twice as fast as float32, and more with tiles."""
+    able = torch.cpu.get_capabilities()
+    return any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
