@@ -22,9 +22,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 
-from benchmarks.llama_quantize import quantize_file, write_source
+from benchmarks.llama_quantize import quantize_file
 from lrqat.budget.rounding import all_rounded
 from lrqat.cli.gguf_size import gguf_bytes
+from lrqat.demo.baseline import write_unquantized
 from lrqat.evaluation.perplexity import Windows
 from lrqat.evaluation.text import EvaluationText
 from lrqat.grids.grid import find_grid
@@ -104,7 +105,7 @@ def _baselines(
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         source, imatrix = Path(scratch, "source.gguf"), Path(scratch, "imatrix.gguf")
-        write_source(hub.load_model(folder, dtype=torch.float32), tokenizer, source)
+        write_unquantized(hub.load_model(folder, dtype=torch.float32), tokenizer, source)
         write_imatrix(planner, imatrix)
         for recipe in recipes:
             target = Path(scratch, f"{recipe}.gguf")

@@ -19,16 +19,13 @@ import torch
 from gguf import LlamaFileType
 
 from benchmarks.llama_quantize_process import END_OF_JOB
-from exporters import gguf
-from lrqat.checkpoint.reader import Checkpoint
+from lrqat.demo.baseline import write_unquantized
 from lrqat.errors import RuntimeUnavailableError, UserError
-from lrqat.models import fuse, hub
-from lrqat.models.surgery import SurgeryPlan, plan_surgery
+from lrqat.models import hub
 from lrqat.recipes.llama_quantize import find_mixture
 
 RELEASE, PACKAGE = "v0.5.0", "@node-llama-cpp/linux-x64@3.22.1"
 _ROOT = Path(__file__).resolve().parents[1]
-_UNTRAINED = "the baseline's source is the model as it is"
 _NEWER = {"Q2_0": 41}  # which gguf 0.19 does not know; llama.h of v0.5.0
 # "[   3/  12] blk.0.attn_k.weight - [64, 32, 1, 1], type = f32, size = 0.01 MiB -> 0.0 MiB (q4_K)",
 # without the arrow where the type stays.
@@ -112,24 +109,8 @@ def make_baseline(folder: Path, target: Path, recipe: str, imatrix: Path | None 
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         source = Path(scratch) / "source.gguf"
         model = hub.load_model(str(folder), dtype=torch.float32)
-        write_source(model, hub.load_tokenizer(folder), source)
+        write_unquantized(model, hub.load_tokenizer(folder), source)
         return quantize_file(source, target, recipe, imatrix)
-
-
-def write_source(model: Any, tokenizer: Any, target: Path) -> None:
-    """Write a model as it is, on no grid, as GGUF: what llama-quantize starts from.
-
-    A matrix is in F16 or BF16 where that loses nothing.
-    """
-    planned = plan_surgery(model, "q8_0")
-    kept = planned.kept | dict.fromkeys(planned.quantized, _UNTRAINED)
-    plan = SurgeryPlan(planned.grid, {}, kept)
-    dtype = str(model.dtype).removeprefix("torch.")
-    base = {"name": "baseline", "revision": None, "dtype": dtype}
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        fused = Path(scratch) / "fused"
-        fuse.fuse(model, tokenizer, fused, plan=plan, base_model=base)
-        gguf.write(gguf.plan(Checkpoint.open(fused)), target)
 
 
 def _job(recipe: str, **options: Any) -> dict[str, Any]:

@@ -27,9 +27,10 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 
 from benchmarks.frontier import write_imatrix
-from benchmarks.llama_quantize import quantize_file, write_source
+from benchmarks.llama_quantize import quantize_file
 from exporters import gguf
 from lrqat.checkpoint.reader import Checkpoint
+from lrqat.demo.baseline import write_unquantized
 from lrqat.evaluation.perplexity import Comparison, Windows, compare
 from lrqat.evaluation.text import EvaluationText
 from lrqat.models import hub
@@ -145,7 +146,7 @@ def _theirs(args: argparse.Namespace, base: _Base, grid: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         source, imatrix, target = (Path(scratch, f"{n}.gguf") for n in ("source", "imatrix", "x"))
         tokenizer = hub.load_tokenizer(args.model)
-        write_source(hub.load_model(args.model, dtype=torch.float32), tokenizer, source)
+        write_unquantized(hub.load_model(args.model, dtype=torch.float32), tokenizer, source)
         write_imatrix(Planner.open(args.model, args.data, say=print), imatrix)
         start = time.monotonic()
         nbytes = quantize_file(source, target, recipe, imatrix)

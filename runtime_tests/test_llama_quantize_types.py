@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.llama_quantize import chosen_types, quantize_file, write_source
+from benchmarks.llama_quantize import chosen_types, quantize_file
 from exporters.gguf.file.header import read_header
+from lrqat.demo.baseline import write_unquantized
 from lrqat.models.small_llama import make_tokenizer
 from lrqat.models.surgery import plan_surgery
 from lrqat.recipes.llama_quantize import choose_types
@@ -114,7 +115,7 @@ def test_files_made_of_our_exports_have_the_types_of_our_recipes(
 ) -> None:
     model = make_from(wide(name))
     source = tmp_path / "source.gguf"
-    write_source(model, make_tokenizer([TEXT], vocabulary=VOCABULARY), source)
+    write_unquantized(model, make_tokenizer([TEXT], vocabulary=VOCABULARY), source)
     shape = shape_of(model)
     names = gguf_names(shape.shapes, arch, shape.layers)
     for recipe in ("Q4_K_M", "Q3_K_M", "Q2_K", "Q4_0", "MXFP4_MOE"):

@@ -33,12 +33,13 @@ ALLOWED = {
     "lrqat.budget": _TRAINING,
     "lrqat.training": _TRAINING | {"lrqat.budget"},
     "lrqat.runtimes": _RUNTIMES,
-    "lrqat.cli": _ALL,
+    "lrqat.demo": _RUNTIMES | {"lrqat.training", "lrqat.runtimes"},
+    "lrqat.cli": _ALL | {"lrqat.demo"},
     "exporters": _EXPORTER - {"exporters"},
     "exporters.gguf": _EXPORTER | {"lrqat.activations", "lrqat.recipes"},
     "exporters.onnx": _EXPORTER | {"lrqat.activations"},
     "exporters.onnx_genai": _EXPORTER | {"exporters.onnx"},
-    "benchmarks": _ALL | {"lrqat.cli"},
+    "benchmarks": _ALL | {"lrqat.cli", "lrqat.demo"},
     "tools": {"lrqat.cli", "benchmarks"},
 }
 TOPS = {name.split(".")[0] for name in ALLOWED}

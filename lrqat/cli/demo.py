@@ -1,18 +1,17 @@
-"""The whole path on a machine with nothing on it: base model, LR-QAT, two exports, the proof.
+"""The whole path on a machine with nothing on it: LR-QAT, two exports, and the proof.
 
-The base model is a small Llama trained from scratch on the source code of Python's standard
-library, which every machine has. Nothing is downloaded. Steps whose result is there already are
-not done again.
+The base model is SmolLM2-135M-Instruct from a Python package, or with --offline a small one made
+from scratch. Its file comes to stand beside the one that llama.cpp's own quantizer makes, of the
+same types and bytes. Steps whose result is there already are not done again.
 """
 
 import argparse
-import math
-import random
 import shutil
-import sysconfig
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from exporters.format import load_format
 from lrqat.checkpoint.reader import Checkpoint
@@ -20,85 +19,91 @@ from lrqat.cli import command
 from lrqat.evaluation.text import EvaluationText
 from lrqat.training.config import TrainConfig
 
-_VOCABULARY = 2048
-_CHARACTERS = 6_000_000
-_PROMPT = "def main(argv):\n"
+_MADE = ("base", "trainer", "fused", "train.txt", "held-out.txt", "baseline.gguf")
+# What trains each base in a few minutes of two cores.
+_TRAINING: dict[str, dict[str, Any]] = {
+    "smollm2": {
+        "block_steps": 30, "block_tokens": 16384, "batch_size": 2, "context": 512, "windows": 8,
+    },
+    "offline": {"block_steps": 50, "context": 256, "windows": 40},
+}  # fmt: skip
+_STEPS = {"smollm2": 20, "offline": 120}
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = command.parser(__doc__ or "")
     parser.add_argument("--output", default="runs/demo", help="folder for everything it makes")
-    parser.add_argument("--base-steps", type=int, default=180, help="steps of the base model")
-    parser.add_argument("--steps", type=int, default=120, help="steps of LR-QAT")
-    parser.add_argument("--windows", type=int, default=40, help="windows of 256 tokens scored")
+    parser.add_argument("--grid", default="q4_0", help="grid of the projections")
+    parser.add_argument("--steps", type=int, help="steps of the model as a whole")
+    parser.add_argument("--windows", type=int, help="windows of held-out text that are scored")
+    parser.add_argument(
+        "--offline", action="store_true", help="a base model made from scratch, for tests"
+    )
+    parser.add_argument(
+        "--base-steps", type=int, default=180, help="steps of the base model of --offline"
+    )
     parser.add_argument("--overwrite", action="store_true", help="do everything again")
     return parser
 
 
-def corpus(folder: Path) -> tuple[Path, Path]:
-    """Write training and held-out text from the standard library: (train.txt, held-out.txt)."""
-    train, held_out = folder / "train.txt", folder / "held-out.txt"
-    if train.is_file() and held_out.is_file():
-        return train, held_out
-    root = Path(sysconfig.get_paths()["stdlib"])
-    skipped = {"test", "tests", "site-packages", "idlelib", "lib2to3", "__pycache__"}
-    paths = [p for p in sorted(root.rglob("*.py")) if not skipped & set(p.parts)]
-    random.Random(0).shuffle(paths)  # so that the held-out files are like the others
-    texts = [p.read_text(encoding="utf-8", errors="ignore") for p in paths]
-    folder.mkdir(parents=True, exist_ok=True)
-    held_out.write_text("\n".join(texts[::25])[: _CHARACTERS // 25], encoding="utf-8")
-    rest = [text for i, text in enumerate(texts) if i % 25]
-    train.write_text("\n".join(rest)[:_CHARACTERS], encoding="utf-8")
-    return train, held_out
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    out = command.Output(args.json)
+    folder, start = Path(args.output), time.monotonic()
+    if args.overwrite:
+        _clear(folder)
+    from lrqat.demo.bases import BASES
+
+    kind = "offline" if args.offline else "smollm2"
+    out.say("1/5 the base model and its text")
+    base = BASES[kind](folder, args.base_steps)
+    settings = _TRAINING[kind] | ({"windows": args.windows} if args.windows else {})
+    windows, context = settings.pop("windows"), settings["context"]
+    steps = args.steps or _STEPS[kind]
+    out.say(f"2/5 LR-QAT on the grid {args.grid}: block by block, then {steps} steps as a whole")
+    fused = _train(base, folder / "fused", args.grid, steps, windows, settings, out)
+    out.say("3/5 export to GGUF and ONNX")
+    files = _export(fused)
+    out.say("4/5 the proof: the files in llama.cpp and ONNX Runtime against PyTorch")
+    passed = _prove(out, fused, files, base.held_out, context, windows)
+    out.say(f"5/5 beside the file of llama.cpp's own quantizer: {base.question!r}")
+    _compare(out, base, folder, Path(files[0]), args.grid, context, windows)
+    out.say(f"everything is in {folder} ({time.monotonic() - start:.0f} s)")
+    return command.OK if passed else command.FAILED
 
 
-def make_base_model(folder: Path, text: Path, steps: int) -> Path:
-    """Train tokenizer and model from scratch on `text`; returns the model's folder."""
-    from lrqat.models.small_llama import make_tokenizer, make_untrained_model, train_base_model
-    from lrqat.training.data.documents import pack
-
-    base = folder / "base"
-    if (base / "model.safetensors").is_file():
-        return base
-    content = text.read_text(encoding="utf-8")
-    tokenizer = make_tokenizer(content.splitlines(keepends=True), vocabulary=_VOCABULARY)
-    blocks = pack(iter([content]), tokenizer, length=256, needed_tokens=0)
-    model = make_untrained_model(
-        len(tokenizer), hidden=256, intermediate=768, layers=4, heads=8, kv_heads=4, seed=0
-    )
-    train_base_model(
-        model, blocks, steps=steps, batch_size=16, learning_rate=3e-3, folder=folder / "trainer"
-    )
-    tokenizer.save_pretrained(base)
-    # float16, as models are published. Last: its presence says that the folder is complete.
-    model.half().save_pretrained(base)
-    return base
+def _clear(folder: Path) -> None:
+    for name in _MADE:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
-def train_fused(
-    base: Path, folder: Path, text: Path, held_out: Path, steps: int, say: Callable[[str], None]
+def _train(
+    base: Any, fused: Path, grid: str, steps: int, windows: int, settings: Any, out: command.Output
 ) -> Path:
     """LR-QAT with the base model as its own teacher; returns the fused checkpoint."""
     from lrqat.training.run import train
 
-    fused = folder / "fused"
     if (fused / "lrqat.json").is_file():
         return fused
     config = TrainConfig(
-        model=str(base),
-        data=str(text),
-        eval_data=str(held_out),
+        model=str(base.folder),
+        data=str(base.train),
+        eval_data=str(base.held_out),
+        eval_windows=windows,
         output=str(fused),
-        grid="q4_0",
+        grid=grid,
         steps=steps,
-        teacher="self",
-        context=256,
+        **settings,
     )
-    train(config, overwrite=True, say=say)
+    train(config, overwrite=True, say=out.say)
     return fused
 
 
-def export_all(fused: Path) -> list[str]:
+def _export(fused: Path) -> list[str]:
     """Both exports; returns the paths."""
     checkpoint = Checkpoint.open(fused)
     paths = []
@@ -110,25 +115,17 @@ def export_all(fused: Path) -> list[str]:
     return paths
 
 
-def show_proof(
-    out: command.Output, base: Path, fused: Path, files: list[str], held_out: Path, windows: int
+def _prove(
+    out: command.Output, fused: Path, files: list[str], held_out: Path, context: int, windows: int
 ) -> bool:
     """Prove both files and print the table; returns whether everything holds."""
     from lrqat.runtimes.parity import prove
-    from lrqat.runtimes.targets import evaluate
 
     text = EvaluationText.read(held_out).text
-    _, full = evaluate(str(base), text, context=256, limit=windows)
-    proofs = prove(fused, files, text, context=256, limit=windows)
-    checkpoint = Checkpoint.open(fused)
-    names = checkpoint.quantized_names + checkpoint.floating_names
-    weights = sum(math.prod(checkpoint.shape(name)) for name in names)
+    proofs = prove(fused, files, text, context=context, limit=windows)
     rows = [
         [
             Path(proof.file).relative_to(fused),
-            f"{proof.bytes:,}",
-            f"{8 * proof.bytes / weights:.2f}",
-            f"{full.perplexity:.4f}",
             f"{proof.comparison.reference.perplexity:.4f}",
             f"{proof.runtime}: {proof.comparison.target.perplexity:.4f}",
             f"{proof.comparison.relative_difference:+.1e}",
@@ -136,41 +133,40 @@ def show_proof(
         ]
         for proof in proofs
     ]
-    columns = ["file", "bytes", "bits/weight", "PyTorch fp32", "fake-quant", "runtime"]
-    columns += ["difference", "L0", "L1", "L2"]
-    out.table("perplexity on held-out files of the standard library", columns, rows)
+    columns = ["file", "PyTorch", "runtime", "difference", "L0", "L1", "L2"]
+    out.table("perplexity of the same weights", columns, rows)
     out.result({"files": [proof.to_json() for proof in proofs]})
     return all(proof.passed for proof in proofs)
 
 
-def show_words(out: command.Output, files: list[str]) -> None:
-    """A few generated words from each runtime."""
-    from lrqat.runtimes.targets import continuation
+def _compare(
+    out: command.Output, base: Any, folder: Path, ours: Path, grid: str, context: int, windows: int
+) -> None:
+    """The table of base, baseline and ours, and what each answers."""
+    from lrqat.demo.baseline import write_baseline
+    from lrqat.demo.comparison import compare_files
 
-    for name, file in zip(("llama.cpp", "onnxruntime-genai"), files, strict=True):
-        text = _PROMPT + continuation(file, _PROMPT, 24, context=256)
-        out.say(f"{name + ' writes:':<28} {text!r}")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    out = command.Output(args.json)
-    folder = Path(args.output)
-    start = time.monotonic()
-    if args.overwrite:
-        for name in ("base", "trainer", "fused"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for name in ("train.txt", "held-out.txt"):
-            (folder / name).unlink(missing_ok=True)
-    text, held_out = corpus(folder)
-    out.say(f"1/4 base model: {args.base_steps} steps from scratch on {text}")
-    base = make_base_model(folder, text, args.base_steps)
-    out.say(f"2/4 LR-QAT on the grid q4_0: {args.steps} steps, the base model as teacher")
-    fused = train_fused(base, folder, text, held_out, args.steps, out.say)
-    out.say("3/4 export to GGUF and ONNX")
-    files = export_all(fused)
-    out.say("4/4 the proof: the files in llama.cpp and ONNX Runtime against PyTorch")
-    passed = show_proof(out, base, fused, files, held_out, args.windows)
-    show_words(out, files)
-    out.say(f"everything is in {folder} ({time.monotonic() - start:.0f} s)")
-    return command.OK if passed else command.FAILED
+    baseline = folder / "baseline.gguf"
+    if not baseline.is_file():
+        write_baseline(ours, base.folder, base.train, baseline)
+    files = {f"llama.cpp's {grid}": baseline, f"lrqat's {grid}": ours}
+    rows = list(
+        compare_files(
+            base.folder, files, base.held_out, base.question, context=context, windows=windows
+        )
+    )
+    cells = [
+        [
+            row.name,
+            f"{row.bytes:,}",
+            f"{row.perplexity:.2f}",
+            "" if row.kl is None else f"{row.kl:.4f}",
+            "" if row.same_top is None else f"{row.same_top:.1%}",
+        ]
+        for row in rows
+    ]
+    columns = ["", "bytes", "perplexity", "KL from the base", "same top token"]
+    out.table(f"{base.name}, held-out text", columns, cells)
+    for row in rows:
+        out.say(f"{row.name}: {row.answer.strip()!r}")
+    out.result({"rows": [asdict(row) for row in rows]})

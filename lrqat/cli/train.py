@@ -130,7 +130,12 @@ def _done(report: TrainReport) -> str:
     trained = f"{report.seconds:.0f} s of training"
     if not method.rounds_inside:
         return f"{trained}, then rounded to nearest"
-    return f"{report.changed:.2%} of the integers changed; {trained}"
+    as_a_whole = f"{report.changed:.2%} of the integers changed; {trained}"
+    if not report.blocks:
+        return as_a_whole
+    found = f"{report.changed_in_blocks:.1%} of the integers changed block by block"
+    in_blocks = f"{found} in {report.block_seconds:.0f} s"
+    return f"{in_blocks}, then {as_a_whole}" if report.seconds else in_blocks
 
 
 def _show_report(out: command.Output, report: TrainReport) -> None:

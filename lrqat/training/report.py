@@ -28,10 +28,11 @@ class TrainReport:
         kl_start: the same at `start`.
         kl_after: the same after training.
         same_top_after: with a teacher, share of tokens where both put the same token first.
-        changed: share of the integers that training changed.
-        seconds: of training, without loading and measuring.
+        changed: share of the integers that training as a whole changed.
+        seconds: of that, without loading and measuring.
         skipped_steps: steps that were skipped because something was not finite.
         blocks: what became of each block, where they were fitted one by one.
+        block_seconds: that it took, in this process.
     """
 
     output: Path
@@ -48,6 +49,7 @@ class TrainReport:
     skipped_steps: int = 0
     same_top_after: float | None = None
     blocks: tuple[BlockReport, ...] = ()
+    block_seconds: float = 0.0
 
     @classmethod
     def of(
@@ -71,11 +73,17 @@ class TrainReport:
             kl_start=start.kl if start else None,
             kl_after=done.after.kl,
             blocks=tuple(done.blocks),
+            block_seconds=done.block_seconds,
             same_top_after=done.after.same_top,
             changed=changed,
             seconds=done.fitted.seconds,
             skipped_steps=done.fitted.skipped_steps,
         )
+
+    @property
+    def changed_in_blocks(self) -> float:
+        """Mean share of a block's integers that are not those of round-to-nearest."""
+        return sum(block.changed for block in self.blocks) / max(1, len(self.blocks))
 
     @property
     def made_worse(self) -> bool:
@@ -103,6 +111,7 @@ class TrainReport:
                 "after": self.kl_after,
             },
             "blocks": [asdict(block) for block in self.blocks],
+            "block_seconds": self.block_seconds,
             "same_top_after": self.same_top_after,
             "changed": self.changed,
             "seconds": self.seconds,

@@ -1,5 +1,6 @@
 """The stages of a run: onto the grids, block by block where asked, then the model as a whole."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +34,16 @@ class Outcome:
         model: as it ships.
         fitted: what the steps of the whole model gave.
         blocks: what became of each block, if they were fitted one by one.
-        beginning: where the steps of the whole model began; None where rounding comes at the end.
+        block_seconds: that it took, by the clock.
+        beginning: where the steps of the whole model began; None where rounding comes at the end,
+            and where there are no such steps after the blocks.
         after: of `model`.
     """
 
     model: Any
     fitted: Fitted
     blocks: list[BlockReport]
+    block_seconds: float
     beginning: Beginning | None
     after: Measurement
 
@@ -65,12 +69,14 @@ def run_stages(
         state: of the whole model's steps, the one to continue from, or None.
         say: receives progress messages.
     """
+    clock = time.monotonic()
     begun = state.parent if state else states  # where the run that is continued kept its own
     model, blocks = _prepare(config, plan, corpus.blocks, take_original(), begun)
+    block_seconds = time.monotonic() - clock if blocks else 0.0
     give_back()
     teacher = prepare_teacher(config, plan, model, corpus.blocks)
     method, fitted, beginning = METHODS[config.method], Fitted(model), None
-    if method.rounds_inside:
+    if method.rounds_inside and (config.as_a_whole or not config.by_blocks):
         beginning = measure_beginning(
             model, corpus.windows, say, teacher.logits, after_blocks=config.by_blocks
         )
@@ -83,7 +89,7 @@ def run_stages(
     after = measure(model, corpus.windows, method.outcome, say, teacher.logits)
     if fitted.history and beginning and put_back(model, begun, beginning, after, say):
         after = measure(model, corpus.windows, "what is written", say, teacher.logits)
-    return Outcome(model, fitted, blocks, beginning, after)
+    return Outcome(model, fitted, blocks, block_seconds, beginning, after)
 
 
 def _prepare(

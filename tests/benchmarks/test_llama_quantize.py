@@ -5,8 +5,9 @@ import os
 import numpy as np
 import pytest
 
-from benchmarks.llama_quantize import find_library, make_baseline, quantize_file, write_source
+from benchmarks.llama_quantize import find_library, make_baseline, quantize_file
 from exporters.gguf.file.header import read_header
+from lrqat.demo.baseline import write_unquantized
 from lrqat.errors import RuntimeUnavailableError, UserError
 from lrqat.models.small_llama import make_tokenizer
 from lrqat.recipes.file_size import data_bytes
@@ -25,7 +26,7 @@ def source(tmp_path_factory):
     """GGUF of a Llama of 8 layers, with the first of which llama-quantize is more careful."""
     path = tmp_path_factory.mktemp("source") / "source.gguf"
     tokenizer = make_tokenizer([TEXT], vocabulary=VOCABULARY)
-    write_source(make_from(small_llama(num_hidden_layers=8)), tokenizer, path)
+    write_unquantized(make_from(small_llama(num_hidden_layers=8)), tokenizer, path)
     return path
 
 

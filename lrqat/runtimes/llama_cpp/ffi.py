@@ -163,6 +163,10 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_sampler_init_greedy": (pointer, ()),
     "llama_sampler_sample": (c_int32, (pointer, pointer, c_int32)),
     "llama_sampler_free": (None, (pointer,)),
+    "ggml_quantize_chunk": (
+        c_size_t,
+        (c_int32, POINTER(c_float), pointer, c_int64, c_int64, c_int64, POINTER(c_float)),
+    ),
     "ggml_get_name": (c_char_p, (pointer,)),
     "ggml_nelements": (c_int64, (pointer,)),
     "ggml_nbytes": (c_size_t, (pointer,)),

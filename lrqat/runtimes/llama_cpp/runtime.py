@@ -134,7 +134,11 @@ class LlamaCpp:
         Raises:
             DataError: the prompt is empty or does not fit the context.
         """
-        self._decode_afresh(self.tokenize(prompt, add_special=True), every_output=False)
+        return self.generate_after(self.tokenize(prompt, add_special=True), n)
+
+    def generate_after(self, tokens: Sequence[int], n: int) -> str:
+        """The same after tokens, such as those of a chat template."""
+        self._decode_afresh(tokens, every_output=False)
         sampler = self._greedy_sampler()
         position = int(self._batch.n_tokens)
         made: list[int] = []
