@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,27 +52,18 @@ def compare_files(
         context: tokens a window.
         windows: at most.
     """
-    text, rows = EvaluationText.read(held_out).text, []
+    text, first = EvaluationText.read(held_out).text, True
     for name, path in files.items():
+        bar = partial(tqdm, desc=name, unit="window")
         found = measure_divergence(
-            str(path),
-            str(base),
-            text,
-            context=context,
-            limit=windows,
-            progress=lambda items, name=name: tqdm(items, desc=name, unit="window"),
+            str(path), str(base), text, context=context, limit=windows, progress=bar
         ).comparison
-        if not rows:
-            nbytes = model_bytes(base, "*.safetensors")
-            said = _torch_answer(base, question)
-            rows.append(Row("base", nbytes, found.reference.perplexity, None, None, said))
-            yield rows[0]
-        said = _llama_cpp_answer(path, base, question)
-        row = Row(
-            name, path.stat().st_size, found.target.perplexity, found.kl, found.same_top, said
-        )
-        rows.append(row)
-        yield row
+        if first:
+            nbytes, said = model_bytes(base, "*.safetensors"), _torch_answer(base, question)
+            yield Row("base", nbytes, found.reference.perplexity, None, None, said)
+            first = False
+        size, said = path.stat().st_size, _llama_cpp_answer(path, base, question)
+        yield Row(name, size, found.target.perplexity, found.kl, found.same_top, said)
 
 
 def _prompt(tokenizer: Any, question: str) -> list[int]:
