@@ -1,7 +1,9 @@
 """How near the original each method comes on each grid, beside llama-quantize: one command.
 
     LIBLLAMA=libllama.so python -m benchmarks.quality --model MODEL --data train.txt \
-        --eval-data valid.txt --grids q4_0 q2_0 --output runs/quality
+        --eval-data valid.txt --grids q4_0 q2_0 70MB --output runs/quality -- --steps 100
+
+A grid may be a size, for which every weight gets the grid that costs least within it.
 
 Every row is a run of `lrqat train` in a process of its own, so that its time and peak memory are
 its own; a row that is there already is not made again. KL, same top and perplexity are measured in
@@ -33,6 +35,7 @@ from lrqat.checkpoint.reader import Checkpoint
 from lrqat.demo.baseline import write_unquantized
 from lrqat.evaluation.perplexity import Comparison, Windows, compare
 from lrqat.evaluation.text import EvaluationText
+from lrqat.grids.grid import GRIDS
 from lrqat.models import hub
 from lrqat.models.reference import load_reference, torch_logits
 from lrqat.training.planner import Planner
@@ -116,7 +119,8 @@ def _cached(args: argparse.Namespace, name: str, make: Any) -> dict[str, Any]:
 def _ours(args: argparse.Namespace, base: _Base, grid: str, method: str) -> dict[str, Any]:
     folder = args.output / _file_name(f"{grid}-{method}")
     command = [sys.executable, "-m", "lrqat", "train", "--model", args.model, "--data", args.data]
-    command += ["--eval-data", args.eval_data, "--grid", grid, "--output", str(folder)]
+    wanted = "--grid" if grid in GRIDS else "--target-size"
+    command += ["--eval-data", args.eval_data, wanted, grid, "--output", str(folder)]
     start, peak = time.monotonic(), 0
     if not (folder / "lrqat.json").is_file():
         again = ["--resume", "auto"] if folder.exists() else []

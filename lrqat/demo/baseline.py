@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from exporters.gguf.file.header import TensorInfo, read_header
 from lrqat.atomic_files import replaced_file
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.init import importance
@@ -39,21 +40,23 @@ def write_baseline(ours: Path, base: Path, text: Path, target: Path) -> None:
         target: the file to write.
     """
     model, tokenizer = hub.load_model(str(base), dtype=torch.float32), hub.load_tokenizer(str(base))
-    channels = _importance(model, tokenizer, text)
+    inputs = _importance(model, tokenizer, text)
     with (
         tempfile.TemporaryDirectory(dir=target.parent) as scratch,
         replaced_file(target, overwrite=True) as staging,
     ):
         source = Path(scratch, "base.gguf")
         write_unquantized(model, tokenizer, source)
-        originals = {tensor.name: tensor for tensor in gguf.GGUFReader(source).tensors}
+        originals = read_header(source).tensors
         shutil.copyfile(ours, staging)
-        tensors = gguf.GGUFReader(staging, "r+").tensors
-        for tensor in tqdm(tensors, desc="llama.cpp rounds", unit="tensor"):
-            if tensor.tensor_type.name not in _FLOATING:
-                weight = _values(originals[tensor.name]).reshape(-1, int(tensor.shape[0]))
-                made = quantize_rows(tensor.tensor_type, weight, channels.get(tensor.name))
-                tensor.data[...] = made.reshape(tensor.data.shape)
+        tensors = read_header(ours).tensors.values()
+        with staging.open("r+b") as stream:
+            for tensor in tqdm(tensors, desc="llama.cpp rounds", unit="tensor"):
+                if tensor.type_name not in _FLOATING:
+                    weight = _values(originals[tensor.name])
+                    channels = inputs.get(tensor.name)
+                    stream.seek(tensor.start)
+                    stream.write(quantize_rows(tensor.type_name, weight, channels).tobytes())
 
 
 def write_unquantized(model: Any, tokenizer: Any, target: Path) -> None:
@@ -87,5 +90,7 @@ def _importance(model: Any, tokenizer: Any, text: Path) -> dict[str, NDArray[np.
     }
 
 
-def _values(tensor: Any) -> NDArray[np.float32]:
-    return np.asarray(gguf.quants.dequantize(tensor.data, tensor.tensor_type), np.float32)
+def _values(tensor: TensorInfo) -> NDArray[np.float32]:
+    """(rows, columns) of a matrix that is not quantized."""
+    kind = gguf.GGMLQuantizationType(int(tensor.type))
+    return np.asarray(gguf.quants.dequantize(tensor.read(), kind), np.float32)

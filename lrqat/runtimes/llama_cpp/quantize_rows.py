@@ -7,9 +7,9 @@ Source: ggml.h, `ggml_quantize_chunk`.
 import ctypes
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
+from exporters.gguf.layout.ggml_types import ggml_type
 from lrqat.errors import DataError
 from lrqat.runtimes.llama_cpp import ffi
 
@@ -17,14 +17,14 @@ _FLOATS = ctypes.POINTER(ctypes.c_float)
 
 
 def quantize_rows(
-    kind: GGMLQuantizationType,
+    type_name: str,
     weight: NDArray[np.float32],
     importance: NDArray[np.float32] | None = None,
 ) -> NDArray[np.uint8]:
     """The bytes that llama-quantize writes of `weight`.
 
     Args:
-        kind: a quantized type.
+        type_name: a quantized type, as "q4_0".
         weight: float32 (rows, columns).
         importance: float32 (columns,) of the input channels, as llama-imatrix measures them.
 
@@ -35,15 +35,14 @@ def quantize_rows(
         DataError: rows that are not whole blocks of the type.
         RuntimeUnavailableError: llama.cpp is not installed.
     """
-    per_block, nbytes = GGML_QUANT_SIZES[kind]
-    rows, columns = weight.shape
-    if columns % per_block:
-        raise DataError(f"rows of {columns} weights are not whole blocks of {kind.name}")
+    kind, (rows, columns) = ggml_type(type_name), weight.shape
+    if columns % kind.weights:
+        raise DataError(f"rows of {columns} weights are not whole blocks of {kind}")
     source = np.ascontiguousarray(weight, np.float32)
     channels = None if importance is None else np.ascontiguousarray(importance, np.float32)
-    made = np.empty((rows, columns // per_block * nbytes), np.uint8)
+    made = np.empty((rows, kind.blocks(columns) * kind.nbytes), np.uint8)
     written = ffi.load_library().ggml_quantize_chunk(
-        int(kind),
+        kind.number,
         source.ctypes.data_as(_FLOATS),
         made.ctypes.data,
         0,
