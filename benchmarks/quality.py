@@ -1,7 +1,7 @@
-"""How near the original each method comes on each grid, beside llama-quantize: one command.
+"""How near the original each method comes on each grid, beside llama.cpp's own: one command.
 
-    LIBLLAMA=libllama.so python -m benchmarks.quality --model MODEL --data train.txt \
-        --eval-data valid.txt --grids q4_0 q2_0 70MB --output runs/quality -- --steps 100
+    python -m benchmarks.quality --model MODEL --data train.txt --eval-data valid.txt \
+        --baseline --grids q4_0 q2_0 70MB --output runs/quality -- --steps 100
 
 A grid may be a size, for which every weight gets the grid that costs least within it.
 
@@ -14,7 +14,6 @@ of GGUF files. Writes quality.json, quality.md and quality.png.
 import argparse
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -26,19 +25,17 @@ import psutil
 import torch
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM
 
-from benchmarks.frontier import write_imatrix
-from benchmarks.llama_quantize import quantize_file
 from exporters import gguf
 from lrqat.checkpoint.reader import Checkpoint
-from lrqat.demo.baseline import write_unquantized
+from lrqat.demo.baseline import input_squares
 from lrqat.evaluation.perplexity import Comparison, Windows, compare
 from lrqat.evaluation.text import EvaluationText
 from lrqat.grids.grid import GRIDS
 from lrqat.models import hub
 from lrqat.models.reference import load_reference, torch_logits
-from lrqat.training.planner import Planner
+from lrqat.runtimes.llama_cpp.quantize_rows import quantize_rows
+from lrqat.runtimes.llama_cpp.runtime import dequantize_row
 
 # What a row is called -> what it is in options of `lrqat train`.
 METHODS = {
@@ -49,8 +46,6 @@ METHODS = {
     "lr-qat, blocks,model": ["--stages", "blocks,model"],
     "full": ["--method", "full", "--stages", "model"],
 }
-# The recipe of llama-quantize that a grid is compared with, where it has one.
-RECIPES = {"q4_0": "Q4_0", "iq4_nl": "IQ4_NL", "q2_0": "Q2_0", "q3_k": "Q3_K_S", "q2_k": "Q2_K"}
 _COLUMNS = ("grid", "method", "MB", "perplexity", "KL", "99 %", "same top", "minutes", "GiB")
 
 
@@ -63,7 +58,11 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=40)
     parser.add_argument("--grids", nargs="*", default=["q4_0", "q2_0"])
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
-    parser.add_argument("--baseline", action="store_true", help="llama-quantize's files, too")
+    parser.add_argument(
+        "--baseline",
+        action="store_true",
+        help="and what llama.cpp's own quantizer makes of the same types",
+    )
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("more", nargs="*", help="options of `lrqat train`, after --")
     args = parser.parse_args()
@@ -73,8 +72,8 @@ def main() -> None:
     for grid in args.grids:
         for method in args.methods:
             jobs[f"{grid}-{method}"] = partial(_ours, args, base, grid, method)
-        if args.baseline and grid in RECIPES:
-            jobs[f"{grid}-llama-quantize"] = partial(_theirs, args, base, grid)
+        if args.baseline:
+            jobs[f"{grid}-llama.cpp"] = partial(_theirs, args, base, grid)
     rows = [_cached(args, name, make) for name, make in jobs.items()]
     _write(args.output, rows)
 
@@ -146,22 +145,21 @@ def _ours(args: argparse.Namespace, base: _Base, grid: str, method: str) -> dict
 
 
 def _theirs(args: argparse.Namespace, base: _Base, grid: str) -> dict[str, Any]:
-    recipe = RECIPES[grid]
-    with tempfile.TemporaryDirectory() as scratch:
-        source, imatrix, target = (Path(scratch, f"{n}.gguf") for n in ("source", "imatrix", "x"))
-        tokenizer = hub.load_tokenizer(args.model)
-        write_unquantized(hub.load_model(args.model, dtype=torch.float32), tokenizer, source)
-        write_imatrix(Planner.open(args.model, args.data, say=print), imatrix)
-        start = time.monotonic()
-        nbytes = quantize_file(source, target, recipe, imatrix)
-        seconds = time.monotonic() - start
-        model = AutoModelForCausalLM.from_pretrained(
-            scratch, gguf_file=target.name, dtype=torch.float32
-        )
-        scores = base.score(model.eval())
+    """The types of our file, rounded by llama.cpp's own code with an importance matrix."""
+    folder = args.output / _file_name(f"{grid}-{args.methods[0]}")
+    checkpoint, start = Checkpoint.open(folder), time.monotonic()
+    model = hub.load_model(args.model, dtype=torch.float32)
+    squares = input_squares(model, hub.load_tokenizer(args.model), Path(args.data))
+    for name in tqdm(checkpoint.quantized_names, desc="llama.cpp rounds", unit="weight"):
+        weight = model.get_submodule(name).weight.data
+        kind = checkpoint.grid(name).name.removesuffix("-sym")
+        made = quantize_rows(kind, weight.numpy(), squares.get(name)).tobytes()
+        weight.copy_(torch.from_numpy(dequantize_row(kind, made, weight.numel())).view_as(weight))
+    seconds = time.monotonic() - start
     return {
-        "grid": grid, "method": f"llama-quantize {recipe}, imatrix", "MB": nbytes / 1e6,
-        **scores, "minutes": seconds / 60, "GiB": 0.0,
+        "grid": grid, "method": "llama.cpp, imatrix",
+        "MB": (folder / gguf.default_name(checkpoint)).stat().st_size / 1e6,
+        **base.score(model), "minutes": seconds / 60, "GiB": 0.0,
     }  # fmt: skip
 
 
@@ -172,8 +170,8 @@ def _write(folder: Path, rows: list[dict[str, Any]]) -> None:
     (folder / "quality.md").write_text("\n".join(lines) + "\n")
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     for axes, across in zip(figure.subplots(1, 2), ("MB", "minutes"), strict=True):
-        for method in dict.fromkeys(row["method"].partition(" Q")[0] for row in rows):
-            own = [row for row in rows if row["method"].startswith(method)]
+        for method in dict.fromkeys(row["method"] for row in rows):
+            own = [row for row in rows if row["method"] == method]
             own.sort(key=lambda row: row[across])
             axes.plot([r[across] for r in own], [r["KL"] for r in own], "o-", label=method)
         axes.set(xlabel=across, ylabel="KL to the original (nats a token)", yscale="log")

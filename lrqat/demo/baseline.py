@@ -40,7 +40,8 @@ def write_baseline(ours: Path, base: Path, text: Path, target: Path) -> None:
         target: the file to write.
     """
     model, tokenizer = hub.load_model(str(base), dtype=torch.float32), hub.load_tokenizer(str(base))
-    inputs = _importance(model, tokenizer, text)
+    squares = input_squares(model, tokenizer, text)
+    inputs = {f"{llama_cpp_names(name)[0]}.weight": mean for name, mean in squares.items()}
     with (
         tempfile.TemporaryDirectory(dir=target.parent) as scratch,
         replaced_file(target, overwrite=True) as staging,
@@ -77,17 +78,15 @@ def write_unquantized(model: Any, tokenizer: Any, target: Path) -> None:
         write(plan(Checkpoint.open(fused)), target)
 
 
-def _importance(model: Any, tokenizer: Any, text: Path) -> dict[str, NDArray[np.float32]]:
-    """Mean squares of the inputs (in,), by the names of tensors in a GGUF file."""
+def input_squares(model: Any, tokenizer: Any, text: Path) -> dict[str, NDArray[np.float32]]:
+    """Mean squares of what enters every projection (in,), by module, as llama-imatrix has them."""
     layers = [n for n, target in plan_surgery(model, "q8_0").quantized.items() if target.is_layer]
     ids = tokenizer(text.read_text(encoding="utf-8"))["input_ids"][:_TOKENS]
     batches = torch.tensor(ids)[: len(ids) // _LENGTH * _LENGTH].view(-1, 1, _LENGTH)
     squares = importance.collect(
         model, layers, list(batches), lambda items: tqdm(items, desc="importance", unit="batch")
     )
-    return {
-        f"{llama_cpp_names(name)[0]}.weight": mean.float().numpy() for name, mean in squares.items()
-    }
+    return {name: mean.float().numpy() for name, mean in squares.items()}
 
 
 def _values(tensor: TensorInfo) -> NDArray[np.float32]:
