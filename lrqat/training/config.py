@@ -22,6 +22,8 @@ from lrqat.settings import AUTO, groups_of
 from lrqat.training.model_settings import ModelSettings
 from lrqat.training.settings import (
     NONE,
+    SCALE_RATE,
+    SCALE_RATE_AFTER_BLOCKS,
     SELF,
     ActivationSettings,
     CalibrationSettings,
@@ -88,11 +90,15 @@ class TrainConfig(
         chosen = self.with_starts(importance=weighted, directions=whole and not blocks)
         rate = METHODS[self.method].learning_rate if self.learning_rate is None else None
         rate = self.learning_rate if rate is None else rate
+        of_scales = self.scale_learning_rate
+        if of_scales is None:
+            of_scales = SCALE_RATE_AFTER_BLOCKS if blocks else SCALE_RATE
         return replace(
             chosen,
             stages=stages,
             teacher=self._teacher(stages),
             learning_rate=LORA_INITS[chosen.lora_init].learning_rate if rate is None else rate,
+            scale_learning_rate=of_scales,
             **self.activations_and_cache(),
         )
 

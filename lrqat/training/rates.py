@@ -1,12 +1,14 @@
 """Rates in units that carry over from one model to another.
 
-A rate of 1e-4 is much for a scale of 0.01 and little for one of 0.3, and what a change of A does to
-V depends on the widths. So rates count what is learned in the steps of the grid:
+A rate of 1e-4 is much for a scale of 0.01 and little for one of 0.3, what a change of A does to V
+depends on the widths, and what a change of a scale does to a weight on how many steps from zero
+that is. So every rate counts the steps of the grid by which weights move:
 
-    A      steps by which V moves when every entry of A moves by its rate:
+    A      when every entry of A moves by its rate:
            rate x grid step / (alpha/r  root of r  rms of B)
     B      as many times its own size: rate x rms of B x `_B_SHARE`
-    s, o   means of the absolute scales (minima) of the weight
+    s      when a scale does: rate x mean |s| x grid step / rms of the integers
+    o      a minimum moves them as it moves: rate x mean |s| x grid step
 
 Adam moves every entry by about its rate in each step, whatever the size of the gradient.
 """
@@ -54,9 +56,10 @@ def _units(weight: QuantizedWeight) -> Iterator[tuple[str, float]]:
         moved = abs(weight.scaling) * math.sqrt(rank) * size
         yield "lora_a", weight.grid.step / moved if moved else 1.0
         yield "lora_b", _B_SHARE * size
-    yield "scale", _mean(weight.scale)
+    step = _mean(weight.scale) * weight.grid.step
+    yield "scale", step / max(_rms(weight.integers().float()), weight.grid.step)
     if weight.minimum is not None:
-        yield "minimum", _mean(weight.minimum)
+        yield "minimum", step
 
 
 def _rms(values: Tensor) -> float:

@@ -20,6 +20,8 @@ SELF = "self"  # as --teacher: the model itself; as --data: text that the model 
 NONE = "none"  # as --teacher
 NEAREST, COMPENSATED = "nearest", "compensated"  # as --block-start
 STAGES = ("blocks,model", "blocks", "model")
+# Where blocks were fitted, the scales are near where they belong.
+SCALE_RATE, SCALE_RATE_AFTER_BLOCKS = 1e-2, 2.5e-3
 EMBEDDING_AND_HEAD = "q8_0"  # their grid; costs next to nothing, and halves what F16 would take
 
 
@@ -208,15 +210,15 @@ class StageSettings(Group):
         NEAREST,
         one_of((NEAREST, COMPENSATED)),
     )
-    block_steps: int = option("steps of each block, of some 2,048 tokens", 50, at_least(1))
+    block_steps: int = option("steps of each block, of some 2,048 tokens", 100, at_least(1))
     block_tokens: int = option(
-        "tokens of the text that blocks are trained on", 16384, at_least(2)
+        "tokens of the text that blocks are trained on", 40960, at_least(2)
     )  # fmt: skip
     block_learning_rate: float = option(
         "peak rate of a block's weights, in steps of the grid", 1.5e-2, at_least(0)
     )
     block_scale_learning_rate: float = option(
-        "peak rate of a block's scales, in means of a weight's", 1e-3, at_least(0)
+        "peak rate of a block's scales, in steps of the grid", 2e-3, at_least(0)
     )
 
     @property
@@ -248,8 +250,11 @@ class ScheduleSettings(Group):
         None,
         at_least(0),
     )
-    scale_learning_rate: float = option(
-        "peak rate of the scales, in means of a weight's", 3e-3, at_least(0)
+    scale_learning_rate: float | None = option(
+        f"peak rate of the scales, in steps of the grid; default: {SCALE_RATE:g}, and after blocks "
+        f"{SCALE_RATE_AFTER_BLOCKS:g}",
+        None,
+        at_least(0),
     )
     weight_learning_rate: float = option(
         "peak rate of the weights of --method full", 1e-4, at_least(0)
@@ -278,6 +283,7 @@ class ScheduleSettings(Group):
     def rates(self) -> dict[str, float]:
         """Peak rates by what they are of, see `lrqat.training.optimizers.RATE_OF`."""
         assert self.learning_rate is not None, "`TrainConfig.resolved` knows it"
+        assert self.scale_learning_rate is not None, "likewise"
         return {
             "low_rank": self.learning_rate,
             "scale": self.scale_learning_rate,
@@ -287,7 +293,7 @@ class ScheduleSettings(Group):
     @property
     def trains_scales(self) -> bool:
         """Whether scales and minima are trained, where the method trains them."""
-        return self.scale_learning_rate > 0
+        return self.scale_learning_rate is None or self.scale_learning_rate > 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,8 @@
     loss = mean over tokens of  |y - t|^2 / |t|^2         y, t (tokens, hidden)
 
 Relative for each token: the first tokens of a text have states a hundred times larger than the
-others, and would be all that counts. Straight-through on all entries of V; Adam with a rate in
-steps of the grid for V and in means of a weight's scales for those, warm-up and a cosine to zero.
+others, and would be all that counts. Straight-through on all entries of V; Adam with rates in
+steps of the grid, warm-up and a cosine to zero.
 """
 
 import math

@@ -40,6 +40,22 @@ def test_scales_move_by_a_share_of_their_own_size():
     assert large["0.lora_a"] == pytest.approx(small["0.lora_a"])
 
 
+@pytest.mark.parametrize("name", ["scale", "minimum"])
+@pytest.mark.parametrize("grid", ["q2_0", "q4_0", "q4_1", "q8_0", "iq4_nl"])
+def test_a_step_of_the_ranges_moves_weights_by_the_rate(grid, name):
+    model, rate = model_of(256, 0.02, grid), 1e-3
+    layer = model[0]
+    trained = layer.trained()
+    if name not in trained:
+        return
+    before = layer.write_weight(torch.empty(64, 256), layer.masters())
+    with torch.no_grad():
+        trained[name] += rate * rate_factors(model)[f"0.{name}"]
+    moved = layer.write_weight(torch.empty(64, 256), layer.masters()) - before
+    step = layer.scale.detach().abs().mean() * layer.grid.step
+    assert float(moved.square().mean().sqrt() / step) == pytest.approx(rate, rel=0.3)
+
+
 def test_the_optimiser_has_them_in_few_groups():
     model = nn.Sequential(*(model_of(128, 0.01 * (1 + k / 50))[0] for k in range(12)))
     named = {n: p for n, p in model.named_parameters() if n.rpartition(".")[2] != "phi"}
