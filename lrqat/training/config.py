@@ -21,9 +21,9 @@ from lrqat.models.preparation import Settings
 from lrqat.settings import AUTO, groups_of
 from lrqat.training.model_settings import ModelSettings
 from lrqat.training.settings import (
+    AFTER_BLOCKS,
     NONE,
     SCALE_RATE,
-    SCALE_RATE_AFTER_BLOCKS,
     SELF,
     ActivationSettings,
     CalibrationSettings,
@@ -88,19 +88,27 @@ class TrainConfig(
         blocks = "blocks" in stages
         weighted = whole or blocks or bool(self.imatrix)
         chosen = self.with_starts(importance=weighted, directions=whole and not blocks)
-        rate = METHODS[self.method].learning_rate if self.learning_rate is None else None
-        rate = self.learning_rate if rate is None else rate
-        of_scales = self.scale_learning_rate
-        if of_scales is None:
-            of_scales = SCALE_RATE_AFTER_BLOCKS if blocks else SCALE_RATE
         return replace(
             chosen,
             stages=stages,
             teacher=self._teacher(stages),
-            learning_rate=LORA_INITS[chosen.lora_init].learning_rate if rate is None else rate,
-            scale_learning_rate=of_scales,
+            **chosen._rates(after_blocks=blocks),
             **self.activations_and_cache(),
         )
+
+    def _rates(self, *, after_blocks: bool) -> dict[str, float]:
+        """`learning_rate` and `scale_learning_rate`, or what they are where nobody said."""
+        low_rank, scale = LORA_INITS[self.lora_init].learning_rate, SCALE_RATE
+        if after_blocks:
+            low_rank, scale = AFTER_BLOCKS["low_rank"], AFTER_BLOCKS["scale"]
+        of_method = METHODS[self.method].learning_rate
+        low_rank = low_rank if of_method is None else of_method
+        return {
+            "learning_rate": low_rank if self.learning_rate is None else self.learning_rate,
+            "scale_learning_rate": (
+                scale if self.scale_learning_rate is None else self.scale_learning_rate
+            ),
+        }
 
     def _stages(self) -> str:
         """`stages`, or what auto stands for."""

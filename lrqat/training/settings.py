@@ -20,8 +20,9 @@ SELF = "self"  # as --teacher: the model itself; as --data: text that the model 
 NONE = "none"  # as --teacher
 NEAREST, COMPENSATED = "nearest", "compensated"  # as --block-start
 STAGES = ("blocks,model", "blocks", "model")
-# Where blocks were fitted, the scales are near where they belong.
-SCALE_RATE, SCALE_RATE_AFTER_BLOCKS = 1e-2, 2.5e-3
+SCALE_RATE = 1e-2
+# After blocks all is near where it belongs, and higher rates first lead away from there.
+AFTER_BLOCKS = {"low_rank": 5e-4, "scale": 7e-4}
 EMBEDDING_AND_HEAD = "q8_0"  # their grid; costs next to nothing, and halves what F16 would take
 
 
@@ -246,13 +247,14 @@ class ScheduleSettings(Group):
     gradient_accumulation: int = option("batches per step", 1, at_least(1))
     learning_rate: float | None = option(
         "peak rate of A and B, in steps of the grid; default: "
-        + ", ".join(f"{init.learning_rate:g} from {name}" for name, init in LORA_INITS.items()),
+        + ", ".join(f"{init.learning_rate:g} from {name}" for name, init in LORA_INITS.items())
+        + f", and after blocks {AFTER_BLOCKS['low_rank']:g}",
         None,
         at_least(0),
     )
     scale_learning_rate: float | None = option(
         f"peak rate of the scales, in steps of the grid; default: {SCALE_RATE:g}, and after blocks "
-        f"{SCALE_RATE_AFTER_BLOCKS:g}",
+        f"{AFTER_BLOCKS['scale']:g}",
         None,
         at_least(0),
     )
