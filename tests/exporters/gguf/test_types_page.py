@@ -1,4 +1,4 @@
-"""The tables of types, in docs/gguf-types.md and README.md, are what the code says."""
+"""The tables of types in docs/gguf-types.md are what the code says."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from lrqat.grids.grid import GRIDS
 from tests.support.ggml_decoders import NOT_IN_GGUF_PY
 from tests.support.paths import ROOT
 
-PAGE, README = ROOT / "docs" / "gguf-types.md", ROOT / "README.md"
+PAGE = ROOT / "docs" / "gguf-types.md"
 KINDS = ("", "-asym")
 NAMED = [name for name in GRIDS if not name.startswith("int")]
 SIZES = ("g16", "g32", "g64", "g128", "g256", "channel")
@@ -45,7 +45,7 @@ def test_the_row_of_a_type(name):
     assert row(name) in PAGE.read_text(encoding="utf-8").splitlines(), row(name)
 
 
-def readme_row(name):
+def short_row(name):
     block = integer_blocks()[name]
     named = " ".join(f"`{g}`" for g in NAMED if name in exact_types(GRIDS[g], 256))
     held = [named, *(f"`int{kind}` {spans(name, kind)}" for kind in KINDS if spans(name, kind))]
@@ -57,12 +57,12 @@ def readme_row(name):
 
 
 @pytest.mark.parametrize("name", integer_blocks())
-def test_the_row_of_a_type_in_the_readme(name):
-    assert readme_row(name) in README.read_text(encoding="utf-8").splitlines(), readme_row(name)
+def test_the_short_row_of_a_type(name):
+    assert short_row(name) in PAGE.read_text(encoding="utf-8").splitlines(), short_row(name)
 
 
-def test_the_readme_lists_no_other_type():
-    lines = README.read_text(encoding="utf-8").splitlines()
+def test_the_short_table_lists_no_other_type():
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
     start = lines.index("| `--type` | bits per weight | exact for | equal to |") + 2
     end = lines.index("", start)
     floats = f"| {', '.join(f'`{name}`' for name in float_blocks())} |"
