@@ -22,6 +22,7 @@ from lrqat.training.objectives.teacher_cache import FILE_NAME, CacheKey, Teacher
 from lrqat.training.objectives.teacher_shards import is_written, write_shard
 from lrqat.training.states import folder as states
 from lrqat.training.states.resume import STATES, find_state, record_run
+from lrqat.training.states.sealed import read_sealed, write_sealed
 from tests.fuzz.harness import altered_bytes, altered_json, fuzz, limited, outcome
 
 ANY = st.data()
@@ -200,6 +201,23 @@ def test_indices_of_teacher_caches(shard, data):
     index = {**key.to_json(), "shards": {path.name: "ab" * 32}}
     (path.parent / FILE_NAME).write_text(json.dumps(data.draw(altered_json([index]))))
     outcome(lambda: TeacherCache.open(path.parent, key))
+
+
+@pytest.fixture(scope="module")
+def sealed(folder):
+    path = folder / "sealed" / "block.safetensors"
+    path.parent.mkdir()
+    write_sealed(path, {"a.phi": torch.ones(2, 3), "a.scale": torch.ones(2)}, {"before": 0.5})
+    return path
+
+
+@fuzz(25)
+@given(data=ANY)
+def test_no_altered_block_is_taken(sealed, data):
+    good, path = sealed.read_bytes(), sealed.with_name("altered.safetensors")
+    path.write_bytes(data.draw(altered_bytes([good])))
+    found = outcome(lambda: read_sealed(path))
+    assert isinstance(found, UserError) or repr(found) == repr(read_sealed(sealed))
 
 
 ABSURD = {

@@ -1,8 +1,12 @@
 """Rows of training data, and chat templates, that nobody vouches for."""
 
+import gzip
+import io
 import json
 import time
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,7 +41,9 @@ CORPUS = {
     "c.json": json.dumps([{"prompt": "a", "completion": "b"}]).encode(),
     "d.txt": "Text, and more text: äöü \U0001f600\n".encode(),
     "e.csv": b'text,n\n"a, b",1\nc,2\n',
-    "f.jsonl.gz": b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03",
+    "f.jsonl.gz": gzip.compress(b'{"text": "one"}\n', mtime=0),
+    "g.txt.zst": pyarrow.compress(b"Text", codec="zstd", asbytes=True),
+    "h.tsv": b"text\tn\na\t1\n",
 }
 
 
@@ -47,6 +53,26 @@ def test_bytes_of_rows(folder, tokenizer, data):
     name = data.draw(st.sampled_from(sorted(CORPUS)))
     (folder / name).write_bytes(data.draw(altered_bytes([CORPUS[name]])))
     outcome(lambda: list(documents(str(folder / name), tokenizer)))
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """Rows as Parquet and as Arrow, by the suffix of their file."""
+    table = pyarrow.table({"text": ["one", "two"], "messages": [CHAT, None]})
+    parquet, arrow = io.BytesIO(), io.BytesIO()
+    pyarrow.parquet.write_table(table, parquet)
+    with pyarrow.ipc.new_stream(arrow, table.schema) as stream:
+        stream.write_table(table)
+    return {".parquet": parquet.getvalue(), ".arrow": arrow.getvalue()}
+
+
+@fuzz(10)
+@given(data=ANY)
+def test_tables_of_rows(folder, tokenizer, tables, data):
+    suffix = data.draw(st.sampled_from(sorted(tables)))
+    path = folder / f"table{suffix}"
+    path.write_bytes(data.draw(altered_bytes([tables[suffix]])))
+    outcome(lambda: list(documents(str(path), tokenizer)))
 
 
 ROWS = [{"text": "one"}, {"messages": CHAT, "tools": [{"name": "f"}]}, {"conversations": CHAT}]
