@@ -47,7 +47,7 @@ def small(family):
     return json.loads(json.dumps(values, default=str))
 
 
-@fuzz(20)
+@fuzz(10)
 @given(data=ANY)
 def test_configurations(folder, data):
     config = data.draw(altered_json([small(data.draw(st.sampled_from(FAMILIES)))]))
@@ -55,7 +55,7 @@ def test_configurations(folder, data):
     outcome(lambda: hub.meta_model(hub.load_config(str(folder))))
 
 
-@fuzz(20)
+@fuzz(25)
 @given(data=ANY)
 def test_bytes_of_configurations(folder, data):
     good = json.dumps(small("llama")).encode()
@@ -94,7 +94,7 @@ def contents(path):
     return [opened.floating(name) for name in opened.floating_names]
 
 
-@fuzz(30)
+@fuzz(50)
 @given(data=ANY)
 def test_manifests(checkpoint, data):
     path = checkpoint / manifest.FILE_NAME
@@ -147,7 +147,7 @@ def saved(folder):
     return states.write_state(folder / STATES, 2, write)
 
 
-@fuzz(40)
+@fuzz(60)
 @given(data=ANY)
 def test_states(saved, data):
     path = data.draw(st.sampled_from([*sorted(saved.iterdir()), saved.parent / "run.json"]))
@@ -181,7 +181,7 @@ def shard(folder):
     return made / name, part, key
 
 
-@fuzz(40)
+@fuzz(60)
 @given(data=ANY)
 def test_teacher_shards(shard, data):
     path, part, key = shard
@@ -194,7 +194,7 @@ def test_teacher_shards(shard, data):
         path.write_bytes(good)
 
 
-@fuzz(30)
+@fuzz(50)
 @given(data=ANY)
 def test_indices_of_teacher_caches(shard, data):
     path, _, key = shard
@@ -211,7 +211,7 @@ def sealed(folder):
     return path
 
 
-@fuzz(25)
+@fuzz(40)
 @given(data=ANY)
 def test_no_altered_block_is_taken(sealed, data):
     good, path = sealed.read_bytes(), sealed.with_name("altered.safetensors")

@@ -78,7 +78,7 @@ def test_tables_of_rows(folder, tokenizer, tables, data):
 ROWS = [{"text": "one"}, {"messages": CHAT, "tools": [{"name": "f"}]}, {"conversations": CHAT}]
 
 
-@fuzz(40)
+@fuzz(15)
 @given(data=ANY)
 def test_values_of_rows(folder, tokenizer, data):
     rows = [data.draw(altered_json(ROWS)) for _ in range(2)]
@@ -87,7 +87,7 @@ def test_values_of_rows(folder, tokenizer, data):
     outcome(lambda: list(documents(source, tokenizer, loss_on=loss_on)))
 
 
-@fuzz(30)
+@fuzz(5)
 @given(data=ANY)
 def test_templates(folder, tiny_model, data):
     made = hub.load_tokenizer(tiny_model)

@@ -208,8 +208,9 @@ class _Stage:
             self._load(_REST)
             return
         part = self._part(self._outside())
-        rows = slice(0, max(1, _REST_TOKENS // inputs.shape[1]))
-        batches = [inputs.batch(rows, self.dtype)]
+        count = min(len(inputs), max(1, _REST_TOKENS // inputs.shape[1]))
+        # One at a time: logits of a large vocabulary are what takes most memory of all.
+        batches = [inputs.batch(slice(i, i + 1), self.dtype) for i in range(count)]
         measured = measure_inputs(self.walk.tail(), part, self.config, self.config.imatrix, batches)
         prepare(
             self.model,
