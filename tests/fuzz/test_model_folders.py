@@ -268,8 +268,6 @@ WRONG = {
     "no context": {"max_position_embeddings": None},
     "an activation that is unknown": {"hidden_act": "swishy"},
     "a rope type that is unknown": {"rope_parameters": {"rope_type": "foo", "rope_theta": 10000.0}},
-    "any dtype": {"dtype": "auto"},
-    "the dtype of an fp8 model": {"dtype": "float8_e4m3fn"},
     "a type that is no name": {"model_type": ["llama"]},
 }  # fmt: skip
 
@@ -279,6 +277,18 @@ def test_what_transformers_or_torch_refuses_is_one_message(name, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(small("llama") | WRONG[name]))
     with pytest.raises(ModelError, match=r"config\.json"):
         hub.meta_model(hub.load_config(str(tmp_path)))
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("dtype", ["auto", "float8_e4m3fn", "int8"])
+def test_a_type_that_no_weights_are_stored_in_is_named(key, dtype, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(without_type("llama") | {key: dtype}))
+    with pytest.raises(ModelError, match=f"weights are '{dtype}', which is none of float32"):
+        hub.load_config(str(tmp_path))
+
+
+def without_type(family):
+    return {key: value for key, value in small(family).items() if key != "dtype"}
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")

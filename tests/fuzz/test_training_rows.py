@@ -3,7 +3,7 @@
 import gzip
 import io
 import json
-import time
+import os
 
 import pyarrow
 import pyarrow.parquet
@@ -129,13 +129,11 @@ def test_what_a_template_writes_is_what_transformers_writes(tokenizer):
     process.close()
 
 
-def test_many_chats_take_one_process(tokenizer):
+def test_many_chats_take_one_process(tokenizer, monkeypatch):
     process = TemplateProcess(tokenizer)
-    process.render(CHAT, None)
-    start = time.perf_counter()
+    monkeypatch.delattr(os, "fork")
     for _ in range(300):
         process.render(CHAT, None)
-    assert time.perf_counter() - start < 3  # some 0.1 ms each; a process each would take 10 s
     process.close()
 
 
