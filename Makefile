@@ -10,7 +10,7 @@
 #
 #   PYTHON=python3.12          the interpreter of the virtual environment (3.11 or newer)
 #   PYTEST_ARGS="..."          passed to pytest, e.g. a path, or -k and a name
-#   FUZZ_EXAMPLES=5000        altered inputs for each target of make fuzz; 100,000 in all
+#   INPUTS=100000             altered inputs of make fuzz, of all targets together
 #   KILLS=50                  how often make kills kills each command; KILLS_SEED=0 says at which moments
 #   OFFLINE=1                 make demo on a small model made from scratch, for which nothing is fetched
 #   PIP_ARGS="--index-url ..." passed to pip; on Linux without a GPU, PyTorch's own CPU index saves
@@ -19,7 +19,7 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 VENV ?= .venv
-FUZZ_EXAMPLES ?= 5000
+INPUTS ?= 100000
 KILLS ?= 50
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -52,7 +52,7 @@ fast: $(READY)
 
 # The readers on inputs that are new every time (tests/fuzz); make test has some of each.
 fuzz: $(READY)
-	@FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/fuzz
+	@FUZZ_INPUTS=$(INPUTS) $(BIN)/python -m pytest tests/fuzz
 
 # Training and exports killed at random moments (tests/kills); make test has some of each.
 kills: $(READY)

@@ -10,7 +10,8 @@ from torch.overrides import TorchFunctionMode
 class WithoutValues(TorchFunctionMode):
     """Inside, a question about the values of a meta tensor is answered with yes.
 
-    The one that transformers asks is whether all of a row is one text.
+    The one that transformers asks is whether all of a row is one text. Whether a value is among
+    others, as it asks of padding (GPT-2's `pad_token_id`), is answered with no.
 
     Args:
         answers: what else cannot be computed without values, and what is computed instead.
@@ -18,7 +19,11 @@ class WithoutValues(TorchFunctionMode):
 
     def __init__(self, answers: Mapping[Any, Callable[..., Any]] | None = None) -> None:
         super().__init__()
-        self._answers = {Tensor.__bool__: lambda _: True, **(answers or {})}
+        self._answers = {
+            Tensor.__bool__: lambda _: True,
+            Tensor.__contains__: lambda *_: False,
+            **(answers or {}),
+        }
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

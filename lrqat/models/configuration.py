@@ -15,6 +15,8 @@ from lrqat.limited_process import failure_of
 # transformers' own. Other names are kernels that are not installed here, or that it would fetch
 # from the hub and run; all of them compute the same.
 _ATTENTION = ("eager", "sdpa")
+# What weights can be stored in to start from; fp8 needs the scales of its quantization.
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
 _SECONDS = 5  # to build a model on the meta device; the largest known take less than one
 
 
@@ -52,9 +54,11 @@ def refuse_unbuildable(name: object, values: dict[str, Any]) -> None:
 
     Raises:
         ModelError: layers or experts without end, or another number of which transformers makes
-            objects. What it refuses at once is left to whoever builds the model, who can say more.
+            objects; a type that no weights are stored in. What it refuses at once is left to
+            whoever builds the model, who can say more.
     """
     refuse_absurd_counts(name, values)
+    _refuse_dtype(name, values)
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         return
@@ -72,4 +76,13 @@ def refuse_unbuildable(name: object, values: dict[str, Any]) -> None:
         raise ModelError(
             f"config.json of {name} asks for a model that cannot be built ({failure}); use an "
             "intact copy of the model"
+        )
+
+
+def _refuse_dtype(name: object, values: dict[str, Any]) -> None:
+    dtype = values.get("dtype", values.get("torch_dtype"))
+    if isinstance(dtype, str) and dtype.removeprefix("torch.") not in _DTYPES:
+        raise ModelError(
+            f"config.json of {name} says that its weights are {dtype!r:.80}, which is none of "
+            f"{', '.join(_DTYPES)}; start from the original, or correct the file if it is wrong"
         )

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
-from lrqat.atomic_files import replaced_file
+from lrqat.errors import CheckpointError
 from lrqat.models.preparation import quantized_layers
 from lrqat.training.measuring import Beginning, Measurement, Say
+from lrqat.training.states.sealed import read_sealed, write_sealed
 from lrqat.training.trainer import trained_parameters
 
 _FILE = "start.safetensors"
@@ -17,9 +17,7 @@ _FILE = "start.safetensors"
 def keep_start(model: Any, folder: Path) -> None:
     """Write what is trained of a prepared model, before it is, into the folder of states."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {n: p.detach().cpu().contiguous() for n, p in trained_parameters(model).items()}
-    with replaced_file(folder / _FILE, overwrite=True) as staging:
-        save_file(tensors, staging, metadata={"format": "pt"})
+    write_sealed(folder / _FILE, trained_parameters(model), {})
 
 
 @torch.no_grad()
@@ -30,9 +28,18 @@ def restore_start(model: Any, folder: Path, *, rounded: bool) -> None:
         model: as training left it.
         folder: of the states of the run.
         rounded: to round-to-nearest instead, which is the start with A = 0.
+
+    Raises:
+        CheckpointError: what was kept is missing, altered, or of another model.
     """
-    for name, value in load_file(folder / _FILE).items():
-        model.get_parameter(name).copy_(value)
+    start = read_sealed(folder / _FILE)[0]
+    own = dict(model.named_parameters())
+    if any(name not in own or own[name].shape != value.shape for name, value in start.items()):
+        raise CheckpointError(
+            f"{folder / _FILE} is of another model or --rank; start anew with --overwrite"
+        )
+    for name, value in start.items():
+        own[name].copy_(value)
     if rounded:
         for _, weight in quantized_layers(model):
             weight.lora_a.zero_()

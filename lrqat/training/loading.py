@@ -14,6 +14,7 @@ from lrqat.models.from_gguf.folder import is_gguf
 from lrqat.models.from_gguf.other_tokenizer import refuse_other_tokens
 from lrqat.models.preparation import freeze_scales, prepare
 from lrqat.models.streaming import load_streamed
+from lrqat.models.trial import refuse_unrunnable
 from lrqat.training.calibration import calibration_batches, measure_inputs, quantize_activations
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.blocks import TokenBlocks
@@ -23,7 +24,7 @@ from lrqat.training.plan import TrainingPlan, device_of, dtype_of
 
 def load_original(settings: ModelSettings, plan: TrainingPlan) -> Any:
     """The model in full precision, on the device of the run. Raises ModelError."""
-    return load_merged(settings, plan.dtype).to(plan.device)
+    return _runnable(load_merged(settings, plan.dtype).to(plan.device))
 
 
 def load_merged(settings: ModelSettings, dtype: torch.dtype) -> Any:
@@ -39,7 +40,12 @@ def load_whole(settings: ModelSettings) -> Any:
     """The model in full precision where the settings say, without a plan. Raises ModelError."""
     device = device_of(settings.device)
     dtype = dtype_of(settings.dtype, device)
-    return load_merged(settings, dtype).to(device)
+    return _runnable(load_merged(settings, dtype).to(device))
+
+
+def _runnable(model: Any) -> Any:
+    refuse_unrunnable(model)
+    return model
 
 
 def load_tokenizer(settings: ModelSettings) -> Any:

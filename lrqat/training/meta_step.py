@@ -34,6 +34,7 @@ from lrqat.layers import per_row, weight
 from lrqat.layers.weight import QuantizedWeight
 from lrqat.models import preparation, split
 from lrqat.models.split import Split
+from lrqat.models.trial import is_about_shapes, running
 from lrqat.training.objectives.losses import Objective
 from lrqat.without_values import WithoutValues
 
@@ -133,6 +134,9 @@ def forward_bytes(model: Any, shape: tuple[int, int], *, cached: bool = False) -
         model: on meta; in evaluation mode from here. Call outside `shapes_only`.
         shape: (batch, tokens).
         cached: whether keys and values of all layers are kept, as models do if nobody asks.
+
+    Raises:
+        ModelError: the model cannot be run as its configuration describes it.
     """
     counter, config = PurposeCounter(), model.config.get_text_config()
     counter.hold([*model.parameters(), *model.buffers()], "model")
@@ -142,7 +146,11 @@ def forward_bytes(model: Any, shape: tuple[int, int], *, cached: bool = False) -
         with shapes_only(), torch.no_grad(), counter:
             output = model.eval()(input_ids=ids, use_cache=cached)
             output.logits.float()  # while the output is there, as its cache is
-    except RuntimeError:  # an operator that needs values, and that nobody answers for
+    except Exception as error:
+        if not isinstance(error, RuntimeError) or is_about_shapes(error):
+            with running(model):
+                raise
+        # An operator that needs values, and that nobody answers for.
         return 4 * shape[0] * shape[1] * (config.vocab_size + _VALUES_A_TOKEN * config.hidden_size)
     return counter.peak.total() - resident
 

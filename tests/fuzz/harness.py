@@ -5,16 +5,19 @@ bytes overwritten, inserted, repeated, cut; JSON with values replaced by what sh
 there. It may take the input, or raise a UserError. Everything else is a fault, and so are five
 seconds of computing and a gigabyte of memory.
 
-`make fuzz` sets FUZZ_EXAMPLES, the inputs for each target; without it there are some for each, the
-same every time.
+A test run has about a thousand inputs, the same every time. `make fuzz` sets FUZZ_INPUTS, and draws
+that many new ones; what became of them is a table at the end (`conftest`).
 """
 
 import copy
+import functools
 import os
+import signal
 import struct
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -23,18 +26,77 @@ from lrqat.cli.failures import explanation
 from lrqat.errors import UserError
 
 SECONDS, MEMORY = 5.0, 1 << 30
-_ASKED = os.environ.get("FUZZ_EXAMPLES")
+_HANG = 60.0  # seconds of computing after which an input that is still read is a hang
+ASKED = os.environ.get("FUZZ_INPUTS")
 
 
-def fuzz(examples):
-    """Settings of a target: `examples` inputs, or as many as were asked for."""
-    return settings(
-        max_examples=int(_ASKED or examples),
-        derandomize=_ASKED is None,
+@dataclass
+class Tally:
+    """What became of the inputs of a target.
+
+    Attributes:
+        inputs: how many there were.
+        refused: how many of them a reader refused.
+        slowest: seconds of processor time that the slowest took, from drawing it to the end.
+        seconds: the same of all.
+    """
+
+    inputs: int = 0
+    refused: int = 0
+    slowest: float = 0.0
+    seconds: float = 0.0
+
+
+TALLIES: dict[str, Tally] = {}
+_refused = [False]  # whether any reader has refused the input that is being read
+
+
+def fuzz(share):
+    """Decorator of a target.
+
+    Args:
+        share: of a thousand inputs, how many are its own. Targets whose inputs take long have few.
+    """
+    asked = share if ASKED is None else max(1, round(int(ASKED) * share / 1000))
+    chosen = settings(
+        max_examples=asked,
+        derandomize=ASKED is None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
         print_blob=True,
     )
+
+    def decorate(test):
+        test.hypothesis.inner_test = _counted(test.__name__, test.hypothesis.inner_test)
+        return chosen(test)
+
+    return decorate
+
+
+def _counted(name, test):
+    """`test`, which reads one input, and its tally."""
+    tally = TALLIES[name] = Tally()
+
+    @functools.wraps(test)
+    def run(*args, **kwargs):
+        _refused[0], start = False, _processor_time()
+        try:
+            test(*args, **kwargs)
+        finally:
+            taken = _processor_time() - start
+            tally.inputs, tally.refused = tally.inputs + 1, tally.refused + _refused[0]
+            tally.slowest, tally.seconds = max(tally.slowest, taken), tally.seconds + taken
+
+    return run
+
+
+def _processor_time():
+    """Seconds of this process and of those that it has waited for."""
+    return sum(os.times()[:4])
+
+
+def _complain(signum, frame):
+    raise AssertionError(f"still reading after {_HANG:.0f} s of computing")
 
 
 @contextmanager
@@ -51,9 +113,13 @@ def limited(mapped=0):
             now = int(stream.read().split()[0]) * resource.getpagesize()
         before = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY + mapped, before[1]))
+        signal.signal(signal.SIGPROF, _complain)
+        signal.setitimer(signal.ITIMER_PROF, _HANG)
     try:
         yield
     finally:
+        if sys.platform == "linux":
+            signal.setitimer(signal.ITIMER_PROF, 0)
         if before is not None:
             resource.setrlimit(resource.RLIMIT_AS, before)
     assert time.process_time() - start < SECONDS
@@ -67,6 +133,7 @@ def outcome(read):
         except UserError as error:
             found = error
     if isinstance(found, UserError):
+        _refused[0] = True
         assert len(explanation(found).encode("utf-8")) < 10_000
     return found
 

@@ -24,7 +24,7 @@ ADAPTER = {
 }  # fmt: skip
 
 
-@fuzz(40)
+@fuzz(10)
 @given(data=st.data())
 def test_adapters(folder, data):
     model = make("llama")

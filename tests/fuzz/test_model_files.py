@@ -46,7 +46,7 @@ def onnx_copy(onnx_folder, folder):
     return shutil.copytree(onnx_folder("q4_0"), folder / "onnx")
 
 
-@fuzz(60)
+@fuzz(80)
 @given(data=ANY)
 def test_gguf(gguf_file, folder, data):
     path = folder / "a.gguf"
@@ -55,7 +55,7 @@ def test_gguf(gguf_file, folder, data):
     outcome(lambda: inspect(path))
 
 
-@fuzz(30)
+@fuzz(10)
 @given(data=ANY)
 def test_gguf_as_a_base_model(gguf_file, folder, data, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
@@ -65,7 +65,7 @@ def test_gguf_as_a_base_model(gguf_file, folder, data, monkeypatch):
     outcome(lambda: load_tokenizer(path))
 
 
-@fuzz(20)
+@fuzz(25)
 @given(data=ANY)
 def test_no_altered_gguf_is_verified(gguf_file, fused_checkpoint, folder, data):
     altered = data.draw(altered_bytes([gguf_file]))
@@ -88,7 +88,7 @@ def _same_but_for_description(path, good):
     return True
 
 
-@fuzz(80)
+@fuzz(110)
 @given(data=ANY)
 def test_importance_matrices(folder, data):
     whole = write_gguf(folder / "good.imatrix", ENTRIES).read_bytes()
@@ -100,7 +100,7 @@ def test_importance_matrices(folder, data):
 TENSORS = save({"a": np.ones((4, 6), np.float32), "b": np.zeros(3, np.int8), "": np.ones(())})
 
 
-@fuzz(80)
+@fuzz(110)
 @given(data=ANY)
 def test_safetensors(folder, data):
     path = folder / "a.safetensors"
@@ -111,7 +111,7 @@ def test_safetensors(folder, data):
             outcome(lambda name=name: found.read(name))
 
 
-@fuzz(60)
+@fuzz(80)
 @given(data=ANY)
 def test_safetensors_headers(folder, data):
     length = struct.unpack("<Q", TENSORS[:8])[0]
@@ -151,7 +151,7 @@ def _equal_tensors(copy, good):
     return True
 
 
-@fuzz(80)
+@fuzz(90)
 @given(data=ANY)
 def test_genai_configurations(onnx_folder, folder, data):
     """Whatever the file says, nothing reaches the runtime but plain values of known keys."""

@@ -22,6 +22,7 @@ from lrqat.training.objectives.teacher_cache import FILE_NAME, CacheKey, Teacher
 from lrqat.training.objectives.teacher_shards import is_written, write_shard
 from lrqat.training.states import folder as states
 from lrqat.training.states.resume import STATES, find_state, record_run
+from lrqat.training.states.sealed import read_sealed, write_sealed
 from tests.fuzz.harness import altered_bytes, altered_json, fuzz, limited, outcome
 
 ANY = st.data()
@@ -46,7 +47,7 @@ def small(family):
     return json.loads(json.dumps(values, default=str))
 
 
-@fuzz(20)
+@fuzz(10)
 @given(data=ANY)
 def test_configurations(folder, data):
     config = data.draw(altered_json([small(data.draw(st.sampled_from(FAMILIES)))]))
@@ -54,7 +55,7 @@ def test_configurations(folder, data):
     outcome(lambda: hub.meta_model(hub.load_config(str(folder))))
 
 
-@fuzz(20)
+@fuzz(25)
 @given(data=ANY)
 def test_bytes_of_configurations(folder, data):
     good = json.dumps(small("llama")).encode()
@@ -93,7 +94,7 @@ def contents(path):
     return [opened.floating(name) for name in opened.floating_names]
 
 
-@fuzz(30)
+@fuzz(50)
 @given(data=ANY)
 def test_manifests(checkpoint, data):
     path = checkpoint / manifest.FILE_NAME
@@ -146,7 +147,7 @@ def saved(folder):
     return states.write_state(folder / STATES, 2, write)
 
 
-@fuzz(40)
+@fuzz(60)
 @given(data=ANY)
 def test_states(saved, data):
     path = data.draw(st.sampled_from([*sorted(saved.iterdir()), saved.parent / "run.json"]))
@@ -180,7 +181,7 @@ def shard(folder):
     return made / name, part, key
 
 
-@fuzz(40)
+@fuzz(60)
 @given(data=ANY)
 def test_teacher_shards(shard, data):
     path, part, key = shard
@@ -193,13 +194,30 @@ def test_teacher_shards(shard, data):
         path.write_bytes(good)
 
 
-@fuzz(30)
+@fuzz(50)
 @given(data=ANY)
 def test_indices_of_teacher_caches(shard, data):
     path, _, key = shard
     index = {**key.to_json(), "shards": {path.name: "ab" * 32}}
     (path.parent / FILE_NAME).write_text(json.dumps(data.draw(altered_json([index]))))
     outcome(lambda: TeacherCache.open(path.parent, key))
+
+
+@pytest.fixture(scope="module")
+def sealed(folder):
+    path = folder / "sealed" / "block.safetensors"
+    path.parent.mkdir()
+    write_sealed(path, {"a.phi": torch.ones(2, 3), "a.scale": torch.ones(2)}, {"before": 0.5})
+    return path
+
+
+@fuzz(40)
+@given(data=ANY)
+def test_no_altered_block_is_taken(sealed, data):
+    good, path = sealed.read_bytes(), sealed.with_name("altered.safetensors")
+    path.write_bytes(data.draw(altered_bytes([good])))
+    found = outcome(lambda: read_sealed(path))
+    assert isinstance(found, UserError) or repr(found) == repr(read_sealed(sealed))
 
 
 ABSURD = {
@@ -250,8 +268,6 @@ WRONG = {
     "no context": {"max_position_embeddings": None},
     "an activation that is unknown": {"hidden_act": "swishy"},
     "a rope type that is unknown": {"rope_parameters": {"rope_type": "foo", "rope_theta": 10000.0}},
-    "any dtype": {"dtype": "auto"},
-    "the dtype of an fp8 model": {"dtype": "float8_e4m3fn"},
     "a type that is no name": {"model_type": ["llama"]},
 }  # fmt: skip
 
@@ -261,6 +277,18 @@ def test_what_transformers_or_torch_refuses_is_one_message(name, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(small("llama") | WRONG[name]))
     with pytest.raises(ModelError, match=r"config\.json"):
         hub.meta_model(hub.load_config(str(tmp_path)))
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("dtype", ["auto", "float8_e4m3fn", "int8"])
+def test_a_type_that_no_weights_are_stored_in_is_named(key, dtype, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(without_type("llama") | {key: dtype}))
+    with pytest.raises(ModelError, match=f"weights are '{dtype}', which is none of float32"):
+        hub.load_config(str(tmp_path))
+
+
+def without_type(family):
+    return {key: value for key, value in small(family).items() if key != "dtype"}
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")

@@ -31,14 +31,14 @@ def read_and_search(path):
     return recipe.grids_of(MODULES)
 
 
-@fuzz(80)
+@fuzz(15)
 @given(data=st.data())
 def test_bytes_of_recipes(path, data):
     path.write_bytes(data.draw(altered_bytes(CORPUS)))
     outcome(lambda: read_and_search(path))
 
 
-@fuzz(80)
+@fuzz(15)
 @given(
     pattern=st.text("ab.d|()[]*+?{}\\^$,0123", max_size=40), grid=st.sampled_from(["q4_0", "none"])
 )

@@ -1,8 +1,12 @@
 """Rows of training data, and chat templates, that nobody vouches for."""
 
+import gzip
+import io
 import json
-import time
+import os
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,7 +41,9 @@ CORPUS = {
     "c.json": json.dumps([{"prompt": "a", "completion": "b"}]).encode(),
     "d.txt": "Text, and more text: äöü \U0001f600\n".encode(),
     "e.csv": b'text,n\n"a, b",1\nc,2\n',
-    "f.jsonl.gz": b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03",
+    "f.jsonl.gz": gzip.compress(b'{"text": "one"}\n', mtime=0),
+    "g.txt.zst": pyarrow.compress(b"Text", codec="zstd", asbytes=True),
+    "h.tsv": b"text\tn\na\t1\n",
 }
 
 
@@ -49,10 +55,30 @@ def test_bytes_of_rows(folder, tokenizer, data):
     outcome(lambda: list(documents(str(folder / name), tokenizer)))
 
 
+@pytest.fixture(scope="module")
+def tables():
+    """Rows as Parquet and as Arrow, by the suffix of their file."""
+    table = pyarrow.table({"text": ["one", "two"], "messages": [CHAT, None]})
+    parquet, arrow = io.BytesIO(), io.BytesIO()
+    pyarrow.parquet.write_table(table, parquet)
+    with pyarrow.ipc.new_stream(arrow, table.schema) as stream:
+        stream.write_table(table)
+    return {".parquet": parquet.getvalue(), ".arrow": arrow.getvalue()}
+
+
+@fuzz(10)
+@given(data=ANY)
+def test_tables_of_rows(folder, tokenizer, tables, data):
+    suffix = data.draw(st.sampled_from(sorted(tables)))
+    path = folder / f"table{suffix}"
+    path.write_bytes(data.draw(altered_bytes([tables[suffix]])))
+    outcome(lambda: list(documents(str(path), tokenizer)))
+
+
 ROWS = [{"text": "one"}, {"messages": CHAT, "tools": [{"name": "f"}]}, {"conversations": CHAT}]
 
 
-@fuzz(40)
+@fuzz(15)
 @given(data=ANY)
 def test_values_of_rows(folder, tokenizer, data):
     rows = [data.draw(altered_json(ROWS)) for _ in range(2)]
@@ -61,7 +87,7 @@ def test_values_of_rows(folder, tokenizer, data):
     outcome(lambda: list(documents(source, tokenizer, loss_on=loss_on)))
 
 
-@fuzz(30)
+@fuzz(5)
 @given(data=ANY)
 def test_templates(folder, tiny_model, data):
     made = hub.load_tokenizer(tiny_model)
@@ -103,13 +129,11 @@ def test_what_a_template_writes_is_what_transformers_writes(tokenizer):
     process.close()
 
 
-def test_many_chats_take_one_process(tokenizer):
+def test_many_chats_take_one_process(tokenizer, monkeypatch):
     process = TemplateProcess(tokenizer)
-    process.render(CHAT, None)
-    start = time.perf_counter()
+    monkeypatch.delattr(os, "fork")
     for _ in range(300):
         process.render(CHAT, None)
-    assert time.perf_counter() - start < 3  # some 0.1 ms each; a process each would take 10 s
     process.close()
 
 

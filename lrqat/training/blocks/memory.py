@@ -20,6 +20,8 @@ _COPIES_OF_MOMENTS = 3
 def block_bytes(model: Any, plan: SurgeryPlan, config: TrainConfig) -> int:
     """Bytes of the fullest block: its weights and their optimiser, hidden states, activations.
 
+    Or of the head, which is measured with the logits of a sequence.
+
     Args:
         model: on any device, also meta.
         plan: which weights go on which grid.
@@ -42,4 +44,5 @@ def block_bytes(model: Any, plan: SurgeryPlan, config: TrainConfig) -> int:
     started = max(moments.values(), default=0)
     started += _COPIES_OF_MOMENTS * 8 * widest**2 if moments else 0
     kept = 4 * tokens * values_of_a_layer(text)
-    return states + max(started, kept) + _BYTES_A_WEIGHT * max(weights.values(), default=0)
+    fitted = max(started, kept) + _BYTES_A_WEIGHT * max(weights.values(), default=0)
+    return states + max(fitted, 4 * config.sequence_length * text.vocab_size)

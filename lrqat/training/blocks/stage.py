@@ -136,10 +136,11 @@ class _Stage:
         return reports
 
     def _all_saved(self) -> list[BlockReport]:
+        notes = {}
         for name in (*self.walk.names, _REST):
             self._fill(name)
-            self._load(name)
-        return [BlockReport(name, **self.saved.note(name)) for name in self.walk.names]
+            notes[name] = self._load(name)
+        return [BlockReport(name, **notes[name]) for name in self.walk.names]
 
     def _block(
         self, index: int, name: str, exact: HiddenStates, inputs: HiddenStates
@@ -150,8 +151,7 @@ class _Stage:
         measured = None if done else self._measure(index, name, inputs)
         exact.become(lambda rows: self.walk.run(index, exact.batch(rows, self.dtype)))
         if measured is None:
-            self._load(name)
-            report = BlockReport(name, **self.saved.note(name))
+            report = BlockReport(name, **self._load(name))
         else:
             report = self._fit(index, name, measured, inputs, exact)
         inputs.become(lambda rows: self.walk.run(index, inputs.batch(rows, self.dtype)))
@@ -208,8 +208,9 @@ class _Stage:
             self._load(_REST)
             return
         part = self._part(self._outside())
-        rows = slice(0, max(1, _REST_TOKENS // inputs.shape[1]))
-        batches = [inputs.batch(rows, self.dtype)]
+        count = min(len(inputs), max(1, _REST_TOKENS // inputs.shape[1]))
+        # One at a time: logits of a large vocabulary are what takes most memory of all.
+        batches = [inputs.batch(slice(i, i + 1), self.dtype) for i in range(count)]
         measured = measure_inputs(self.walk.tail(), part, self.config, self.config.imatrix, batches)
         prepare(
             self.model,
@@ -220,12 +221,12 @@ class _Stage:
         )
         self.saved.save(_REST, self._weights(_REST), {})
 
-    def _load(self, name: str) -> None:
-        """Make the weights of a block, or of the rest, that was finished before."""
+    def _load(self, name: str) -> dict[str, Any]:
+        """Make the weights of a block, or of the rest, that was finished before; its note."""
         wanted = self._outside() if name == _REST else self._inside(name)
         cheap = replace(self.config, range_init="minmax", lora_init="random")
         prepare(self.model, self._part(wanted), cheap)
-        self.saved.load(name, self._weights(name))
+        return self.saved.load(name, self._weights(name))
 
     def _fill(self, name: str) -> None:
         """Read the weights of a block, if they are not there."""

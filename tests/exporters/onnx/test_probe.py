@@ -37,6 +37,11 @@ def test_what_becomes_a_graph_is_not_refused(name):
     assert found.cache == CacheShape(config.num_hidden_layers, heads, size)
 
 
+def test_a_padding_token_is_no_reason_to_refuse():
+    """transformers looks for it among the tokens, which have no values here."""
+    assert probe(config_of("gpt2") | {"pad_token_id": 0}).cache == CacheShape(2, 4, 16)
+
+
 def test_the_cache_is_the_models_where_its_configuration_does_not_say():
     """Falcon's has no number of key-value heads, only `multi_query`; and torch has no such node."""
     config = config_of("falcon, one key-value head")
