@@ -1,7 +1,9 @@
 """Writing a planned GGUF file: packed by all cores, in order, verified before it gets its name."""
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -81,12 +83,7 @@ def write(
     """
     refuse_inexact(plan.refusals)
     targets = shard_paths(Path(path), len(plan.shards))
-    beside = [targets[0].with_name(MODELFILE)] if plan.modelfile is not None else []
-    with replaced_files([*targets, *beside], overwrite) as (*staged, last):
-        if plan.modelfile is not None:
-            last.write_text(plan.modelfile.text(targets[0].name), encoding="utf-8")
-        else:
-            staged.append(last)
+    with _staged(plan, targets, overwrite) as staged:
         if plan.options.converter is not None:
             tensors, quantized = run_converter(plan.checkpoint, plan.options, staged[0])
             rounded = 0
@@ -113,6 +110,19 @@ def write(
         rounded=rounded,
         notes=list(plan.modelfile.notes) if plan.modelfile is not None else [],
     )
+
+
+@contextmanager
+def _staged(plan: Plan, targets: list[Path], overwrite: bool) -> Iterator[list[Path]]:
+    """Temporary files that become `targets`, and with them the Modelfile if there is one."""
+    if plan.modelfile is None:
+        with replaced_files(targets, overwrite) as staged:
+            yield staged
+        return
+    beside = targets[0].with_name(MODELFILE)
+    with replaced_files([*targets, beside], overwrite) as (*staged, last):
+        last.write_text(plan.modelfile.text(targets[0].name), encoding="utf-8")
+        yield staged
 
 
 def _write_files(plan: Plan, paths: list[Path], progress: Progress, workers: int | None) -> None:

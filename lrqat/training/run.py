@@ -166,6 +166,8 @@ def _describe_training(config: TrainConfig) -> dict[str, Any]:
         "data_sha256": sha256_of_data(config),
     }
     sources = config.sources
+    if sources[0].prompts is not None:
+        said["data"] = sources[0].published
     if len(sources) > 1:
         said["data"] = [source.name for source in sources]
         said["data_shares"] = [source.share for source in sources]
