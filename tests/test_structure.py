@@ -14,29 +14,31 @@ from tests.support.paths import ROOT
 # import that runs upwards, or a new sub-package, is a decision that is taken here.
 _CORE = {"lrqat", "lrqat.atomic_files", "lrqat.grids"}
 _MODEL = _CORE | {"lrqat.checkpoint", "lrqat.layers", "lrqat.init", "lrqat.activations"}
-_TRAINING = _MODEL | {"lrqat.models", "lrqat.evaluation", "lrqat.recipes"}
+_TRAINING = _MODEL | {"lrqat.cards", "lrqat.models", "lrqat.evaluation", "lrqat.recipes"}
 _EXPORTER = _CORE | {"lrqat.checkpoint", "exporters"}
 _RUNTIMES = _TRAINING | {"exporters", "exporters.gguf", "exporters.onnx", "exporters.onnx_genai"}
-_ALL = _RUNTIMES | {"lrqat.training", "lrqat.runtimes", "lrqat.budget"}
+_ALL = _RUNTIMES | {"lrqat.training", "lrqat.runtimes", "lrqat.budget", "lrqat.publication"}
 ALLOWED = {
     "lrqat": set(),
     "lrqat.atomic_files": {"lrqat"},
     "lrqat.grids": {"lrqat"},
     "lrqat.checkpoint": _CORE,
     "lrqat.layers": _CORE,
+    "lrqat.cards": _CORE | {"lrqat.checkpoint", "lrqat.layers"},
     "lrqat.init": _CORE | {"lrqat.layers"},
     "lrqat.activations": _CORE | {"lrqat.layers"},
     "lrqat.recipes": _CORE,
     # A GGUF file may be the base model.
-    "lrqat.models": _MODEL | {"lrqat.recipes", "exporters.gguf"},
+    "lrqat.models": _MODEL | {"lrqat.cards", "lrqat.recipes", "exporters.gguf"},
     "lrqat.evaluation": {"lrqat", "lrqat.atomic_files"},
     "lrqat.budget": _TRAINING,
     "lrqat.training": _TRAINING | {"lrqat.budget"},
     "lrqat.runtimes": _RUNTIMES,
     "lrqat.demo": _RUNTIMES | {"lrqat.training", "lrqat.runtimes"},
+    "lrqat.publication": _EXPORTER | {"lrqat.cards"},
     "lrqat.cli": _ALL | {"lrqat.demo"},
     "exporters": _EXPORTER - {"exporters"},
-    "exporters.gguf": _EXPORTER | {"lrqat.activations", "lrqat.recipes"},
+    "exporters.gguf": _EXPORTER | {"lrqat.activations", "lrqat.cards", "lrqat.recipes"},
     "exporters.onnx": _EXPORTER | {"lrqat.activations"},
     "exporters.onnx_genai": _EXPORTER | {"exporters.onnx"},
     "benchmarks": _ALL | {"lrqat.cli", "lrqat.demo"},

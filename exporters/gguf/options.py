@@ -67,12 +67,25 @@ class Options:
             "a number; llama.cpp is given the first"
         },
     )
+    modelfile: bool = field(
+        default=False,
+        metadata={
+            "help": "also write a Modelfile for Ollama beside the file: chat template, ends of "
+            "answers, sampling"
+        },
+    )
 
     def __post_init__(self) -> None:
         _check("type", self.type, ["auto", *integer_blocks(), "f32"])
         _check("float type", self.float_type, ["auto", *float_blocks()])
         if self.split_max_size is not None:
             parse_size(self.split_max_size, "--split-max-size")
+        for name in ("split_max_size", "converter"):
+            if self.modelfile and getattr(self, name) is not None:
+                raise ExportRefusedError(
+                    f"--modelfile is of a model in one file that is laid out here, not with "
+                    f"--{name.replace('_', '-')}; leave one of them out"
+                )
         for what in ("embedding_type", "head_type"):
             asked = getattr(self, what)
             _check(what.replace("_", " "), asked, ["auto", *value_blocks()])

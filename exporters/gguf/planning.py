@@ -17,6 +17,7 @@ from exporters.gguf.converter.upstream import refuses_converter
 from exporters.gguf.file_type import find_file_type
 from exporters.gguf.graph.hyperparameters import hyperparameters, refusals
 from exporters.gguf.metadata import vocabulary_metadata, without_fatal_name
+from exporters.gguf.modelfile import plan_modelfile
 from exporters.gguf.options import Options
 from exporters.gguf.plans import Plan, PlannedTensor
 from exporters.gguf.provenance import general_metadata, provenance
@@ -184,3 +185,5 @@ def _plan_metadata(made: Plan, architecture: Architecture) -> None:
     except ExportRefusedError as error:
         made.refusals.append(str(error))
     made.metadata += provenance(checkpoint)
+    if made.options.modelfile:
+        made.modelfile = plan_modelfile(checkpoint, made.metadata)

@@ -9,6 +9,7 @@ import gguf
 from exporters.gguf.blocks import Block, row_bytes
 from exporters.gguf.file.key_values import KeyValue
 from exporters.gguf.file.shards import split_sizes
+from exporters.gguf.modelfile import Modelfile
 from exporters.gguf.options import Options
 from exporters.gguf.tensors.embedding_and_head import EmbeddingOrHeadType
 from exporters.gguf.tensors.sources import Source
@@ -76,6 +77,7 @@ class Plan:
         refusals: reasons not to write; a plan with any cannot be written.
         notes: what a user should know.
         choices: what an unquantized embedding and head would cost in other types.
+        modelfile: what is written beside the file for Ollama, if the options ask for it.
     """
 
     checkpoint: Checkpoint
@@ -86,6 +88,7 @@ class Plan:
     refusals: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     choices: list[EmbeddingOrHeadType] = field(default_factory=list)
+    modelfile: Modelfile | None = None
 
     @property
     def compared(self) -> str:
@@ -124,6 +127,8 @@ class Plan:
         files = f" in {len(self.shards)} files" if len(self.shards) > 1 else ""
         lines.append(f"{len(self.tensors)} tensors, {self.tensor_bytes:,} bytes{files}")
         lines += [f"choice: {choice.line()}" for choice in self.choices]
+        if self.modelfile is not None:
+            lines += ["Modelfile:", *(f"  {line}" for line in self.modelfile.lines)]
         return lines + remarks(self.notes, self.refusals)
 
     def to_json(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import gguf
 
 from exporters.gguf.file import key_values as kv
 from exporters.gguf.file.key_values import KeyValue
+from exporters.gguf.naming import naming_metadata
 from exporters.provenance import provenance as facts
 from lrqat.checkpoint.reader import Checkpoint
 
@@ -18,10 +19,7 @@ CONVERTER = "lrqat.converter"  # only in files that llama.cpp's own converter ha
 
 def general_metadata(checkpoint: Checkpoint, file_type: int) -> list[KeyValue]:
     """The `general.*` entries except the architecture."""
-    entries = [kv.text("general.type", "model")]
-    name = checkpoint.manifest["base_model"].get("name")
-    if isinstance(name, str) and name:
-        entries.append(kv.text("general.name", name))
+    entries = [kv.text("general.type", "model"), *naming_metadata(checkpoint)]
     entries.append(kv.count("general.file_type", int(file_type)))
     entries.append(kv.count("general.quantization_version", gguf.GGML_QUANT_VERSION))
     return entries

@@ -1,8 +1,10 @@
 """Writing a planned GGUF file: packed by all cores, in order, verified before it gets its name."""
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from exporters.gguf.file.header import TensorInfo
 from exporters.gguf.file.shards import read_model, shard_paths
 from exporters.gguf.headers import write_header
 from exporters.gguf.metadata import holds
+from exporters.gguf.modelfile import NAME as MODELFILE
 from exporters.gguf.plans import Plan, PlannedTensor
 from exporters.gguf.tensors.packing import packed_pieces
 from exporters.gguf.verification import check_tensors
@@ -36,6 +39,7 @@ class Report:
         tensors: how many they hold.
         quantized: how many of them are integers and scales, all verified bit for bit.
         rounded: floating values that were rounded because the options asked for it.
+        notes: what a user should know of the Modelfile, if one was written.
     """
 
     path: str
@@ -45,6 +49,7 @@ class Report:
     tensors: int
     quantized: int
     rounded: int
+    notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `--json`."""
@@ -78,7 +83,7 @@ def write(
     """
     refuse_inexact(plan.refusals)
     targets = shard_paths(Path(path), len(plan.shards))
-    with replaced_files(targets, overwrite) as staged:
+    with _staged(plan, targets, overwrite) as staged:
         if plan.options.converter is not None:
             tensors, quantized = run_converter(plan.checkpoint, plan.options, staged[0])
             rounded = 0
@@ -103,7 +108,21 @@ def write(
         tensors=tensors,
         quantized=quantized,
         rounded=rounded,
+        notes=list(plan.modelfile.notes) if plan.modelfile is not None else [],
     )
+
+
+@contextmanager
+def _staged(plan: Plan, targets: list[Path], overwrite: bool) -> Iterator[list[Path]]:
+    """Temporary files that become `targets`, and with them the Modelfile if there is one."""
+    if plan.modelfile is None:
+        with replaced_files(targets, overwrite) as staged:
+            yield staged
+        return
+    beside = targets[0].with_name(MODELFILE)
+    with replaced_files([*targets, beside], overwrite) as (*staged, last):
+        last.write_text(plan.modelfile.text(targets[0].name), encoding="utf-8")
+        yield staged
 
 
 def _write_files(plan: Plan, paths: list[Path], progress: Progress, workers: int | None) -> None:

@@ -14,11 +14,13 @@ Schema (version 1), every key required unless marked:
     kept         {module name: reason}                                 what was left unquantized
     activations  (optional) {"modules": {module name: activation grid}, "kv_bits": 4, 8 or null}:
                  what was rounded in training beside the weights
-    base_model   {"name", "revision" or null, "dtype"}
+    base_model   {"name", "revision" or null, "dtype"}, and what its card says, if it has one:
+                 "license", "license_name", "license_link", "languages", "repository"
     training     free-form provenance: data, sha256, seed, steps, tokens, rates, method; of what is
                  on somebody's disk the name, not the path
     reference    (optional) {"perplexity", "standard_error", "tokens", "context", "rule",
-                 "data", "data_sha256"}: the fake-quant model measured in PyTorch at the end
+                 "data", "data_sha256"}: the fake-quant model measured in PyTorch at the end; if
+                 they were measured, "base_perplexity", and "kl" and "same_top" with "teacher"
     files        {file name: {"sha256", "bytes"}}, names relative to the folder with forward slashes
     accepted     (optional) [file name]: tokenizer files that are not those of the training any more
 """

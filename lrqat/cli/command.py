@@ -23,7 +23,9 @@ from lrqat.checkpoint import manifest
 from lrqat.checkpoint.roles import Role
 from lrqat.checkpoint.verification import accept_tokenizer, unlisted_files
 from lrqat.cli.failures import explanation
+from lrqat.errors import UserError
 from lrqat.foreign_text import shown
+from lrqat.publication.measured import keep
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -121,6 +123,18 @@ def accept_changes(args: argparse.Namespace, checkpoint: str, out: Output) -> No
                 f"not read, since {folder / manifest.FILE_NAME} does not list them: "
                 f"{', '.join(ignored)} (--accept-changed-tokenizer takes tokenizer files over)"
             )
+
+
+def keep_measurement(
+    path: Path, what: str, found: dict[str, Any], out: Output, home: Path | None = None
+) -> None:
+    """Keep a measurement for the model card; where that is not possible, no more than say so."""
+    if not path.exists():  # an id on the hub
+        return
+    try:
+        keep(path, what, found, home)
+    except UserError as error:
+        out.warn(f"not kept for the model card: {error}")
 
 
 def add_text_options(to: argparse.ArgumentParser) -> None:

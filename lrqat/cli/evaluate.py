@@ -9,13 +9,18 @@ With --base it is also compared with the model that it was made from, token by t
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
 from lrqat.atomic_files import refuse_existing
+from lrqat.cards.measurements import BASE
 from lrqat.cli import command
 from lrqat.errors import UserError
 from lrqat.evaluation.text import EvaluationText
+
+if TYPE_CHECKING:
+    from lrqat.runtimes.divergence import Divergence
 
 _WORST = 10  # tokens that are shown
 
@@ -43,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("--tokens writes the KL from a base; give the base with --base")
     text = EvaluationText.read(args.data)
     if args.base:
-        return _compare(args, out, text.text)
+        return _compare(args, out, text)
     from lrqat.models.positions import warning_beyond
     from lrqat.runtimes.targets import evaluate
 
@@ -65,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return command.OK
 
 
-def _compare(args: argparse.Namespace, out: command.Output, text: str) -> int:
+def _compare(args: argparse.Namespace, out: command.Output, text: EvaluationText) -> int:
     """Measure against a base, and show where it hurts."""
     from lrqat.runtimes.divergence import measure_divergence
 
@@ -74,7 +79,7 @@ def _compare(args: argparse.Namespace, out: command.Output, text: str) -> int:
     found = measure_divergence(
         args.target,
         args.base,
-        text,
+        text.text,
         context=args.context,
         limit=args.windows,
         progress=lambda windows: tqdm(windows, desc="comparing", unit="window"),
@@ -86,6 +91,18 @@ def _compare(args: argparse.Namespace, out: command.Output, text: str) -> int:
         f"{means.reference.perplexity:.4f}; KL {means.kl:.5f} ({spread}), same top token "
         f"{means.same_top:.2%} ({len(found.tokens):,} tokens, {found.bytes:,} bytes)"
     )
+    _show_where(found, out)
+    if args.tokens:
+        found.write(Path(args.tokens), overwrite=args.overwrite)
+        out.say(f"every token in {args.tokens}")
+    said = found.to_json()
+    command.keep_measurement(Path(args.target), BASE, _for_card(said) | {"text": text.name}, out)
+    out.result(said)
+    return command.OK
+
+
+def _show_where(found: "Divergence", out: command.Output) -> None:
+    """Where the divergence is: groups of tokens, and the worst ones."""
     rows = [
         (heading, name, f"{kl:.4f}", f"{count:,}")
         for heading, groups in found.groups.items()
@@ -100,8 +117,8 @@ def _compare(args: argparse.Namespace, out: command.Output, text: str) -> int:
     out.table("the worst tokens", columns, worst)
     windows = ", ".join(f"{number} ({kl:.4f})" for number, kl in found.worst_windows(3))
     out.say(f"worst windows: {windows}")
-    if args.tokens:
-        found.write(Path(args.tokens), overwrite=args.overwrite)
-        out.say(f"every token in {args.tokens}")
-    out.result(found.to_json())
-    return command.OK
+
+
+def _for_card(said: dict[str, Any]) -> dict[str, Any]:
+    """The means of a divergence: what a model card has room for."""
+    return {key: value for key, value in said.items() if isinstance(value, str | int | float)}

@@ -44,8 +44,14 @@ def build_parser(name: str | None = None) -> argparse.ArgumentParser:
 def _add_options(parser: argparse.ArgumentParser, name: str) -> None:
     group = parser.add_argument_group(f"options of {name}")
     for field in dataclasses.fields(load_format(name).Options):
+        flag = "--" + field.name.replace("_", "-")
+        if field.type is bool:
+            group.add_argument(
+                flag, action="store_true", default=argparse.SUPPRESS, help=field.metadata["help"]
+            )
+            continue
         group.add_argument(
-            "--" + field.name.replace("_", "-"),
+            flag,
             type=_converter(field.type),
             default=argparse.SUPPRESS,
             help=f"{field.metadata['help']} (default: "

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from tqdm.auto import tqdm
 
 from exporters.description import differing, worst
+from lrqat.cards.measurements import PARITY
 from lrqat.checkpoint import manifest
 from lrqat.cli import command
 from lrqat.errors import UserError
@@ -160,6 +161,23 @@ def _show(out: command.Output, proofs: "list[Proof]", text: str) -> None:
             out.warn(f"{proof.file}: {failure}")
 
 
+def _keep(checkpoint: Path, proofs: "list[Proof]", text: str, out: command.Output) -> None:
+    """Record the verdicts in the checkpoint's folder, where a model card finds them."""
+    for proof in proofs:
+        compared = proof.comparison
+        found = {
+            "runtime": proof.runtime,
+            "verdicts": proof.verdicts,
+            "perplexity": compared.target.perplexity,
+            "reference_perplexity": compared.reference.perplexity,
+            "kl": compared.kl,
+            "same_top": compared.same_top,
+            "tokens": compared.target.tokens,
+            "text": text,
+        }
+        command.keep_measurement(Path(proof.file), PARITY, found, out, home=checkpoint)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     out = command.Output(args.json)
@@ -179,6 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         progress=lambda what: lambda windows: tqdm(windows, desc=what, unit="window"),
     )
     _show(out, proofs, text.name)
+    _keep(Path(args.checkpoint), proofs, text.name, out)
     traces = _layers(args, text.text, out)
     prompt = text.text[:_PROMPT_CHARACTERS] if args.prompt is None else args.prompt
     samples = [_sample(path, prompt, args.context, out) for path in (args.checkpoint, *args.files)]

@@ -19,6 +19,7 @@ GROUPS = {
     "Export": {
         "export": "write GGUF (llama.cpp) or ONNX (ONNX Runtime), bit for bit",
         "inspect": "show what a file or folder holds, and whether it is exact",
+        "push": "publish a checkpoint and its exports on the Hugging Face hub, with a card",
     },
     "Prove": {
         "parity": "prove exported files against their checkpoint: bytes, graph, runtime",

@@ -22,9 +22,12 @@ import lrqat
 from lrqat.activations.kv_cache import kv_bits, restore_kv_cache
 from lrqat.activations.quantizer import describe, detach
 from lrqat.atomic_files import write_json
+from lrqat.cards.card import model_card
+from lrqat.cards.checkpoint import describe_checkpoint
 from lrqat.checkpoint import manifest as manifests
 from lrqat.checkpoint.publishing import published
-from lrqat.checkpoint.reader import ACTIVATION_FILE, PACKED, SHAPE
+from lrqat.checkpoint.reader import ACTIVATION_FILE, PACKED, SHAPE, Checkpoint
+from lrqat.checkpoint.roles import CARD
 from lrqat.checkpoint.stored_scales import PARTS
 from lrqat.checkpoint.weight_kinds import WeightKind
 from lrqat.errors import ModelError
@@ -33,7 +36,6 @@ from lrqat.grids.packing import pack_grid
 from lrqat.grids.quantize import dequantize
 from lrqat.grids.scale_codecs import tensor_and_groups, two_levels
 from lrqat.layers.weight import QuantizedWeight
-from lrqat.models.card import model_card
 from lrqat.models.preparation import quantized_layers
 from lrqat.models.standard_format import loads_with_transformers, quantization_config
 from lrqat.models.surgery import SurgeryPlan, Target
@@ -97,16 +99,12 @@ def fuse(
         if activation_tensors:
             save_file(activation_tensors, staging / ACTIVATION_FILE, metadata={"format": "pt"})
         save_settings(model, tokenizer, plan, staging)
-        card = model_card(
-            [target.grid.name for target in plan.quantized.values()],
-            base_model["name"],
-            standard,
-            (training or {}).get("method"),
-        )
-        (staging / "README.md").write_text(card, encoding="utf-8")
         tensors = {n: (w.grid, (w.out_features, w.in_features)) for n, w in quantized_layers(model)}
         manifest = manifest_of(tensors, plan, base_model, training, reference, activations)
         manifest["files"] = manifests.describe_files(staging, manifests.names_in(staging))
+        made = describe_checkpoint(Checkpoint(staging, manifest, {}))
+        (staging / CARD).write_text(model_card(manifest, [made]), encoding="utf-8")
+        manifest["files"] |= manifests.describe_files(staging, [CARD])
         write_json(staging / manifests.FILE_NAME, manifest)
         beside(staging)
     return path

@@ -52,11 +52,17 @@ class Split:
         """Whether the model could not be split, and its features are its logits."""
         return self.head is None
 
-    def features(self, input_ids: Tensor) -> Tensor:
-        """Features (batch, tokens, hidden) of input_ids (batch, tokens); if whole, the logits."""
+    def features(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """Features (batch, tokens, hidden) of input_ids (batch, tokens); if whole, the logits.
+
+        Positions (batch, tokens) that start anew keep documents apart; None: they run on.
+        """
+        given = {"input_ids": input_ids}
+        if position_ids is not None:
+            given["position_ids"] = position_ids
         if self.whole:
-            return self.model(input_ids=input_ids, use_cache=False).logits
-        return self.backbone(input_ids=input_ids, use_cache=False).last_hidden_state
+            return self.model(**given, use_cache=False).logits
+        return self.backbone(**given, use_cache=False).last_hidden_state
 
     def logits(self, features: Tensor) -> Tensor:
         """Logits (..., vocabulary) of features (..., hidden), in the dtype that the head gives."""

@@ -144,7 +144,7 @@ def _refuse_other_width(grid: str, setting: str) -> None:
 
 def _refuse_measuring(config: TrainConfig) -> None:
     """Refuse what needs a whole model, in a run that is streamed."""
-    if config.data == SELF:
+    if config.writes_own:
         raise UserError("--streamed has no whole model, which --data self needs to write text")
     if config.adapter is not None:
         raise UserError(

@@ -13,6 +13,7 @@ from lrqat.models.adapter import Adapter
 from lrqat.models.from_gguf.folder import is_gguf
 from lrqat.models.from_gguf.other_tokenizer import refuse_other_tokens
 from lrqat.models.preparation import freeze_scales, prepare
+from lrqat.models.source_facts import source_facts
 from lrqat.models.streaming import load_streamed
 from lrqat.models.trial import refuse_unrunnable
 from lrqat.training.calibration import calibration_batches, measure_inputs, quantize_activations
@@ -124,11 +125,12 @@ def _preparing(names: Any) -> Any:
 
 
 def describe_base(settings: ModelSettings) -> dict[str, Any]:
-    """The model's name, revision and the type it is stored in, for the checkpoint."""
+    """Name, revision, stored type, licence ... of the model, for the checkpoint."""
     name = settings.model
     stored = hub.load_config(name, trust_remote_code=settings.trust_remote_code)
     return {
         **_public_name(name, getattr(stored, "_commit_hash", None)),
+        **source_facts(name).to_manifest(),
         **({"adapter": Path(settings.adapter).resolve().name} if settings.adapter else {}),
         "dtype": str(stored.dtype or torch.float32).removeprefix("torch."),
     }

@@ -129,7 +129,7 @@ def _check_lengths(config: TrainConfig, model: Any) -> tuple[str, ...]:
     if config.teacher not in ("none", SELF):
         teacher = open_model(config.teacher, trust_remote_code=config.trust_remote_code)
         models.append(teacher.skeleton)
-    if config.data == SELF:
+    if config.writes_own:
         refuse_short_context(model.config, config.sequence_length)
     lengths = {"--sequence-length": config.sequence_length, "--context": config.context}
     for each in models:

@@ -15,9 +15,10 @@ from typing import Any
 from transformers import set_seed
 
 from lrqat.atomic_files import explain_os_errors
+from lrqat.checkpoint.manifest import names_only
 from lrqat.checkpoint.publishing import PICTURE, held
 from lrqat.errors import UserError
-from lrqat.evaluation.perplexity import RULE, Perplexity
+from lrqat.evaluation.perplexity import RULE
 from lrqat.layers.methods import METHODS
 from lrqat.models.fuse import fuse
 from lrqat.recipes.recipe import Recipe
@@ -151,7 +152,7 @@ def _publish(
         plan=plan.surgery,
         base_model=base,
         training=_describe_training(config),
-        reference=_describe_reference(report.after, evaluation),
+        reference=_describe_reference(report, config, evaluation),
         beside=draw,
     )
 
@@ -165,16 +166,32 @@ def _describe_training(config: TrainConfig) -> dict[str, Any]:
         "data_sha256": sha256_of_data(config),
     }
     sources = config.sources
+    if sources[0].prompts is not None:
+        said["data"] = sources[0].published
     if len(sources) > 1:
         said["data"] = [source.name for source in sources]
         said["data_shares"] = [source.share for source in sources]
     return said
 
 
-def _describe_reference(after: Perplexity, evaluation: Evaluation) -> dict[str, Any]:
-    return after.to_json() | {
-        "context": evaluation.windows.context,
-        "rule": RULE,
-        "data": evaluation.name,
-        "data_sha256": evaluation.sha256,
+def _describe_reference(
+    report: TrainReport, config: TrainConfig, evaluation: Evaluation
+) -> dict[str, Any]:
+    """What was measured of the model that is written, and, if it was, how far its base is."""
+    beside = {
+        "base_perplexity": report.before and report.before.perplexity,
+        "kl": report.kl_after,
+        "same_top": report.same_top_after,
     }
+    teacher = {} if report.kl_after is None else {"teacher": names_only(config.teacher)}
+    found = {name: value for name, value in beside.items() if value is not None} | teacher
+    return (
+        report.after.to_json()
+        | found
+        | {
+            "context": evaluation.windows.context,
+            "rule": RULE,
+            "data": evaluation.name,
+            "data_sha256": evaluation.sha256,
+        }
+    )

@@ -16,7 +16,7 @@ from lrqat.init.lora_init import LORA_INITS
 from lrqat.settings import AUTO, Group, about, above, at_least, between, flag, one_of, option
 from lrqat.training.optimizers import OPTIMIZERS, refuse_unavailable
 
-SELF = "self"  # as --teacher: the model itself; as --data: text that the model writes
+SELF = "self"  # as --teacher: the model itself
 NONE = "none"  # as --teacher
 NEAREST, COMPENSATED = "nearest", "compensated"  # as --block-start
 STAGES = ("blocks,model", "blocks", "model")

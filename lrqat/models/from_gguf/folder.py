@@ -124,6 +124,11 @@ def tokens_of(name: str | Path) -> list[str]:
     return [str(token) for token in header.metadata.get("tokenizer.ggml.tokens", [])]
 
 
+def said_by(name: str | Path) -> dict[str, Any]:
+    """The metadata of a GGUF file, by key. Raises as `model_folder`."""
+    return dict(_read(_existing(name))[0].metadata)
+
+
 def _existing(name: str | Path) -> Path:
     path = Path(name)
     if not path.is_file():

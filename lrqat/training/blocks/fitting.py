@@ -42,7 +42,7 @@ class Fit:
 
 
 def fit_block(
-    run: Callable[[Tensor], Tensor],
+    run: Callable[[Tensor, Tensor | slice], Tensor],
     weights: list[QuantizedWeight],
     inputs: HiddenStates,
     targets: HiddenStates,
@@ -53,7 +53,7 @@ def fit_block(
     """Train thawed weights, in place; where they only got worse, they stay as they began.
 
     Args:
-        run: the block, (batch, length, hidden) to the same.
+        run: the block, (batch, length, hidden) of some sequences, and which, to the same.
         weights: those of the block.
         inputs: what enters it.
         targets: what it should make of that.
@@ -67,7 +67,8 @@ def fit_block(
     held_out = slice(len(inputs) - _rows(inputs, _HELD_OUT_TOKENS), len(inputs))
 
     def error(rows: Any) -> Tensor:
-        return relative_error(run(inputs.batch(rows, dtype)), targets.batch(rows, dtype))
+        made = run(inputs.batch(rows, dtype), rows)
+        return relative_error(made, targets.batch(rows, dtype))
 
     with torch.no_grad():
         before = float(error(held_out))

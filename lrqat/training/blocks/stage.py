@@ -78,8 +78,8 @@ def prepare_by_blocks(
     saved = SavedBlocks(folder, writes=processes.is_main())
     if original is not None:
         original.requires_grad_(False).eval()
-        stage = _Stage(original, config, plan, saved)
-        return original, stage.go(text, folder / FOLDER)
+        stage = _Stage(original, config, plan, saved, text)
+        return original, stage.go(folder / FOLDER)
     streamed = open_streamed(
         config.model,
         dtype=plan.dtype,
@@ -90,8 +90,8 @@ def prepare_by_blocks(
         raise not_one_by_one(config.model)
     blocks = f"{anatomy(streamed.model).layers}."
     streamed.fill(lambda name: not name.startswith(blocks))
-    stage = _Stage(streamed.model, config, plan, saved, streamed)
-    reports = stage.go(text, folder / FOLDER)
+    stage = _Stage(streamed.model, config, plan, saved, text, streamed)
+    reports = stage.go(folder / FOLDER)
     return streamed.complete(plan.device), reports
 
 
@@ -102,11 +102,14 @@ class _Stage:
         config: TrainConfig,
         plan: TrainingPlan,
         saved: SavedBlocks,
+        text: TokenBlocks,
         files: StreamedModel | None = None,
     ) -> None:
         self.files = files
+        self.text = text.first(max(2, config.block_tokens // config.sequence_length))
         self.model, self.config, self.plan, self.saved = model, config, plan, saved
-        self.walk = BlockWalk(model, config.sequence_length)
+        positions = self.text.positions(slice(None))
+        self.walk = BlockWalk(model, config.sequence_length, positions)
         self.dtype = next(model.parameters()).dtype
         layers = {n: t.shape[1] for n, t in plan.surgery.quantized.items() if t.is_layer}
         heads = [name for name in layers if is_output_head(name)]
@@ -114,10 +117,10 @@ class _Stage:
             imatrix_file.read(config.imatrix, layers, optional=heads) if config.imatrix else {}
         )
 
-    def go(self, text: TokenBlocks, folder: Path) -> list[BlockReport]:
+    def go(self, folder: Path) -> list[BlockReport]:
         if all(name in self.saved for name in (*self.walk.names, _REST)):
             return self._all_saved()
-        exact, inputs = self._enter(text, folder), self._enter(text, folder)
+        exact, inputs = self._enter(folder), self._enter(folder)
         try:
             reports = []
             bar = tqdm(
@@ -149,12 +152,12 @@ class _Stage:
         self._fill(name)
         done = name in self.saved
         measured = None if done else self._measure(index, name, inputs)
-        exact.become(lambda rows: self.walk.run(index, exact.batch(rows, self.dtype)))
+        exact.become(lambda rows: self.walk.run(index, exact.batch(rows, self.dtype), rows))
         if measured is None:
             report = BlockReport(name, **self._load(name))
         else:
             report = self._fit(index, name, measured, inputs, exact)
-        inputs.become(lambda rows: self.walk.run(index, inputs.batch(rows, self.dtype)))
+        inputs.become(lambda rows: self.walk.run(index, inputs.batch(rows, self.dtype), rows))
         return report
 
     def _fit(
@@ -172,7 +175,7 @@ class _Stage:
         nearest = {n: weight.integers() for n, weight in weights.items()}
         thaw(weights, measured.moments)
         fit = fit_block(
-            lambda hidden: self.walk.run(index, hidden),
+            lambda hidden, rows: self.walk.run(index, hidden, rows),
             list(weights.values()),
             inputs,
             targets,
@@ -192,7 +195,7 @@ class _Stage:
         """What the blocks before hand on to the projections of a block, by module name."""
         layers = [n for n, target in self._inside(name).items() if target.is_layer]
         found = measure_block(
-            self.walk.as_module(index),
+            self.walk.as_module(index, inputs.row_slices()),
             [n.removeprefix(f"{name}.") for n in layers],
             inputs.batches(self.dtype),
             moments=self.config.block_start == COMPENSATED,
@@ -233,14 +236,13 @@ class _Stage:
         if self.files is not None:
             self.files.fill(lambda parameter: parameter.startswith(f"{name}."))
 
-    def _enter(self, text: TokenBlocks, folder: Path) -> HiddenStates:
+    def _enter(self, folder: Path) -> HiddenStates:
         """The states of the text before the first block."""
-        count = max(2, self.config.block_tokens // self.config.sequence_length)
-        tokens = torch.from_numpy(text.tokens[:count].astype("int64"))
+        tokens = torch.from_numpy(self.text.tokens.astype("int64"))
         hidden = self.walk.embed(tokens[:1]).shape[-1]
         shape = (len(tokens), tokens.shape[1], hidden)
         states = HiddenStates(shape, torch.device(self.plan.device), folder)
-        states.become(lambda rows: self.walk.embed(tokens[rows]))
+        states.become(lambda rows: self.walk.embed(tokens[rows], rows))
         return states
 
     def _inside(self, block: str) -> dict[str, Target]:

@@ -50,13 +50,13 @@ class HiddenStates:
 
     def batches(self, dtype: torch.dtype) -> Iterator[Tensor]:
         """All sequences in order, as many at a time as suit a pass without gradients."""
-        for rows in self._row_slices():
+        for rows in self.row_slices():
             yield self.batch(rows, dtype)
 
     @torch.no_grad()
     def become(self, of: Callable[[slice], Tensor]) -> None:
         """Replace all sequences, batch by batch, by `of(their rows)`."""
-        for rows in self._row_slices():
+        for rows in self.row_slices():
             self._values[rows] = of(rows).to(device="cpu", dtype=torch.bfloat16)
 
     def close(self) -> None:
@@ -64,6 +64,7 @@ class HiddenStates:
         if self._file is not None:
             self._file.unlink(missing_ok=True)
 
-    def _row_slices(self) -> Iterator[slice]:
+    def row_slices(self) -> Iterator[slice]:
+        """The sequences of each of `batches`."""
         step = max(1, _BATCH_TOKENS // self.shape[1])
         return (slice(start, start + step) for start in range(0, len(self), step))

@@ -117,7 +117,13 @@ class ChatTokens:
             self._process.close()
 
     def chat(
-        self, messages: Messages, tools: Any, where: str, answers: Sequence[int] | None = None
+        self,
+        messages: Messages,
+        tools: Any,
+        where: str,
+        answers: Sequence[int] | None = None,
+        *,
+        prompted: bool = False,
     ) -> Chat:
         """The tokens of a chat.
 
@@ -126,6 +132,8 @@ class ChatTokens:
             tools: for the template, or None.
             where: the row, for messages to people.
             answers: which messages are learned; None: all tokens are.
+            prompted: whether what asks for an answer follows, `add_generation_prompt`; then
+                without `answers`.
 
         Raises:
             DataError: no chat template, or it refuses the chat, loops, or writes without end; or
@@ -136,7 +144,7 @@ class ChatTokens:
                 f"{where} is a chat, and the tokenizer has no chat template; give rows with a "
                 "`text` column, or a tokenizer with a template"
             )
-        text, spans = self._rendered(messages, tools, where, answers)
+        text, spans = self._rendered(messages, tools, where, answers, prompted)
         if spans is not None and not self._tokenizer.is_fast:
             raise DataError(
                 "this tokenizer does not say which characters its tokens are of, so the answers of "
@@ -153,13 +161,18 @@ class ChatTokens:
         return Chat(ids, None if spans is None else _inside(encoded["offset_mapping"], spans))
 
     def _rendered(
-        self, messages: Messages, tools: Any, where: str, answers: Sequence[int] | None
+        self,
+        messages: Messages,
+        tools: Any,
+        where: str,
+        answers: Sequence[int] | None,
+        prompted: bool,
     ) -> tuple[str, Spans | None]:
         try:
             if self._process is None:
                 self._process = TemplateProcess(self._tokenizer)
             if answers is None:
-                return self._process.render(messages, tools), None
+                return self._process.render(messages, tools, prompted), None
             return self._process.render_answers(messages, tools, answers)
         except TemplateError as error:
             raise DataError(

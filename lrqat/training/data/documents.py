@@ -22,9 +22,11 @@ from lrqat.evaluation.text import window_bos
 from lrqat.settings import AUTO
 from lrqat.text_files import ROWS, form_of
 from lrqat.training.data import chats
+from lrqat.training.data.apart import keep_apart
 from lrqat.training.data.blocks import MOST_TOKENS, TokenBlocks, refuse_too_short
 from lrqat.training.data.chats import Chat
 from lrqat.training.data.loss_on import LOSS_ON
+from lrqat.training.data.packing import STREAM
 from lrqat.training.data.rows import Row, read_rows
 from lrqat.training.data.whole_chats import pack_whole
 
@@ -206,6 +208,7 @@ def pack(
     *,
     length: int,
     needed_tokens: int,
+    how: str = STREAM,
     progress: Any = None,
     say: Say = lambda message: None,
 ) -> TokenBlocks:
@@ -216,6 +219,7 @@ def pack(
         tokenizer: a Hugging Face tokenizer.
         length: tokens per block.
         needed_tokens: what the run will look at; reading stops at the larger of this and 2^26.
+        how: end to end, or kept apart, see `lrqat.training.data.apart`.
         progress: called with the number of tokens so far, or None.
         say: told how many chats were cut.
 
@@ -228,36 +232,47 @@ def pack(
     rest = itertools.chain(start, rest)
     if start and isinstance(start[0], Chat) and start[0].learned is not None:
         chats_alone = (document for document in rest if isinstance(document, Chat))
-        return pack_whole(chats_alone, length=length, most=most, progress=progress, say=say)
+        return pack_whole(
+            chats_alone, length=length, most=most, how=how, progress=progress, say=say
+        )
     parts: list[NDArray[np.int32]] = []
-    total = 0
-    for part in _token_parts(rest, tokenizer):
+    total, begins = 0, []
+    for part, is_first in _token_parts(rest, tokenizer):
         parts.append(part)
+        begins += [total] if is_first and len(part) else []
         total += len(part)
         if progress:
             progress(total)
         if total >= most:
             break
     refuse_too_short(total, length)
-    return TokenBlocks(np.concatenate(parts), length)
+    starts = np.zeros(total, bool)
+    starts[begins] = True
+    return keep_apart(np.concatenate(parts), starts, length, how)
 
 
-def _token_parts(given: Iterable[Document], tokenizer: Any) -> Iterator[NDArray[np.int32]]:
+def _token_parts(
+    given: Iterable[Document], tokenizer: Any
+) -> Iterator[tuple[NDArray[np.int32], bool]]:
+    """Tokens, and whether a document begins with them."""
     bos, eos = window_bos(tokenizer), tokenizer.eos_token_id
     for document in given:
         if isinstance(document, Chat):
-            yield np.array(document.ids, np.int32)
+            yield np.array(document.ids, np.int32), True
             continue
+        is_first = True
         if bos is not None:
-            yield np.array([bos], np.int32)
+            yield np.array([bos], np.int32), True
+            is_first = False
         pieces = _pieces(document)
         while group := list(itertools.islice(pieces, _PIECES_PER_CALL)):
             ids = tokenizer(
                 group, add_special_tokens=False, split_special_tokens=True, verbose=False
             )["input_ids"]
-            yield np.fromiter(itertools.chain.from_iterable(ids), np.int32)
+            yield np.fromiter(itertools.chain.from_iterable(ids), np.int32), is_first
+            is_first = False
         if eos is not None:
-            yield np.array([eos], np.int32)
+            yield np.array([eos], np.int32), False
 
 
 def _pieces(text: str) -> Iterator[str]:

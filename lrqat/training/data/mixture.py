@@ -39,4 +39,9 @@ def mix(parts: Sequence[TokenBlocks], counts: Sequence[int]) -> TokenBlocks:
         masks = [np.ones_like(p.tokens, bool) if p.learned is None else p.learned for p in parts]
         learned = np.concatenate([mask[row] for mask, row in zip(masks, rows, strict=True)])
         learned = learned[order].reshape(-1)
-    return TokenBlocks(tokens[order].reshape(-1), parts[0].tokens.shape[1], learned)
+    starts = None
+    if any(part.starts is not None for part in parts):  # all are cut in one way
+        known = [part.starts[row] for part, row in zip(parts, rows, strict=True)
+                 if part.starts is not None]  # fmt: skip
+        starts = np.concatenate(known)[order].reshape(-1)
+    return TokenBlocks(tokens[order].reshape(-1), parts[0].tokens.shape[1], learned, starts)

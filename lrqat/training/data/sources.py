@@ -3,6 +3,7 @@
 train.jsonl                     all of one
 a.jsonl b.txt                   all of each
 a.jsonl:0.8 b.txt:0.2           four blocks of the first for each of the second
+self, self:prompts.jsonl        what the model writes: text, or answers to prompts
 """
 
 import re
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from lrqat.errors import UserError
 
+SELF = "self"
+_PROMPTS = f"{SELF}:"
 _SHARE = re.compile(r"(.+):(\d+\.?\d*|\.\d+)")
 
 
@@ -29,7 +32,23 @@ class Source:
     @property
     def short(self) -> str:
         """Its name without folders, for people and for what is published."""
-        return "standard input" if self.name == "-" else Path(self.name).name
+        return "standard input" if self.name == "-" else self.published
+
+    @property
+    def published(self) -> str:
+        """Its name without folders; answers keep what they are."""
+        kept = _PROMPTS if self.prompts else ""
+        return kept + Path(self.name.removeprefix(kept)).name
+
+    @property
+    def prompts(self) -> Path | None:
+        """The file of prompts that the model answers; None where it does not."""
+        return Path(self.name.removeprefix(_PROMPTS)) if self.name.startswith(_PROMPTS) else None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the model writes it."""
+        return self.name == SELF or self.prompts is not None
 
 
 def parse_sources(data: str | tuple[str, ...]) -> tuple[Source, ...]:

@@ -55,13 +55,13 @@ class TemplateProcess:
             raise TemplateError("the process that renders chats does not start")
         self._here.recv_bytes()
 
-    def render(self, messages: list[dict[str, Any]], tools: Any) -> str:
-        """The text of a chat, special tokens included.
+    def render(self, messages: list[dict[str, Any]], tools: Any, prompted: bool = False) -> str:
+        """The text of a chat, special tokens included; `prompted` to be answered.
 
         Raises:
             TemplateError: with what the template says, or which limit it passed.
         """
-        text: str = self._ask(messages, tools, None)["text"]
+        text: str = self._ask(messages, tools, None, prompted)["text"]
         return text
 
     def render_answers(
@@ -79,10 +79,14 @@ class TemplateProcess:
         return said["text"], [(start, end) for start, end in said["spans"]]
 
     def _ask(
-        self, messages: list[dict[str, Any]], tools: Any, answers: list[int] | None
+        self,
+        messages: list[dict[str, Any]],
+        tools: Any,
+        answers: list[int] | None,
+        prompted: bool = False,
     ) -> dict[str, Any]:
         try:
-            given = _to_bytes([messages, tools, answers])
+            given = _to_bytes([messages, tools, answers, prompted])
             most = _MOST_CHARACTERS + _MOST_TIMES * len(given)
             self._here.send_bytes(given)
             if not self._here.poll(SECONDS):
@@ -135,9 +139,13 @@ def _serve(connection: Connection, other_end: Connection | None, tokenizer: Any)
         connection.send_bytes(answer)
 
 
-def _rendered(tokenizer: Any, messages: Any, tools: Any, answers: Any) -> dict[str, Any]:
+def _rendered(
+    tokenizer: Any, messages: Any, tools: Any, answers: Any, prompted: bool
+) -> dict[str, Any]:
     if answers is None:
-        text = tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False)
+        text = tokenizer.apply_chat_template(
+            messages, tools=tools or None, tokenize=False, add_generation_prompt=prompted
+        )
         return {"text": text} if isinstance(text, str) else {"error": "it writes no text"}
     try:
         text, spans = render_answers(tokenizer, messages, tools or None, answers)

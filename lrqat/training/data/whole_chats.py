@@ -17,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrqat.errors import DataError
+from lrqat.training.data.apart import keep_apart
 from lrqat.training.data.blocks import TokenBlocks, refuse_too_short
 from lrqat.training.data.chats import Chat
+from lrqat.training.data.packing import STREAM
 
 
 class _Blocks:
@@ -30,6 +32,7 @@ class _Blocks:
         self._learned: list[NDArray[np.bool_]] = []
         self._ids: list[int] = []
         self._mask: list[bool] = []
+        self._begins: list[int] = []  # of chats, among all tokens
 
     @property
     def total(self) -> int:
@@ -41,12 +44,14 @@ class _Blocks:
         room = self._length - len(self._ids)
         if len(ids) > room:
             self._fill(ids[:room])
+        self._begins.append(self.total)
         self._ids += ids
         self._mask += learned
         if len(self._ids) == self._length:
             self._close()
 
     def _fill(self, ids: list[int]) -> None:
+        self._begins.append(self.total)
         self._ids += ids
         self._mask += [False] * len(ids)
         self._close()
@@ -56,13 +61,15 @@ class _Blocks:
         self._learned.append(np.array(self._mask, bool))
         self._ids, self._mask = [], []
 
-    def finished(self) -> TokenBlocks:
+    def finished(self, how: str) -> TokenBlocks:
         """All of them, the last one filled with the beginning of the first."""
         refuse_too_short(self.total, self._length)
         if self._ids:
             self._fill(self._tokens[0][: self._length - len(self._ids)].tolist())
         learned = np.concatenate(self._learned)
-        return TokenBlocks(np.concatenate(self._tokens), self._length, learned)
+        starts = np.zeros(len(learned), bool)
+        starts[[begin for begin in self._begins if begin < len(starts)]] = True
+        return keep_apart(np.concatenate(self._tokens), starts, self._length, how, learned)
 
 
 def pack_whole(
@@ -70,6 +77,7 @@ def pack_whole(
     *,
     length: int,
     most: int,
+    how: str = STREAM,
     progress: Callable[[int], object] | None,
     say: Callable[[str], None],
 ) -> TokenBlocks:
@@ -79,6 +87,7 @@ def pack_whole(
         chats: with `learned`.
         length: tokens per block.
         most: tokens after which reading stops.
+        how: end to end, or kept apart, see `lrqat.training.data.apart`.
         progress: called with the number of tokens so far, or None.
         say: told how many chats were cut.
 
@@ -94,7 +103,7 @@ def pack_whole(
             progress(blocks.total)
         if blocks.total >= most:
             break
-    made = blocks.finished()
+    made = blocks.finished(how)
     if made.learned is None or not made.learned[:, 1:].any():
         raise DataError(
             "no chat has an answer to learn within a sequence; give a longer --sequence-length, "

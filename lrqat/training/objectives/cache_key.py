@@ -28,7 +28,8 @@ class CacheKey:
         dtype: of the log-probabilities, a key of `DTYPES`.
         blocks: blocks of the text.
         block_length: tokens a block.
-        tokens_sha256: of the blocks' tokens, little-endian int32.
+        tokens_sha256: of the blocks' tokens, little-endian int32, and of where documents start
+            if they are kept apart.
 
     Raises:
         UserError: k or the dtype is out of range, on construction.
@@ -58,8 +59,10 @@ class CacheKey:
     ) -> "CacheKey":
         """The key of a cache of `blocks`."""
         tokens = np.ascontiguousarray(blocks.tokens, dtype="<i4")
-        digest = hashlib.sha256(tokens.data).hexdigest()
-        return cls(teacher, k, vocabulary, dtype, *blocks.tokens.shape, digest)
+        digest = hashlib.sha256(tokens.data)
+        if blocks.starts is not None:  # the same tokens with other predictions
+            digest.update(np.packbits(blocks.starts).tobytes())
+        return cls(teacher, k, vocabulary, dtype, *blocks.tokens.shape, digest.hexdigest())
 
     @property
     def bytes(self) -> int:

@@ -126,7 +126,8 @@ class ModelTeacher:
         """Run the teacher's backbone on the batch; its head is run in chunks."""
         input_ids = batch["input_ids"]
         self._split = self._split or split_or_whole(self.model, input_ids)
-        return LogitTargets(self._split.features(input_ids), self._split.logits)
+        features = self._split.features(input_ids, batch.get("position_ids"))
+        return LogitTargets(features, self._split.logits)
 
 
 class SelfTeacher:
@@ -143,12 +144,12 @@ class SelfTeacher:
     def targets(self, student: Split, batch: Mapping[str, Tensor]) -> Targets:
         """Run the student's backbone with its original weights, without dropout."""
 
-        def computed(half: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+        def computed(half: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
             with torch.no_grad(), self._full_precision(student.model):
-                return half(inputs)
+                return half(*inputs)
 
         with evaluating(student.model):
-            features = computed(student.features, batch["input_ids"])
+            features = computed(student.features, batch["input_ids"], batch.get("position_ids"))
         return LogitTargets(features, lambda chunk: computed(student.logits, chunk))
 
 
@@ -195,7 +196,8 @@ class Objective:
             input_ids: (batch, tokens), at least two tokens.
             loss_weights: (batch, tokens), 0 where what a position predicts is not learned, and one
                 value elsewhere; None: everything is learned. No logits are computed where it is 0.
-            **rows: what else a batch has: for `CachedTeacher`, teacher_logprobs and teacher_ids.
+            **rows: what else a batch has: position_ids (batch, tokens) where documents are kept
+                apart; for `CachedTeacher`, teacher_logprobs and teacher_ids.
         """
         if self._split is None or self._split.model is not model:
             self._split = split_or_whole(model, input_ids)
@@ -203,7 +205,7 @@ class Objective:
         targets = None
         if self.teacher is not None:  # first: the student's activations are not yet there
             targets = self.teacher.targets(halves, {"input_ids": input_ids, **rows})
-        features = halves.features(input_ids).flatten(0, 1)
+        features = halves.features(input_ids, rows.get("position_ids")).flatten(0, 1)
         trained, vocabulary = halves.trained(), halves.vocabulary
         if loss_weights is None:
             loss_of = self._loss_of_chunk(halves, input_ids, targets)

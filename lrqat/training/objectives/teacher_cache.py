@@ -151,7 +151,9 @@ def write_cache(
         tokens = blocks.tokens[rows.start : rows.stop].astype(np.int64)
         input_ids = torch.from_numpy(tokens).to(model.device)
         halves = halves or _split(model, input_ids, key)
-        done.append(_most_likely(halves, input_ids, key))
+        positions = blocks.positions(slice(rows.start, rows.stop))
+        apart = None if positions is None else positions.to(model.device)
+        done.append(_most_likely(halves, input_ids, apart, key))
         if rows.stop == part.stop:
             logprobs, ids = (torch.cat(parts) for parts in zip(*done, strict=True))
             write_shard(folder / name, part, logprobs, ids, key)
@@ -172,9 +174,11 @@ def _split(model: Any, input_ids: Tensor, key: CacheKey) -> Split:
 
 
 @torch.no_grad()
-def _most_likely(halves: Split, input_ids: Tensor, key: CacheKey) -> tuple[Tensor, Tensor]:
+def _most_likely(
+    halves: Split, input_ids: Tensor, positions: Tensor | None, key: CacheKey
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities and ids of a batch, each (batch, length, k), on the CPU."""
-    features = halves.features(input_ids).flatten(0, 1)
+    features = halves.features(input_ids, positions).flatten(0, 1)
     parts = []
     for chunk in features.split(max(1, _CHUNK_LOGITS // key.vocabulary)):
         logits = halves.logits(chunk)

@@ -36,7 +36,7 @@ def test_round_to_nearest_never_speaks_of_training(run):
     assert "2 blocks of 32 tokens to measure inputs on" in said, "no text for steps is read"
     assert "rounded by lrqat" in card
     assert "(`--method rtn`)" in card
-    assert "tags: [compressed-tensors]" in card
+    assert "tags:\n- compressed-tensors\n" in card
     assert not re.search(r"\btrain", said.replace("nothing is trained", "") + card)
     assert "rank" not in said
     assert json.loads((folder / "lrqat.json").read_text())["training"]["tokens"] == 0
@@ -57,7 +57,7 @@ def test_plain_lora_is_said_to_be_rounded_in_the_end(run):
     assert "integers changed; " not in said, "what would they have been before?"
     card = (folder / "README.md").read_text()
     assert "trained and then rounded by lrqat" in card
-    assert "tags: [compressed-tensors]" in card
+    assert "tags:\n- compressed-tensors\n" in card
 
 
 def test_lr_qat_is_trained(run):
@@ -68,7 +68,7 @@ def test_lr_qat_is_trained(run):
     card = (folder / "README.md").read_text()
     assert "trained by lrqat" in card
     assert "--method" not in card
-    assert "tags: [lr-qat, compressed-tensors]" in card
+    assert "tags:\n- lr-qat\n- compressed-tensors\n" in card
 
 
 def test_the_rank_is_shown_where_there_is_one(run):

@@ -150,7 +150,7 @@ def test_every_architecture_is_run_block_by_block(name):
     with torch.no_grad():
         hidden = walk.embed(tokens)
         for index in range(len(walk.names)):
-            hidden = walk.run(index, hidden)
+            hidden = walk.run(index, hidden, slice(None))
         logits = walk.tail()(hidden)
         torch.testing.assert_close(logits, model(input_ids=tokens).logits)
     assert [walk.block(i) for i in range(2)] == [model.get_submodule(n) for n in walk.names]

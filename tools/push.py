@@ -1,0 +1,12 @@
+"""`lrqat push` from a checkout."""
+
+import os
+import sys
+
+# This checkout in the place of tools/, as the other commands have it.
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+from lrqat.cli import command, push
+
+if __name__ == "__main__":
+    command.run(push.main)
