@@ -64,6 +64,10 @@ class Output:
             f"[yellow]warning:[/] {escape(shown(message))}", soft_wrap=True
         )
 
+    def next(self, line: str, what: str = "") -> None:
+        """Say which command comes next, and what else could."""
+        self.say(f"next: {line}" + (f" ({what})" if what else ""))
+
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Print a table; every column but the first is right-aligned."""
         table = Table(title=escape(shown(title)), title_justify="left", title_style="bold")

@@ -17,6 +17,8 @@ from exporters.format import FORMATS, AnyFormat, Plan, Report, load_format
 from lrqat.atomic_files import refuse_overlap, refuse_unwritable
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.cli import command
+from lrqat.doctor.subject import subject_of_path
+from lrqat.doctor.verdict import judge, one_line
 from lrqat.errors import RuntimeUnavailableError
 
 
@@ -127,5 +129,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     out.say(f"{report.path}: {said}")
     for note in report.to_json().get("notes", ()):
         out.say(f"note: {note}")
+    out.say(one_line(judge(subject_of_path(report.path))))
     out.result(report.to_json() | {"seconds": seconds})
     return command.OK

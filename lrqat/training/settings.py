@@ -10,7 +10,7 @@ from lrqat.activations.grids import ACTIVATION_GRIDS, find_activation_grid, pars
 from lrqat.activations.ranges import RANGE_METHODS
 from lrqat.byte_sizes import parse_size
 from lrqat.errors import UserError
-from lrqat.grids.backends import BACKENDS
+from lrqat.grids.backends import CHOICES
 from lrqat.grids.misfits import MISFIT_CHOICES, NEXT
 from lrqat.init.lora_init import LORA_INITS
 from lrqat.settings import AUTO, Group, about, above, at_least, between, flag, one_of, option
@@ -46,9 +46,9 @@ class GridSettings(Group):
         above(0),
     )
     for_: str | None = option(
-        f"choose only grids that a back-end runs fast: {', '.join(BACKENDS)}",
+        f"choose only grids that a back-end runs fast: {', '.join(CHOICES)}",
         None,
-        one_of(BACKENDS),
+        one_of(CHOICES),
     )
     embedding_grid: str | None = option(
         f"grid of the embedding, or none to leave it unquantized; default: {EMBEDDING_AND_HEAD}, "
