@@ -23,21 +23,10 @@ from lrqat.checkpoint import manifest
 from lrqat.checkpoint.roles import Role
 from lrqat.checkpoint.verification import accept_tokenizer, unlisted_files
 from lrqat.cli.failures import explanation
+from lrqat.cli.parsing import Parser
 from lrqat.foreign_text import shown
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-
-
-class Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the paragraphs of a description, and shows a default where there is a value to show."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        fill = super()._fill_text
-        return "\n\n".join(fill(part, width, indent) for part in text.split("\n\n"))
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        nothing = action.default is None or action.default is False or action.default == []
-        return action.help if nothing else super()._get_help_string(action)
 
 
 class Output:
@@ -83,9 +72,9 @@ class Output:
             print(json.dumps(value, allow_nan=False), flush=True)
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """An argument parser that shows defaults, with `--json`."""
-    made = argparse.ArgumentParser(description=description, formatter_class=Formatter)
+def parser(description: str, essentials: Sequence[str] = ()) -> Parser:
+    """A parser with `--json`; see `lrqat.cli.parsing`."""
+    made = Parser(description, essentials)
     add_json_option(made)
     return made
 

@@ -22,10 +22,6 @@ from lrqat.doctor.verdict import judge, one_line
 from lrqat.errors import RuntimeUnavailableError
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and leaves the lines of the epilog as they are."""
-
-
 def build_parser(name: str | None = None) -> argparse.ArgumentParser:
     """The parser for one format; for none yet, one whose --help shows the options of all."""
     parser = command.parser(__doc__ or "")
@@ -38,8 +34,7 @@ def build_parser(name: str | None = None) -> argparse.ArgumentParser:
     if name:
         _add_options(parser, name)
     else:
-        parser.formatter_class = _Formatter
-        parser.epilog = "\n".join(_help_on_options(name) for name in FORMATS)
+        parser.appendix = "\n".join(_help_on_options(name) for name in FORMATS)
     return parser
 
 
@@ -73,7 +68,7 @@ def _converter(hint: Any) -> type:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse with the options of the chosen format only; --help shows those of all."""
-    first = argparse.ArgumentParser(add_help=False)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--format")
     chosen = first.parse_known_args(argv)[0].format
     if chosen is None:

@@ -67,7 +67,7 @@ def _in_onnx_runtime(path: str, threads: int) -> Measured:
     with OnnxRuntime.open(path, threads=threads) as opened:
         session = opened.session
         prompt = feeds_of(session, np.arange(PROMPT))
-        steps = [feeds_of(session, np.zeros(1), PROMPT + n) for n in range(GENERATED)]
+        steps = [feeds_of(session, np.zeros(1, np.int64), PROMPT + n) for n in range(GENERATED)]
         session.run(["logits"], steps[0])
 
         def generate() -> None:

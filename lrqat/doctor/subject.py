@@ -6,7 +6,7 @@ by bits alone ("int4") where a file does not say more. Unquantized tensors run e
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -127,7 +127,11 @@ def _groups(grid: Grid) -> str:
 
 
 # (grid, inputs) -> the type of a weight in a format, or None where there is none.
-_TYPE_OF = {GGUF: _in_gguf, ONNX: _in_onnx, FUSED: _packed}
+_TYPE_OF: dict[str, Callable[[Grid, int], str | None]] = {
+    GGUF: _in_gguf,
+    ONNX: _in_onnx,
+    FUSED: _packed,
+}
 
 
 def _gguf_types(found: Description) -> dict[str, int]:

@@ -15,7 +15,7 @@ from typing import Any
 from transformers import set_seed
 
 from lrqat.atomic_files import explain_os_errors
-from lrqat.checkpoint.publishing import PICTURE, held
+from lrqat.checkpoint.publishing import PICTURE, RUN, held
 from lrqat.errors import UserError
 from lrqat.evaluation.perplexity import RULE, Perplexity
 from lrqat.layers.methods import METHODS
@@ -32,6 +32,7 @@ from lrqat.training.measuring import Say, measure
 from lrqat.training.plan import TrainingPlan, plan_training
 from lrqat.training.plots import plot_training
 from lrqat.training.report import TrainReport
+from lrqat.training.run_file import write_run
 from lrqat.training.stages import Outcome, run_stages
 from lrqat.training.states.resume import (
     STATES,
@@ -138,11 +139,12 @@ def _publish(
     evaluation: Evaluation,
     report: TrainReport,
 ) -> None:
-    """Write the fused checkpoint, and a picture of the steps into its folder."""
+    """Write the fused checkpoint, and into its folder a picture of the steps and the settings."""
 
     def draw(folder: Path) -> None:
         title = f"{base['name']}, {config.grid}"
         plot_training(done.fitted.history, folder / PICTURE, title)
+        write_run(config, folder / RUN)
 
     fuse(
         done.model,

@@ -1,18 +1,22 @@
 """The settings of a training run by what they are about; `lrqat.training.config` joins the groups.
 
-How weights are put on their grids is a group of its own, `lrqat.models.preparation.Settings`.
+How weights are put on their grids is a group of its own, `lrqat.models.preparation_settings`.
 """
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from lrqat.activations.grids import ACTIVATION_GRIDS, find_activation_grid, parse_setting
-from lrqat.activations.ranges import RANGE_METHODS
+from lrqat.activations.table import (
+    ACTIVATION_GRIDS,
+    RANGE_METHODS,
+    find_activation_grid,
+    parse_setting,
+)
 from lrqat.byte_sizes import parse_size
 from lrqat.errors import UserError
 from lrqat.grids.backends import CHOICES
 from lrqat.grids.misfits import MISFIT_CHOICES, NEXT
-from lrqat.init.lora_init import LORA_INITS
+from lrqat.init.starts import LORA_INITS
 from lrqat.settings import AUTO, Group, about, above, at_least, between, flag, one_of, option
 from lrqat.training.optimizers import OPTIMIZERS, refuse_unavailable
 
