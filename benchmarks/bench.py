@@ -12,12 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm.auto import tqdm
-
 from benchmarks import files
 from benchmarks.timing import mib, spread
 from lrqat.cli import command, train_options
 from lrqat.cli.parsing import Formatter
+from lrqat.progress import tqdm
 
 _DTYPES = ("float32", "bfloat16")
 _GRIDS = "q4_0,q3_k,q2_k,int4-channel"

@@ -23,7 +23,6 @@ import numpy as np
 import psutil
 import torch
 from matplotlib.figure import Figure
-from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 
 from benchmarks.frontier import write_imatrix
@@ -34,6 +33,7 @@ from lrqat.evaluation.perplexity import Comparison, Windows, compare
 from lrqat.evaluation.text import EvaluationText
 from lrqat.models import hub
 from lrqat.models.reference import load_reference, torch_logits
+from lrqat.progress import tqdm
 from lrqat.training.planner import Planner
 
 # What a row is called -> what it is in options of `lrqat train`.

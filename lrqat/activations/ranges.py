@@ -57,7 +57,7 @@ def min_max(seen: InputHistogram, grid: ActivationGrid) -> tuple[Tensor, Tensor]
 def percentile(seen: InputHistogram, grid: ActivationGrid) -> tuple[Tensor, Tensor]:
     """All but the share `TAIL` at either end."""
     del grid
-    below = seen.counts.cumsum(0).double() / seen.counts.sum()
+    below = seen.counts.cpu().cumsum(0).double() / int(seen.counts.sum())
     width = (seen.high - seen.low) / BINS
     first = int((below <= TAIL).sum())  # whole bins that may be left out
     last = int((below < 1 - TAIL).sum()) + 1

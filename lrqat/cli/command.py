@@ -133,8 +133,8 @@ def run(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
             raise BrokenPipeError  # else the first file that is opened would be standard output
         status = _status_of(main)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        _complain("interrupted")
+    except KeyboardInterrupt as error:
+        _complain(escape(shown(str(error))) or "interrupted")
         status = INTERRUPTED
     except Exception as error:
         message = explanation(error)

@@ -123,9 +123,9 @@ def _show_verdicts(
 def _measure(out: command.Output, args: argparse.Namespace, subject: "Subject") -> Any:
     """Time the file; of what is no file yet, llama.cpp's products with its types."""
     from exporters.format import FORMATS, recognise
-    from exporters.parallel import cores
     from lrqat.doctor import speed
     from lrqat.grids.backends import GGUF
+    from lrqat.portable import cores
 
     if args.file and recognise(args.file) in FORMATS:
         found = speed.measure(args.file, args.threads or cores())

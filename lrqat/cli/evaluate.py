@@ -10,12 +10,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from lrqat.atomic_files import refuse_existing
 from lrqat.cli import command
 from lrqat.errors import UserError
 from lrqat.evaluation.text import EvaluationText
+from lrqat.progress import tqdm
 
 _WORST = 10  # tokens that are shown
 

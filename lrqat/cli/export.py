@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from exporters.format import FORMATS, AnyFormat, Plan, Report, load_format
 from lrqat.atomic_files import refuse_overlap, refuse_unwritable
 from lrqat.checkpoint.reader import Checkpoint
@@ -20,6 +18,7 @@ from lrqat.cli import command
 from lrqat.doctor.subject import subject_of_path
 from lrqat.doctor.verdict import judge, one_line
 from lrqat.errors import RuntimeUnavailableError
+from lrqat.progress import tqdm
 
 
 def build_parser(name: str | None = None) -> argparse.ArgumentParser:

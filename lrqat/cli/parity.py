@@ -19,14 +19,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm.auto import tqdm
-
 from exporters.description import differing, worst
 from lrqat.checkpoint import manifest
 from lrqat.cli import command
 from lrqat.errors import UserError
 from lrqat.evaluation.perplexity import Comparison
 from lrqat.evaluation.text import EvaluationText
+from lrqat.progress import tqdm
 
 if TYPE_CHECKING:
     from lrqat.runtimes.layer_trace import LayerTrace

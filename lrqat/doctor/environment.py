@@ -14,6 +14,7 @@ import torch
 from packaging.requirements import Requirement
 
 from lrqat import __version__
+from lrqat.portable import cores
 from lrqat.training.machine import host_memory
 
 # What a report of a fault should name.
@@ -84,7 +85,7 @@ class Environment:
             python=f"{platform.python_version()} ({platform.python_implementation()})",
             system=f"{platform.system()} {platform.release()}, {platform.machine()}",
             devices=_devices(),
-            cores=_cores(),
+            cores=cores(),
             cpu_vectors=torch.backends.cpu.get_cpu_capability(),
             cpu_bfloat16=_multiplies_bfloat16(),
             memory={"total": total, "free": min(total, virtual.available)},
@@ -102,12 +103,6 @@ def _devices() -> dict[str, str]:
     if torch.backends.mps.is_available():
         found["mps"] = "Apple GPU, which shares the memory of the machine"
     return found
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _cpu_name() -> str:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lrqat.activations.kv_cache import quantize_kv_cache
 from lrqat.activations.quantizer import attach
@@ -21,6 +20,7 @@ from lrqat.init.starts import LORA_INITS, RANGE_INITS
 from lrqat.layers.methods import METHODS
 from lrqat.models.preparation_settings import Settings
 from lrqat.models.surgery import SurgeryPlan
+from lrqat.progress import tqdm
 from lrqat.training.data.blocks import TokenBlocks
 from lrqat.training.settings import ActivationSettings
 

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 from transformers import set_seed
 
 from lrqat.errors import ModelError
@@ -14,6 +13,7 @@ from lrqat.models.from_gguf.folder import is_gguf
 from lrqat.models.from_gguf.other_tokenizer import refuse_other_tokens
 from lrqat.models.preparation import freeze_scales, prepare
 from lrqat.models.streaming import load_streamed
+from lrqat.progress import tqdm
 from lrqat.training.calibration import calibration_batches, measure_inputs, quantize_activations
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.blocks import TokenBlocks
