@@ -18,6 +18,8 @@ class LogLines(_Bar):
         super().__init__(*args, **kwargs | given | {"dynamic_ncols": False})
 
     disable: bool
+    monitor_interval = 0  # no thread that writes the same state again
+    _written: tuple[Any, Any] | None = None
 
     @staticmethod
     def status_printer(file: Any) -> Callable[[str], None]:
@@ -36,8 +38,13 @@ class LogLines(_Bar):
             return
         self.disable = True
         self._decr_instances(self)
-        if self.n:
+        if self.n and self._written != (self.n, self.postfix):
             self.sp(str(self))
+
+    def display(self, *args: Any, **kwargs: Any) -> Any:
+        """Write a state."""
+        self._written = (self.n, self.postfix)
+        return super().display(*args, **kwargs)
 
     def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:
         """Keep what is said beside the count; it is written with the next state."""

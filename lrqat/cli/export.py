@@ -15,6 +15,7 @@ from exporters.format import FORMATS, AnyFormat, Plan, Report, load_format
 from lrqat.atomic_files import refuse_overlap, refuse_unwritable
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.cli import command
+from lrqat.cli.next_steps import after_export
 from lrqat.doctor.subject import subject_of_path
 from lrqat.doctor.verdict import judge, one_line
 from lrqat.errors import RuntimeUnavailableError
@@ -112,6 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dry_run:
         for line in plan.summary():
             out.say(line)
+        if not plan.refusals:
+            out.next("the same without --dry-run")
         out.result(plan.to_json())
         return command.BAD_INPUT if plan.refusals else command.OK
     start = time.monotonic()
@@ -124,5 +127,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     for note in report.to_json().get("notes", ()):
         out.say(f"note: {note}")
     out.say(one_line(judge(subject_of_path(report.path))))
+    out.next(after_export(checkpoint.path, report.path))
     out.result(report.to_json() | {"seconds": seconds})
     return command.OK

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrqat.cli import command
+from lrqat.cli.next_steps import after_training
 from lrqat.cli.train_options import add_settings, config_from
 from lrqat.layers.methods import METHODS
 from lrqat.training.config import TrainConfig
@@ -59,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         show_plan(out, plan, config, size, verbose=args.verbose)
         _save(out, args, config, plan)
     if args.dry_run:
+        if _is_first():
+            out.next("the same without --dry-run")
         out.result(plan.to_json() | {"gguf": size and size.to_json()})
         return command.OK
     from lrqat.training.run import train
@@ -68,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if _is_first():
         _show_report(out, report)
+        out.next(after_training(report.output, in_gguf=size is not None))
+        out.result(report.to_json())
     return command.OK
 
 
@@ -110,4 +115,3 @@ def _show_report(out: command.Output, report: "TrainReport") -> None:
         out.warn(f"training made the model worse: {_change(report)} at round-to-nearest. {_REMEDY}")
     if report.skipped_steps:
         out.warn(f"{report.skipped_steps} steps were skipped: loss or gradients were not finite")
-    out.result(report.to_json())

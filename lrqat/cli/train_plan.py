@@ -15,6 +15,7 @@ from lrqat.doctor.verdict import judge, one_line, remarks
 from lrqat.layers.methods import METHODS
 from lrqat.models.surgery import SurgeryPlan, Target
 from lrqat.training.config import TrainConfig
+from lrqat.training.disk import free_at
 from lrqat.training.phases import RunMemory
 from lrqat.training.plan import TrainingPlan
 
@@ -45,6 +46,8 @@ def show_plan(
     where = f"{str(plan.dtype).removeprefix('torch.')} on {plan.device}"
     out.say(f"{_trained(plan, config)}, {where}")
     _show_memory(out, plan.memory)
+    free = free_at(config.output) / 1e9
+    out.say(f"writes about {plan.disk / 1e6:,.1f} MB to {config.output}, with {free:,.1f} GB free")
     for warning in plan.warnings:
         out.warn(warning)
 

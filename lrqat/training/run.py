@@ -8,6 +8,7 @@ While it runs, resumable states are kept in `output/checkpoints`; the fused chec
 """
 
 import shutil
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from lrqat.training.callbacks import share_changed
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.corpus import read_corpus, sha256_of_data
 from lrqat.training.data.measured import Evaluation
+from lrqat.training.duration import Duration
 from lrqat.training.loading import describe_base, load_original, load_tokenizer
 from lrqat.training.measuring import Say, measure
 from lrqat.training.plan import TrainingPlan, plan_training
@@ -95,7 +97,11 @@ def _train(
     original = None if config.streamed else load_original(config, plan)
     corpus = read_corpus(config, tokenizer, original, say)
     windows = corpus.windows
+    begin = time.monotonic()
     before = None if original is None else measure(original, windows, "full precision", say)
+    if before is not None and METHODS[config.method].trains:
+        per_token = (time.monotonic() - begin) / windows.tokens.size
+        say(Duration.of(config, per_token).line())
     recipe = None
     if config.has_target:
         recipe = saved_recipe(states, state) or choose_grids(
