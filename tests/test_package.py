@@ -106,11 +106,13 @@ def test_the_program_lists_its_commands_without_torch_or_numpy():
         assert f"  {name:<10}{summary}\n" in ran.stdout
 
 
-def test_the_help_of_every_command_loads_no_torch():
+def test_help_loads_no_torch():
+    """But that of export, which has the options of ONNX's, whose package traces models."""
+    names = [name for name in program.COMMANDS if name != "export"]
     code = (
         "import sys\n"
-        "from lrqat.cli.program import COMMANDS, dispatch\n"
-        "for name in COMMANDS:\n"
+        "from lrqat.cli.program import dispatch\n"
+        f"for name in {names}:\n"
         "    try:\n"
         "        dispatch([name, '--help'])\n"
         "    except SystemExit as done:\n"
@@ -120,7 +122,7 @@ def test_the_help_of_every_command_loads_no_torch():
     command = [sys.executable, "-c", code]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    for name in program.COMMANDS:
+    for name in names:
         assert f"usage: lrqat {name} " in ran.stdout
 
 

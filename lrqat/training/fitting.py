@@ -65,27 +65,17 @@ def fit(
         load_adapters(model, state)
         return Fitted(model, history_of(read_history(state)))
     guard = StepGuard()
+    objective = Objective(distillation.teacher, config.cross_entropy_weight)
     training_model = TrainingModel(
-        model,
-        Objective(distillation.teacher, config.cross_entropy_weight),
-        gradient_checkpointing=config.gradient_checkpointing,
+        model, objective, gradient_checkpointing=config.gradient_checkpointing
     )
     progress = ProgressLine(training_model, config.tokens_per_step, guard)
-    arguments = training_arguments(
-        config,
-        state_folder,
-        save_every=config.save_every,
-        use_cpu=plan.device == "cpu",
-        experts=any(t.kind == WeightKind.EXPERTS for t in plan.surgery.quantized.values()),
-    )
+    what = "a state is saved after this step"
     start = time.monotonic()
-    with (
-        contextlib.closing(progress),
-        interruptible(state_folder, "a state is saved after this step") as interruption,
-    ):
+    with contextlib.closing(progress), interruptible(state_folder, what) as interruption:
         trainer = LRQATTrainer(
             training_model,
-            args=arguments,
+            args=_arguments(config, plan, state_folder),
             train_dataset=distillation.blocks,
             rates=config.rates,
             optimizer=config.optimizer,
@@ -97,6 +87,16 @@ def fit(
         trainer.train(resume_from_checkpoint=str(state) if state else None)
     seconds = time.monotonic() - start
     return Fitted(trainer.trained_model(), progress.history, seconds, guard.skipped)
+
+
+def _arguments(config: TrainConfig, plan: TrainingPlan, state_folder: Path) -> TrainingArguments:
+    return training_arguments(
+        config,
+        state_folder,
+        save_every=config.save_every,
+        use_cpu=plan.device == "cpu",
+        experts=any(t.kind == WeightKind.EXPERTS for t in plan.surgery.quantized.values()),
+    )
 
 
 def training_arguments(

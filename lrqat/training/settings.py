@@ -6,12 +6,7 @@ How weights are put on their grids is a group of its own, `lrqat.models.preparat
 from dataclasses import dataclass, field
 from typing import Any
 
-from lrqat.activations.table import (
-    ACTIVATION_GRIDS,
-    RANGE_METHODS,
-    find_activation_grid,
-    parse_setting,
-)
+from lrqat.activations import table
 from lrqat.byte_sizes import parse_size
 from lrqat.errors import UserError
 from lrqat.grids.backends import CHOICES
@@ -154,7 +149,7 @@ class ActivationSettings(Group):
     title = "activations"
 
     activations: str | None = option(
-        f"grid of the projections' inputs: {', '.join(ACTIVATION_GRIDS)}; default: unquantized",
+        f"grid of the projections' inputs: {', '.join(table.ACTIVATION_GRIDS)}; default: none",
         None,
     )
     kv_bits: int | None = option(
@@ -164,9 +159,9 @@ class ActivationSettings(Group):
         "weights-activations-cache in bits, as 4-8-8, instead of --activations and --kv-bits", None
     )
     activation_range: str = option(
-        f"how static ranges of activations are found: {', '.join(RANGE_METHODS)}",
+        f"how static ranges of activations are found: {', '.join(table.RANGE_METHODS)}",
         "mse",
-        one_of(RANGE_METHODS),
+        one_of(table.RANGE_METHODS),
     )
     learn_activation_ranges: bool = option("train the scales of static ranges", False)
 
@@ -179,7 +174,7 @@ class ActivationSettings(Group):
                     f"--setting {self.setting} does not go with {flag(name)} "
                     f"{getattr(self, name)}; give --setting, or --activations and --kv-bits"
                 )
-        grid = find_activation_grid(found["activations"]) if found["activations"] else None
+        grid = table.find_activation_grid(found["activations"]) if found["activations"] else None
         if self.learn_activation_ranges and grid and not grid.static:
             raise UserError(
                 f"--learn-activation-ranges needs a static grid, and --activations {grid.name} "
@@ -190,7 +185,7 @@ class ActivationSettings(Group):
         """`activations` and `kv_bits`, also where `setting` says them."""
         if self.setting is None:
             return {"activations": self.activations, "kv_bits": self.kv_bits}
-        stands_for = parse_setting(self.setting)
+        stands_for = table.parse_setting(self.setting)
         return {"activations": stands_for.activations, "kv_bits": stands_for.kv_bits}
 
 
