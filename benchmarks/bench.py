@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm.auto import tqdm
-
 from benchmarks import files
 from benchmarks.timing import mib, spread
-from lrqat.cli import command, train
+from lrqat.cli import command, train_options
+from lrqat.cli.parsing import Formatter
+from lrqat.progress import tqdm
 
 _DTYPES = ("float32", "bfloat16")
 _GRIDS = "q4_0,q3_k,q2_k,int4-channel"
@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
             name,
             help=bench.summary,
             description=bench.summary,
-            formatter_class=command.Formatter,
+            formatter_class=Formatter,
         )
         command.add_json_option(own)
         bench.options(own)
@@ -123,7 +123,7 @@ def _memory(args: argparse.Namespace, out: command.Output) -> dict[str, Any]:
 
 def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="model folder, see tools/random_model.py")
-    train.add_settings(parser)
+    train_options.add_settings(parser)
     # Finding ranges takes long on a large model and changes neither time nor memory of a step.
     parser.set_defaults(range_init="minmax", steps=2, batch_size=1, sequence_length=1024)
 
@@ -131,7 +131,7 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
 def _model(args: argparse.Namespace, out: command.Output) -> dict[str, Any]:
     from benchmarks.whole_model import measure_model
 
-    config = train.config_from(args, data="", output="", streamed=True)
+    config = train_options.config_from(args, data="", output="", streamed=True)
     parts = measure_model(config, steps=config.steps, say=out.say)
     return {name: part.to_json() for name, part in parts.items()}
 

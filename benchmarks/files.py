@@ -6,11 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from benchmarks.random_model import SHAPES
 from benchmarks.timing import mib, spread
 from lrqat.cli import command
+from lrqat.progress import tqdm
 
 
 def export_options(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,6 @@ import gguf
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 
 from benchmarks.llama_quantize import quantize_file
@@ -32,6 +31,7 @@ from lrqat.grids.grid import find_grid
 from lrqat.init import importance
 from lrqat.init.imatrix_file import llama_cpp_names
 from lrqat.models import hub
+from lrqat.progress import tqdm
 from lrqat.training.planner import Planner
 from lrqat.training.plots import plot_frontier
 

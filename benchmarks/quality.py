@@ -24,7 +24,6 @@ import numpy as np
 import psutil
 import torch
 from matplotlib.figure import Figure
-from tqdm.auto import tqdm
 
 from exporters import gguf
 from lrqat.checkpoint.reader import Checkpoint
@@ -34,6 +33,7 @@ from lrqat.evaluation.text import EvaluationText
 from lrqat.grids.grid import GRIDS
 from lrqat.models import hub
 from lrqat.models.reference import load_reference, torch_logits
+from lrqat.progress import tqdm
 from lrqat.runtimes.llama_cpp.quantize_rows import quantize_rows
 from lrqat.runtimes.llama_cpp.runtime import dequantize_row
 

@@ -55,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} {value} must be at least 1")
     import torch
-    from tqdm.auto import tqdm
     from transformers import LlamaConfig
 
     from benchmarks.random_checkpoint import write_random_model
+    from lrqat.progress import tqdm
 
     layers = {} if args.layers is None else {"num_hidden_layers": args.layers}
     out = command.Output(args.json)

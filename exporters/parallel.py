@@ -7,7 +7,6 @@ before one would have started, and is not given to any.
 """
 
 import concurrent.futures
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
@@ -17,6 +16,7 @@ from loky import get_reusable_executor
 from loky.process_executor import BrokenProcessPool
 
 from lrqat.errors import UserError
+from lrqat.portable import cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -24,13 +24,6 @@ Result = TypeVar("Result")
 _SHARED_BYTES = 1 << 29
 _SMALL_BYTES = 1 << 28  # of all items together: done sooner than a process has started
 _BATCHES = 8  # a worker, so that none waits long for the last; each carries `work` over anew
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def in_order(

@@ -9,27 +9,19 @@ there is no limit.
 
 import os
 import signal
-import sys
 from collections.abc import Callable
 
 from lrqat.errors import first_line
+from lrqat.portable import CAN_COPY, limit_address_space
 
-CAN_COPY = sys.platform == "linux"
 MEMORY = 1 << 29  # bytes that the process may add to what it began with
 _TOO_LONG, _TOO_MUCH = "it takes too long", "it needs too much memory"
 
 
 def limit_memory(size: int = MEMORY) -> None:
     """Let this process take at most `size` bytes more than now, and write no core file."""
-    if sys.platform == "linux":
-        import resource
-
-        with open("/proc/self/statm", encoding="ascii") as stream:
-            now = int(stream.read().split()[0]) * resource.getpagesize()
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        most = now + size
-        resource.setrlimit(resource.RLIMIT_AS, (most if hard < 0 else min(most, hard), hard))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if CAN_COPY:
+        limit_address_space(size)
 
 
 def end_after(seconds: int) -> None:

@@ -9,9 +9,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from exporters import gguf
-from lrqat.activations.grids import ACTIVATION_GRIDS, find_activation_grid, quantize, range_of
+from lrqat.activations.grids import quantize, range_of
 from lrqat.activations.quantizer import attach
 from lrqat.activations.runtime_rounding import sums_q8_1
+from lrqat.activations.table import ACTIVATION_GRIDS, find_activation_grid
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import RuntimeUnavailableError
 from lrqat.models.reference import load_reference, torch_logits

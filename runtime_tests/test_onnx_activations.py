@@ -16,7 +16,8 @@ from exporters.onnx.activations import ARITHMETIC, KERNEL, QDQ, Rounding
 from exporters.onnx.passes.simplify import simplify
 from exporters.onnx.tracing.operators import TRANSLATION
 from exporters.onnx.tracing.stand_ins import RoundedInput
-from lrqat.activations.grids import ACTIVATION_GRIDS, quantize, range_of
+from lrqat.activations.grids import quantize, range_of
+from lrqat.activations.table import ACTIVATION_GRIDS
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.models.reference import load_reference, torch_logits
 from lrqat.runtimes.layer_sources import Case, source_of

@@ -106,6 +106,26 @@ def test_the_program_lists_its_commands_without_torch_or_numpy():
         assert f"  {name:<10}{summary}\n" in ran.stdout
 
 
+def test_help_loads_no_torch():
+    """But that of export, which has the options of ONNX's, whose package traces models."""
+    names = [name for name in program.COMMANDS if name != "export"]
+    code = (
+        "import sys\n"
+        "from lrqat.cli.program import dispatch\n"
+        f"for name in {names}:\n"
+        "    try:\n"
+        "        dispatch([name, '--help'])\n"
+        "    except SystemExit as done:\n"
+        "        assert done.code in (0, None), name\n"
+        "    assert not {'torch', 'transformers', 'datasets'} & set(sys.modules), name\n"
+    )
+    command = [sys.executable, "-c", code]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    for name in names:
+        assert f"usage: lrqat {name} " in ran.stdout
+
+
 def test_a_command_that_does_not_exist_names_the_nearest(capsys):
     with pytest.raises(program.UserError, match="did you mean train"):
         program.dispatch(["trian"])
@@ -118,7 +138,13 @@ def test_a_shell_completes_every_command_and_option(capsys):
     script = capsys.readouterr().out
     checked = subprocess.run(["bash", "-n"], input=script, text=True, check=False)
     assert checked.returncode == 0
-    for part in (*program.COMMANDS, "--grid-for", "--accuracy-levels", "--checkpoint"):
+    for part in (
+        *program.COMMANDS,
+        "--grid-for",
+        "--accuracy-levels",
+        "--checkpoint",
+        "--save-config",
+    ):
         assert part in script
     with pytest.raises(program.UserError, match="did you mean bash"):
         program.dispatch(["--print-completion", "bsh"])

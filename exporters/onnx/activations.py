@@ -20,7 +20,7 @@ from exporters.onnx.options import Options
 from exporters.onnx.presets import PRESETS
 from exporters.onnx.weights.embedding_and_head import INT8_ROWS
 from exporters.planning import activation_grid
-from lrqat.activations.grids import BLOCK, ActivationGrid, find_activation_grid
+from lrqat.activations.table import BLOCK, ActivationGrid, find_activation_grid
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import GridError
 

@@ -20,7 +20,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lrqat.activations.grids import find_activation_grid, quantize
+from lrqat.activations.grids import quantize
+from lrqat.activations.table import find_activation_grid
 from lrqat.errors import ModelError, UserError
 from lrqat.layers.modes import evaluating
 

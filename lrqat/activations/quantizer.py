@@ -17,13 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lrqat.activations.grids import (
-    ActivationGrid,
-    ActivationRange,
-    find_activation_grid,
-    quantize,
-    stored_ranges,
-)
+from lrqat.activations.grids import ActivationRange, quantize, stored_ranges
+from lrqat.activations.table import ActivationGrid, find_activation_grid
 from lrqat.errors import CheckpointError, GridError
 
 CHILD = "activation_quantizer"

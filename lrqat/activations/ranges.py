@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrqat.activations.grids import ActivationGrid, ActivationRange, quantize, range_of
+from lrqat.activations.grids import ActivationRange, quantize, range_of
+from lrqat.activations.table import RANGE_METHODS, ActivationGrid
 from lrqat.errors import DataError, GridError, UserError
 from lrqat.layers.modes import evaluating
 
@@ -47,21 +48,24 @@ class InputHistogram:
         return self.low + (self.high - self.low) * (steps / BINS)
 
 
-def _min_max(seen: InputHistogram, grid: ActivationGrid) -> tuple[Tensor, Tensor]:
+def min_max(seen: InputHistogram, grid: ActivationGrid) -> tuple[Tensor, Tensor]:
+    """Everything that was seen: the ends, float32 () each."""
     del grid
     return seen.low, seen.high
 
 
-def _percentile(seen: InputHistogram, grid: ActivationGrid) -> tuple[Tensor, Tensor]:
+def percentile(seen: InputHistogram, grid: ActivationGrid) -> tuple[Tensor, Tensor]:
+    """All but the share `TAIL` at either end."""
     del grid
-    below = seen.counts.cumsum(0).double() / seen.counts.sum()
+    below = seen.counts.cpu().cumsum(0).double() / int(seen.counts.sum())
     width = (seen.high - seen.low) / BINS
     first = int((below <= TAIL).sum())  # whole bins that may be left out
     last = int((below < 1 - TAIL).sum()) + 1
     return seen.low + width * first, torch.minimum(seen.low + width * last, seen.high)
 
 
-def _least_squares(seen: InputHistogram, grid: ActivationGrid) -> tuple[Tensor, Tensor]:
+def least_squares(seen: InputHistogram, grid: ActivationGrid) -> tuple[Tensor, Tensor]:
+    """The fraction of everything with the least squared rounding error."""
     values, weights = seen.centres(), seen.counts.float()
     best, least = (seen.low, seen.high), torch.inf
     for step in range(CANDIDATES, 0, -1):
@@ -71,13 +75,6 @@ def _least_squares(seen: InputHistogram, grid: ActivationGrid) -> tuple[Tensor, 
         if error < least:
             best, least = (low, high), error
     return best
-
-
-RANGE_METHODS: dict[str, Callable[[InputHistogram, ActivationGrid], tuple[Tensor, Tensor]]] = {
-    "minmax": _min_max,
-    "percentile": _percentile,
-    "mse": _least_squares,
-}
 
 
 def calibrate(

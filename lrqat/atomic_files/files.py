@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from lrqat import portable
 from lrqat.atomic_files.locks import lock_of, locked
 from lrqat.atomic_files.refusals import explain_os_errors, refuse_existing
 from lrqat.errors import OutputError
@@ -186,11 +187,7 @@ def make_durable(folder: Path) -> None:
 
 def fsync(path: Path) -> None:
     """Make a file, or the names in a folder, durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    portable.make_durable(path)
 
 
 def umask() -> int:

@@ -5,7 +5,6 @@ with nothing beside it to write to (a mounted volume, somebody else's parent). I
 and is removed with the lock. One that a killed process left holds nothing back.
 """
 
-import errno
 import json
 import os
 import socket
@@ -16,16 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lrqat import portable
 from lrqat.atomic_files.refusals import LOCK, explain_os_errors
 from lrqat.errors import OutputError
 from lrqat.foreign_files import parse_json
 
-if sys.platform != "win32":
-    import fcntl
-
 # A number alone does not tell processes apart: in every container there is a first one.
 _PROGRAM = uuid.uuid4().hex
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # of the file system
 
 
 @contextmanager
@@ -69,7 +65,7 @@ def _acquire(path: Path, target: Path) -> int | None:
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
-            taken = _take(handle)
+            taken = portable.take_lock(handle)
             holder = {} if taken else _read(handle)
             if taken and _is_at(path, handle):  # else its last holder has just removed it
                 _sign(handle)
@@ -78,28 +74,16 @@ def _acquire(path: Path, target: Path) -> int | None:
             os.close(handle)
             raise
         os.close(handle)
-        if taken is None or _is_this_process(holder):
+        if taken is None:
+            path.unlink(missing_ok=True)
+            return None
+        if _is_this_process(holder):
             return None
         if not taken:
             raise OutputError(
                 f"{target} is being written by {_name(holder)}; wait until it is done, or give "
                 "another --output"
             )
-
-
-def _take(handle: int) -> bool | None:
-    """Whether the lock is now ours; None where there are no locks."""
-    if sys.platform == "win32":
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno in _NO_LOCKS:
-            return None
-        raise
-    return True
 
 
 def _is_at(path: Path, handle: int) -> bool:
@@ -121,13 +105,12 @@ def _sign(handle: int) -> None:
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         "command": Path(sys.argv[0]).name if sys.argv else "",
     }
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, json.dumps(said).encode(), 0)
+    portable.replace_content(handle, json.dumps(said).encode())
 
 
 def _read(handle: int) -> dict[str, object]:
     try:
-        said = parse_json(os.pread(handle, 4096, 0))
+        said = parse_json(portable.read_start(handle, 4096))
     except ValueError:  # it is being signed
         return {}
     return said if isinstance(said, dict) else {}

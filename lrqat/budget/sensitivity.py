@@ -14,8 +14,9 @@ from torch import Tensor
 from lrqat.budget.curvature import Curvature
 from lrqat.grids.grid import Grid
 from lrqat.grids.quantize import dequantize, integers, to_latent
-from lrqat.init.range_init import RangeInit, find_scales
+from lrqat.init.range_init import find_scales
 from lrqat.init.scale_search import search
+from lrqat.init.starts import RangeInit
 
 _ROWS = 32  # of a weight that are rounded; half of them those that matter most
 _START = RangeInit("", partial(search, p=2.0, candidates=25), weighted=True)

@@ -23,23 +23,12 @@ from lrqat.checkpoint import manifest
 from lrqat.checkpoint.roles import Role
 from lrqat.checkpoint.verification import accept_tokenizer, unlisted_files
 from lrqat.cli.failures import explanation
+from lrqat.cli.parsing import Parser
 from lrqat.errors import UserError
 from lrqat.foreign_text import shown
 from lrqat.publication.measured import keep
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-
-
-class Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the paragraphs of a description, and shows a default where there is a value to show."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        fill = super()._fill_text
-        return "\n\n".join(fill(part, width, indent) for part in text.split("\n\n"))
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        nothing = action.default is None or action.default is False or action.default == []
-        return action.help if nothing else super()._get_help_string(action)
 
 
 class Output:
@@ -66,6 +55,10 @@ class Output:
             f"[yellow]warning:[/] {escape(shown(message))}", soft_wrap=True
         )
 
+    def next(self, line: str, what: str = "") -> None:
+        """Say which command comes next, and what else could."""
+        self.say(f"next: {line}" + (f" ({what})" if what else ""))
+
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Print a table; every column but the first is right-aligned."""
         table = Table(title=escape(shown(title)), title_justify="left", title_style="bold")
@@ -81,9 +74,9 @@ class Output:
             print(json.dumps(value, allow_nan=False), flush=True)
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """An argument parser that shows defaults, with `--json`."""
-    made = argparse.ArgumentParser(description=description, formatter_class=Formatter)
+def parser(description: str, essentials: Sequence[str] = ()) -> Parser:
+    """A parser with `--json`; see `lrqat.cli.parsing`."""
+    made = Parser(description, essentials)
     add_json_option(made)
     return made
 
@@ -154,8 +147,8 @@ def run(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
             raise BrokenPipeError  # else the first file that is opened would be standard output
         status = _status_of(main)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        _complain("interrupted")
+    except KeyboardInterrupt as error:
+        _complain(escape(shown(str(error))) or "interrupted")
         status = INTERRUPTED
     except Exception as error:
         message = explanation(error)

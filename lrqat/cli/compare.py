@@ -10,9 +10,8 @@ from pathlib import Path
 
 from lrqat.atomic_files import explain_os_errors, replaced_file
 from lrqat.cli import command, train
+from lrqat.cli.train_options import config_from
 from lrqat.layers.methods import METHODS
-from lrqat.training.comparison import compare_methods, to_markdown
-from lrqat.training.plots import plot_comparison
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,7 +25,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     out = command.Output(args.json)
-    cells = compare_methods(train.config_from(args), args.grids, args.methods, out.say)
+    from lrqat.training.comparison import compare_methods, to_markdown
+    from lrqat.training.plots import plot_comparison
+
+    cells = compare_methods(config_from(args), args.grids, args.methods, out.say)
     folder = Path(args.output)
     with explain_os_errors(folder):
         with replaced_file(folder / "comparison.md", overwrite=True) as path:

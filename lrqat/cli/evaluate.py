@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
-
 from lrqat.atomic_files import refuse_existing
 from lrqat.cards.measurements import BASE
 from lrqat.cli import command
 from lrqat.errors import UserError
 from lrqat.evaluation.text import EvaluationText
+from lrqat.progress import tqdm
 
 if TYPE_CHECKING:
     from lrqat.runtimes.divergence import Divergence

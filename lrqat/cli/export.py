@@ -11,17 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from exporters.format import FORMATS, AnyFormat, Plan, Report, load_format
 from lrqat.atomic_files import refuse_overlap, refuse_unwritable
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.cli import command
+from lrqat.cli.next_steps import after_export
+from lrqat.doctor.subject import subject_of_path
+from lrqat.doctor.verdict import judge, one_line
 from lrqat.errors import RuntimeUnavailableError
-
-
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and leaves the lines of the epilog as they are."""
+from lrqat.progress import tqdm
 
 
 def build_parser(name: str | None = None) -> argparse.ArgumentParser:
@@ -36,8 +34,7 @@ def build_parser(name: str | None = None) -> argparse.ArgumentParser:
     if name:
         _add_options(parser, name)
     else:
-        parser.formatter_class = _Formatter
-        parser.epilog = "\n".join(_help_on_options(name) for name in FORMATS)
+        parser.appendix = "\n".join(_help_on_options(name) for name in FORMATS)
     return parser
 
 
@@ -77,7 +74,7 @@ def _converter(hint: Any) -> type:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse with the options of the chosen format only; --help shows those of all."""
-    first = argparse.ArgumentParser(add_help=False)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--format")
     chosen = first.parse_known_args(argv)[0].format
     if chosen is None:
@@ -122,6 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dry_run:
         for line in plan.summary():
             out.say(line)
+        if not plan.refusals:
+            out.next("the same without --dry-run")
         out.result(plan.to_json())
         return command.BAD_INPUT if plan.refusals else command.OK
     start = time.monotonic()
@@ -133,5 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out.say(f"{report.path}: {said}")
     for note in report.to_json().get("notes", ()):
         out.say(f"note: {note}")
+    out.say(one_line(judge(subject_of_path(report.path))))
+    out.next(after_export(checkpoint.path, report.path))
     out.result(report.to_json() | {"seconds": seconds})
     return command.OK

@@ -19,15 +19,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm.auto import tqdm
-
 from exporters.description import differing, worst
 from lrqat.cards.measurements import PARITY
 from lrqat.checkpoint import manifest
 from lrqat.cli import command
+from lrqat.cli.next_steps import after_proof
 from lrqat.errors import UserError
 from lrqat.evaluation.perplexity import Comparison
 from lrqat.evaluation.text import EvaluationText
+from lrqat.progress import tqdm
 
 if TYPE_CHECKING:
     from lrqat.runtimes.layer_trace import LayerTrace
@@ -201,6 +201,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     traces = _layers(args, text.text, out)
     prompt = text.text[:_PROMPT_CHARACTERS] if args.prompt is None else args.prompt
     samples = [_sample(path, prompt, args.context, out) for path in (args.checkpoint, *args.files)]
+    if all(proof.passed for proof in proofs):
+        out.next(after_proof(args.files[0]))
     recorded = manifest.read(Path(args.checkpoint)).get("reference")
     out.result(
         {

@@ -13,7 +13,7 @@ from typing import Any
 from lrqat.atomic_files import replaced_file
 from lrqat.cli import command
 from lrqat.errors import UserError
-from lrqat.grids.backends import BACKENDS
+from lrqat.grids.backends import CHOICES
 from lrqat.recipes.recipe_file import write_recipe
 
 
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
                         help="text to measure on, as for train; may be given again")  # fmt: skip
     parser.add_argument("--target-size", help="bytes of the GGUF file, as 70MB")
     parser.add_argument("--target-bits", type=float, help="bits per weight of the whole file")
-    parser.add_argument("--for", dest="for_", choices=list(BACKENDS),
+    parser.add_argument("--for", dest="for_", choices=CHOICES,
                         help="only grids that this back-end runs fast")  # fmt: skip
     parser.add_argument("--frontier", action="store_true", help="KL for every size")
     parser.add_argument("--picture", metavar="FILE.png", help="draw the frontier")

@@ -25,6 +25,9 @@ GROUPS = {
         "parity": "prove exported files against their checkpoint: bytes, graph, runtime",
         "evaluate": "measure the perplexity of a model in its own runtime",
     },
+    "Help": {
+        "doctor": "show what this machine has, and where a model runs, and how fast",
+    },
     "Try": {
         "demo": "run the whole path on a small model that it trains first",
     },

@@ -10,9 +10,12 @@ from collections.abc import Callable
 from exporters.planning import any_layer
 from lrqat.cli.command import Output
 from lrqat.cli.gguf_size import GgufSize
+from lrqat.doctor.subject import subject_of_plan
+from lrqat.doctor.verdict import judge, one_line, remarks
 from lrqat.layers.methods import METHODS
 from lrqat.models.surgery import SurgeryPlan, Target
 from lrqat.training.config import TrainConfig
+from lrqat.training.disk import free_at
 from lrqat.training.phases import RunMemory
 from lrqat.training.plan import TrainingPlan
 
@@ -39,11 +42,22 @@ def show_plan(
     show_grids(out, plan.surgery, verbose=verbose)
     if size:
         out.say(size.line())
+    show_where_it_runs(out, plan.surgery)
     where = f"{str(plan.dtype).removeprefix('torch.')} on {plan.device}"
     out.say(f"{_trained(plan, config)}, {where}")
     _show_memory(out, plan.memory)
+    free = free_at(config.output) / 1e9
+    out.say(f"writes about {plan.disk / 1e6:,.1f} MB to {config.output}, with {free:,.1f} GB free")
     for warning in plan.warnings:
         out.warn(warning)
+
+
+def show_where_it_runs(out: Output, surgery: SurgeryPlan) -> None:
+    """Print the verdict of `lrqat doctor` on the grids of a plan."""
+    subject = subject_of_plan(surgery.grid.name, surgery)
+    out.say(one_line(judge(subject)))
+    for remark in remarks(subject):
+        out.warn(remark)
 
 
 def _show_memory(out: Output, memory: RunMemory) -> None:

@@ -53,8 +53,9 @@ def collect(
 
 def sum_of_squares(x: Tensor) -> Tensor:
     """Sum of x_j^2 over the tokens of x (..., in): float64 (in,)."""
-    total = torch.zeros(x.shape[-1], dtype=torch.float64, device=x.device)
+    device = torch.device("cpu") if x.device.type == "mps" else x.device  # MPS has no float64
+    total = torch.zeros(x.shape[-1], dtype=torch.float64, device=device)
     for block in x.reshape(-1, x.shape[-1]).split(_BLOCK_TOKENS):
         # A copy even of float64: the square must not be written into the model's own tensor.
-        total += block.to(torch.float64, copy=True).square_().sum(0)
+        total += block.to(device).to(torch.float64, copy=True).square_().sum(0)
     return total

@@ -82,7 +82,7 @@ def _test_matrix(width: int, directions: int) -> Tensor:
 
 
 def _of_one(sketch: Tensor, squares: Tensor, directions: int) -> InputDirections:
-    y = sketch.double().cpu()
+    y = sketch.cpu().double()
     omega = _test_matrix(y.shape[0], directions).double()
     # Makes the small matrix definite; taken off again from what comes out.
     shift = torch.finfo(torch.float32).eps * y.norm() + torch.finfo(torch.float64).tiny
@@ -94,7 +94,7 @@ def _of_one(sketch: Tensor, squares: Tensor, directions: int) -> InputDirections
     )
     energies = (roots.square() - shift).clamp_min(0)[:directions]
     vectors = vectors[:, :directions].T
-    rest = squares.double().cpu() - energies @ vectors.square()
+    rest = squares.cpu().double() - energies @ vectors.square()
     return InputDirections(
         *(t.float().to(squares.device) for t in (vectors, energies, rest.clamp_min(0)))
     )

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lrqat.errors import DataError, ModelError, UserError
 from lrqat.layers.linear import LRQATLinear
-from lrqat.layers.methods import LoRALinear
+from lrqat.layers.lora import LoRALinear
 from lrqat.layers.modes import evaluating
 
 Statistic = Callable[[Tensor], Tensor]

@@ -18,14 +18,14 @@ round-to-nearest by J.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from lrqat.grids.quantize import Scales, integers, to_weights
 from lrqat.init.input_directions import InputDirections
+from lrqat.init.starts import LoRAInit
 from lrqat.layers.weight import QuantizedWeight
 
 _ITERATIONS = 20
@@ -33,45 +33,17 @@ _FIRST_STEP = 0.3
 _SIZE_OF_B = 3**-0.5  # root mean square of a row's entries times sqrt(in), as Kaiming-uniform has
 
 
-def _along_inputs(layer: QuantizedWeight, weight: Tensor, inputs: InputDirections) -> None:
+def along_inputs(layer: QuantizedWeight, weight: Tensor, inputs: InputDirections) -> None:
+    """`inputs` of the module docstring: the rows of B of a layer that has just been made."""
     layer.lora_b.copy_(inputs.vectors[: layer.lora_b.shape[0]] * _SIZE_OF_B)
 
 
-def _cancel_error(layer: QuantizedWeight, weight: Tensor, inputs: InputDirections) -> None:
-    _along_inputs(layer, weight, inputs)
+def cancel_error(layer: QuantizedWeight, weight: Tensor, inputs: InputDirections) -> None:
+    """`error` of the module docstring."""
+    along_inputs(layer, weight, inputs)
     stored = layer.stored()
     for rows in layer.row_blocks():
         _cancel(layer, weight[rows].float(), rows, stored[rows], inputs)
-
-
-@dataclass(frozen=True)
-class LoRAInit:
-    """A start of A and B.
-
-    Attributes:
-        summary: one line for `--help` and the documentation.
-        learning_rate: a good peak rate of A and B for some hundred steps, in steps of the grid
-            (`lrqat.training.rates`). The integers that `error`
-            has chosen are soon lost in the noise of a rate that is good for A = 0.
-        start: sets A and B of a layer that has just been made, from its full-precision weight
-            (out, in) and the directions of its inputs; None leaves A zero and B random.
-    """
-
-    summary: str
-    learning_rate: float
-    start: Callable[[QuantizedWeight, Tensor, InputDirections], None] | None = None
-
-    @property
-    def directions(self) -> bool:
-        """Whether it needs the directions of the inputs."""
-        return self.start is not None
-
-
-LORA_INITS: dict[str, LoRAInit] = {
-    "random": LoRAInit("A zero, B random (the paper's)", 3e-3),
-    "inputs": LoRAInit("A zero, B along the leading directions of the inputs", 3e-3, _along_inputs),
-    "error": LoRAInit("so too, and A cancels the rounding error along them", 7e-4, _cancel_error),
-}
 
 
 @torch.no_grad()

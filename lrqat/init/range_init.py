@@ -10,44 +10,14 @@
 A start is a function from a weight to its scales, and a row of `RANGE_INITS`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from lrqat.grids.grid import Grid
 from lrqat.grids.quantize import Scales
-from lrqat.init.scale_search import cover, search
+from lrqat.init.starts import RANGE_INITS, RangeInit
 
 _CHUNK_WEIGHTS = 1 << 22  # 16 MB in float32: the search holds three of these
-
-
-@dataclass(frozen=True)
-class RangeInit:
-    """A start of the scales.
-
-    Attributes:
-        summary: one line for `--help` and the documentation.
-        find: from rows of a weight, float32 (rows, in), their grid, and the importance (in,) of
-            the input channels or None, to the scales, float32 (rows, groups) each, as stored.
-        weighted: whether it wants the importance, so that it is measured or read.
-    """
-
-    summary: str
-    find: Callable[[Tensor, Grid, Tensor | None], Scales]
-    weighted: bool = False
-
-
-RANGE_INITS: dict[str, RangeInit] = {
-    "lp": RangeInit("least L4 error of the weights, by group", partial(search, p=4.0)),
-    "l2": RangeInit("least squared error of the weights, by group", partial(search, p=2.0)),
-    "importance": RangeInit(
-        "least squared error, weighted by the inputs", partial(search, p=2.0), weighted=True
-    ),
-    "minmax": RangeInit("the range of each group", cover),
-}
 
 
 def find_scales(

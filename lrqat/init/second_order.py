@@ -56,8 +56,10 @@ def compensated(weight: Tensor, scales: Scales, grid: Grid, moments: Tensor) -> 
 
 def _inverse_factor(moments: Tensor) -> Tensor:
     """U of the damped H, float32 upper triangular; inputs that are always zero change nothing."""
-    matrix = moments.double().clone()
+    wide = moments.cpu() if moments.device.type == "mps" else moments  # MPS has no float64
+    matrix = wide.double().clone()
     diagonal = matrix.diagonal()
     diagonal += _DAMPING * diagonal.mean().clamp(min=torch.finfo(torch.float32).tiny)
     lower = torch.linalg.cholesky(matrix)
-    return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float()
+    upper = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
+    return upper.float().to(moments.device)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import yaml
 
+from lrqat import foreign_yaml
 from lrqat.atomic_files.files import replaced_file
 from lrqat.errors import RecipeError, did_you_mean
 from lrqat.foreign_files import ForeignFileError, read_bytes
@@ -26,7 +27,6 @@ _MOST_BYTES = 1 << 16
 _MOST_RULES = 1000
 _RULES = "rules"
 _TEXTS = ("name", "description")
-_NULL = "tag:yaml.org,2002:null"
 _HEAD = "# The last pattern that is found in a module's name counts; none: unquantized.\n"
 _REMEDY = "see docs/recipes.md"
 
@@ -57,7 +57,11 @@ def parse_recipe(text: str) -> Recipe:
     Raises:
         RecipeError: it holds none.
     """
-    values = _mapping(_tree(text), "a recipe")
+    try:
+        root = foreign_yaml.tree(text)
+    except ValueError as error:
+        raise RecipeError(f"{error}; {_REMEDY}") from None
+    values = _mapping(root, "a recipe")
     unknown = next((key for key in values if key not in (*_TEXTS, _RULES)), None)
     if unknown is not None:
         hint = did_you_mean(unknown[:100], (*_TEXTS, _RULES))
@@ -93,35 +97,18 @@ def write_recipe(recipe: Recipe, path: Path | str, *, overwrite: bool = False) -
         staged.write_text(format_recipe(recipe), encoding="utf-8")
 
 
-def _tree(text: str) -> yaml.Node | None:
-    try:
-        return yaml.compose(text, Loader=yaml.SafeLoader)
-    except RecursionError:
-        raise RecipeError(f"it is nested too deeply; {_REMEDY}") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f" in line {mark.line + 1}" if mark else ""
-        raise RecipeError(f"it is no YAML: {error.problem!s:.300}{line}; {_REMEDY}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise RecipeError(f"it is no YAML: {reason:.300}; {_REMEDY}") from None
-
-
 def _mapping(node: yaml.Node | None, what: str) -> dict[str, yaml.Node]:
-    if not isinstance(node, yaml.MappingNode):
-        raise RecipeError(f"{what} must be a mapping, key: value; {_REMEDY}")
-    made: dict[str, yaml.Node] = {}
-    for key, value in node.value:
-        text = _text(key, f"a key of {what}")
-        if text in made:
-            raise RecipeError(f"{text!r:.200} occurs twice in {what}; keep the last one")
-        made[text] = value
-    return made
+    try:
+        return foreign_yaml.mapping(node, what)
+    except ValueError as error:
+        raise RecipeError(f"{error}; {_REMEDY}") from None
 
 
 def _text(node: yaml.Node, what: str) -> str:
-    if not isinstance(node, yaml.ScalarNode):
-        raise RecipeError(f"{what} must be one word or text; {_REMEDY}")
-    if node.tag == _NULL:
+    try:
+        text = foreign_yaml.scalar(node, what)
+    except ValueError as error:
+        raise RecipeError(f"{error}; {_REMEDY}") from None
+    if text is None:
         raise RecipeError(f"{what} is empty; to leave a weight unquantized write none")
-    return str(node.value)
+    return text

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lrqat.budget.file_bytes import other_bytes
 from lrqat.budget.prices import SEQUENCE_LENGTH, SEQUENCES, Allotment, Prices, find_prices
@@ -18,6 +17,7 @@ from lrqat.grids.backends import BACKENDS
 from lrqat.grids.grid import GRIDS, Grid
 from lrqat.models.preparation import check_settings
 from lrqat.models.surgery import SurgeryPlan
+from lrqat.progress import tqdm
 from lrqat.recipes.compact import compact
 from lrqat.recipes.recipe import Recipe
 from lrqat.training.config import TrainConfig

@@ -6,22 +6,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from lrqat.activations.grids import ActivationGrid, find_activation_grid
 from lrqat.activations.kv_cache import quantize_kv_cache
 from lrqat.activations.quantizer import attach
 from lrqat.activations.ranges import calibrate
+from lrqat.activations.table import ActivationGrid, find_activation_grid
 from lrqat.architectures import is_output_head
 from lrqat.init import imatrix_file, input_statistics
 from lrqat.init.importance import sum_of_squares
 from lrqat.init.input_directions import InputDirections, find_directions, sketch_of
 from lrqat.init.input_statistics import Statistic
-from lrqat.init.lora_init import LORA_INITS
-from lrqat.init.range_init import RANGE_INITS
+from lrqat.init.starts import LORA_INITS, RANGE_INITS
 from lrqat.layers.methods import METHODS
-from lrqat.models.preparation import Settings
+from lrqat.models.preparation_settings import Settings
 from lrqat.models.surgery import SurgeryPlan
+from lrqat.progress import tqdm
 from lrqat.training.data.blocks import TokenBlocks
 from lrqat.training.settings import ActivationSettings
 

@@ -4,10 +4,10 @@ import time
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from lrqat.models.preparation import quantized_layers
+from lrqat.progress import tqdm
 from lrqat.training.guard import StepGuard
 from lrqat.training.states.sharding import whole_parts
 

@@ -11,13 +11,12 @@ what cancels most of the error of rounding (`lrqat.init.lora_init`), with a lowe
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lrqat.activations.grids import parse_setting
+from lrqat.activations.table import parse_setting
 from lrqat.errors import UserError
 from lrqat.grids.grid import find_grid
-from lrqat.init.lora_init import LORA_INITS
-from lrqat.init.range_init import RANGE_INITS
+from lrqat.init.starts import LORA_INITS, RANGE_INITS
 from lrqat.layers.methods import METHODS
-from lrqat.models.preparation import Settings
+from lrqat.models.preparation_settings import Settings
 from lrqat.settings import AUTO, groups_of
 from lrqat.training.model_settings import ModelSettings
 from lrqat.training.settings import (

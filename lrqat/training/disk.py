@@ -1,6 +1,8 @@
 """What a run writes, and whether there is a place for it: found before anything is computed."""
 
 import math
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,12 @@ def refuse_unwritable_outputs(config: TrainConfig, needed: int) -> None:
         refuse_unwritable(config.output, folder=True, needed=needed)
     if config.teacher_cache and not Path(config.teacher_cache).exists():
         refuse_unwritable(config.teacher_cache, folder=True)
+
+
+def free_at(output: str) -> int:
+    """Free bytes of the disk that a folder will be on."""
+    place = Path(os.path.realpath(output))
+    return shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
 
 
 def bytes_written(model: Any, surgery: SurgeryPlan, config: TrainConfig, trained: int) -> int:

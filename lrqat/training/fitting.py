@@ -12,6 +12,7 @@ from lrqat.checkpoint.weight_kinds import WeightKind
 from lrqat.training.callbacks import ProgressLine, history_of
 from lrqat.training.config import TrainConfig
 from lrqat.training.guard import StepGuard
+from lrqat.training.interruption import interruptible
 from lrqat.training.objectives.distillation import Distillation
 from lrqat.training.objectives.losses import Objective
 from lrqat.training.plan import TrainingPlan
@@ -58,38 +59,44 @@ def fit(
 
     Raises:
         NonFiniteLossError: the run diverged; its last good state has been saved.
+        Interrupted: Ctrl-C; a state has been saved.
     """
     if state and step_of(state) >= config.steps:  # it was stopped after its last step
         load_adapters(model, state)
         return Fitted(model, history_of(read_history(state)))
     guard = StepGuard()
+    objective = Objective(distillation.teacher, config.cross_entropy_weight)
     training_model = TrainingModel(
-        model,
-        Objective(distillation.teacher, config.cross_entropy_weight),
-        gradient_checkpointing=config.gradient_checkpointing,
+        model, objective, gradient_checkpointing=config.gradient_checkpointing
     )
     progress = ProgressLine(training_model, config.tokens_per_step, guard)
-    trainer = LRQATTrainer(
-        training_model,
-        args=training_arguments(
-            config,
-            state_folder,
-            save_every=config.save_every,
-            use_cpu=plan.device == "cpu",
-            experts=any(t.kind == WeightKind.EXPERTS for t in plan.surgery.quantized.values()),
-        ),
-        train_dataset=distillation.blocks,
-        rates=config.rates,
-        optimizer=config.optimizer,
-        guard=guard,
-        callbacks=[progress],
-    )
-    trainer.remove_callback(PrinterCallback)
+    what = "a state is saved after this step"
     start = time.monotonic()
-    with contextlib.closing(progress):
+    with contextlib.closing(progress), interruptible(state_folder, what) as interruption:
+        trainer = LRQATTrainer(
+            training_model,
+            args=_arguments(config, plan, state_folder),
+            train_dataset=distillation.blocks,
+            rates=config.rates,
+            optimizer=config.optimizer,
+            guard=guard,
+            interruption=interruption,
+            callbacks=[progress],
+        )
+        trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(state) if state else None)
     seconds = time.monotonic() - start
     return Fitted(trainer.trained_model(), progress.history, seconds, guard.skipped)
+
+
+def _arguments(config: TrainConfig, plan: TrainingPlan, state_folder: Path) -> TrainingArguments:
+    return training_arguments(
+        config,
+        state_folder,
+        save_every=config.save_every,
+        use_cpu=plan.device == "cpu",
+        experts=any(t.kind == WeightKind.EXPERTS for t in plan.surgery.quantized.values()),
+    )
 
 
 def training_arguments(

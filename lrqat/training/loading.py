@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 from transformers import set_seed
 
 from lrqat.errors import ModelError
@@ -16,6 +15,7 @@ from lrqat.models.preparation import freeze_scales, prepare
 from lrqat.models.source_facts import source_facts
 from lrqat.models.streaming import load_streamed
 from lrqat.models.trial import refuse_unrunnable
+from lrqat.progress import tqdm
 from lrqat.training.calibration import calibration_batches, measure_inputs, quantize_activations
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.blocks import TokenBlocks

@@ -26,7 +26,9 @@ def host_memory(cgroups: Path = _CGROUPS, own: Path = _OWN_CGROUP) -> int:
 
 
 def device_memory(device: str) -> int:
-    """Bytes of memory of a GPU."""
+    """Bytes of memory of a GPU; of a Mac's, what it may take of the machine's."""
+    if torch.device(device).type == "mps":
+        return int(torch.mps.recommended_max_memory())
     return int(torch.cuda.get_device_properties(device).total_memory)
 
 

@@ -4,11 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from lrqat.evaluation.perplexity import LogitsFunction, Perplexity, Windows, compare, perplexity
 from lrqat.init.lora_init import round_to_nearest
 from lrqat.models.reference import torch_logits
+from lrqat.progress import tqdm
 
 Say = Callable[[str], None]
 

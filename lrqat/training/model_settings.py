@@ -26,7 +26,9 @@ class ModelSettings(Group):
         AUTO,
         one_of(DTYPES),
     )
-    device: str = option("auto, cpu, or cuda", AUTO)
+    device: str = option(
+        "auto (cuda where there is one, else cpu), cpu, cuda, or mps on a Mac", AUTO
+    )
     streamed: bool = option(
         "read, round and drop the weights one at a time; the model is never whole in memory", False
     )

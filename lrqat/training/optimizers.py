@@ -1,13 +1,14 @@
 """The optimisers, and which rate each trained parameter gets."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from lrqat import optional_libraries
 from lrqat.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 # Last component of a parameter's name -> the rate it learns at.
 RATE_OF = {
@@ -20,16 +21,18 @@ RATE_OF = {
 Groups = list[dict[str, Any]]
 
 
-def _adamw(groups: Groups, **settings: Any) -> torch.optim.Optimizer:
+def _adamw(groups: Groups, **settings: Any) -> "torch.optim.Optimizer":
+    import torch
+
     return torch.optim.AdamW(groups, **settings)
 
 
-def _adamw8bit(groups: Groups, **settings: Any) -> torch.optim.Optimizer:
+def _adamw8bit(groups: Groups, **settings: Any) -> "torch.optim.Optimizer":
     """Both moments in 8 bits, a scale every 256 entries; below 4096 entries in float32."""
     return _bitsandbytes().optim.AdamW8bit(groups, **settings)
 
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[..., "torch.optim.Optimizer"]] = {
     "adamw": _adamw,
     "adamw8bit": _adamw8bit,
 }
@@ -45,13 +48,13 @@ def refuse_unavailable(name: str) -> None:
 
 def make_optimizer(
     name: str,
-    parameters: Iterable[tuple[str, nn.Parameter]],
+    parameters: "Iterable[tuple[str, nn.Parameter]]",
     rates: Mapping[str, float],
     *,
     betas: tuple[float, float],
     weight_decay: float,
     factors: Mapping[str, float] | None = None,
-) -> torch.optim.Optimizer:
+) -> "torch.optim.Optimizer":
     """An optimiser with one group of parameters for every rate that occurs.
 
     Args:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lrqat.activations.grids import find_activation_grid
+from lrqat.activations.table import find_activation_grid
 from lrqat.evaluation.perplexity import RULE
 from lrqat.models.planned_checkpoint import PlannedCheckpoint, planned_checkpoint
 from lrqat.models.stored_model import StoredModel

@@ -36,6 +36,7 @@ class TrainingPlan:
         device: torch device name.
         dtype: compute type.
         warnings: what the run may do and had better not.
+        disk: bytes that it writes, about.
     """
 
     surgery: SurgeryPlan
@@ -44,6 +45,7 @@ class TrainingPlan:
     device: str
     dtype: torch.dtype
     warnings: tuple[str, ...] = ()
+    disk: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The plan for machines."""
@@ -60,6 +62,7 @@ class TrainingPlan:
             "memory_bytes": self.memory.to_json(),
             "device": self.device,
             "dtype": str(self.dtype).removeprefix("torch."),
+            "disk_bytes": self.disk,
             "warnings": list(self.warnings),
         }
 
@@ -79,7 +82,8 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
     check_settings(surgery, config)
     check_texts(config)
     trained = trainable_parameters(surgery, config, trains_scales=config.trains_scales)
-    refuse_unwritable_outputs(config, bytes_written(model, surgery, config, trained))
+    written = bytes_written(model, surgery, config, trained)
+    refuse_unwritable_outputs(config, written)
     device = device_of(config.device)
     dtype = dtype_of(config.dtype, device, getattr(model.config, "dtype", None))
     memory = estimate_run(
@@ -97,6 +101,7 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
             *_of_budget(config),
             *warnings_of(memory, config, device),
         ),
+        disk=written,
     )
 
 

@@ -8,6 +8,7 @@ While it runs, resumable states are kept in `output/checkpoints`; the fused chec
 """
 
 import shutil
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from transformers import set_seed
 
 from lrqat.atomic_files import explain_os_errors
 from lrqat.checkpoint.manifest import names_only
-from lrqat.checkpoint.publishing import PICTURE, held
+from lrqat.checkpoint.publishing import PICTURE, RUN, held
 from lrqat.errors import UserError
 from lrqat.evaluation.perplexity import RULE
 from lrqat.layers.methods import METHODS
@@ -28,11 +29,13 @@ from lrqat.training.callbacks import share_changed
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.corpus import read_corpus, sha256_of_data
 from lrqat.training.data.measured import Evaluation
+from lrqat.training.duration import Duration
 from lrqat.training.loading import describe_base, load_original, load_tokenizer
 from lrqat.training.measuring import Say, measure
 from lrqat.training.plan import TrainingPlan, plan_training
 from lrqat.training.plots import plot_training
 from lrqat.training.report import TrainReport
+from lrqat.training.run_file import write_run
 from lrqat.training.stages import Outcome, run_stages
 from lrqat.training.states.resume import (
     STATES,
@@ -95,7 +98,11 @@ def _train(
     original = None if config.streamed else load_original(config, plan)
     corpus = read_corpus(config, tokenizer, original, say)
     windows = corpus.windows
+    begin = time.monotonic()
     before = None if original is None else measure(original, windows, "full precision", say)
+    if before is not None and METHODS[config.method].trains:
+        per_token = (time.monotonic() - begin) / windows.tokens.size
+        say(Duration.of(config, per_token).line())
     recipe = None
     if config.has_target:
         recipe = saved_recipe(states, state) or choose_grids(
@@ -139,11 +146,12 @@ def _publish(
     evaluation: Evaluation,
     report: TrainReport,
 ) -> None:
-    """Write the fused checkpoint, and a picture of the steps into its folder."""
+    """Write the fused checkpoint, and into its folder a picture of the steps and the settings."""
 
     def draw(folder: Path) -> None:
         title = f"{base['name']}, {config.grid}"
         plot_training(done.fitted.history, folder / PICTURE, title)
+        write_run(config, folder / RUN)
 
     fuse(
         done.model,

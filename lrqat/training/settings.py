@@ -1,18 +1,17 @@
 """The settings of a training run by what they are about; `lrqat.training.config` joins the groups.
 
-How weights are put on their grids is a group of its own, `lrqat.models.preparation.Settings`.
+How weights are put on their grids is a group of its own, `lrqat.models.preparation_settings`.
 """
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from lrqat.activations.grids import ACTIVATION_GRIDS, find_activation_grid, parse_setting
-from lrqat.activations.ranges import RANGE_METHODS
+from lrqat.activations import table
 from lrqat.byte_sizes import parse_size
 from lrqat.errors import UserError
-from lrqat.grids.backends import BACKENDS
+from lrqat.grids.backends import CHOICES
 from lrqat.grids.misfits import MISFIT_CHOICES, NEXT
-from lrqat.init.lora_init import LORA_INITS
+from lrqat.init.starts import LORA_INITS
 from lrqat.settings import AUTO, Group, about, above, at_least, between, flag, one_of, option
 from lrqat.training.optimizers import OPTIMIZERS, refuse_unavailable
 
@@ -49,9 +48,9 @@ class GridSettings(Group):
         above(0),
     )
     for_: str | None = option(
-        f"choose only grids that a back-end runs fast: {', '.join(BACKENDS)}",
+        f"choose only grids that a back-end runs fast: {', '.join(CHOICES)}",
         None,
-        one_of(BACKENDS),
+        one_of(CHOICES),
     )
     embedding_grid: str | None = option(
         f"grid of the embedding, or none to leave it unquantized; default: {EMBEDDING_AND_HEAD}, "
@@ -153,7 +152,7 @@ class ActivationSettings(Group):
     title = "activations"
 
     activations: str | None = option(
-        f"grid of the projections' inputs: {', '.join(ACTIVATION_GRIDS)}; default: unquantized",
+        f"grid of the projections' inputs: {', '.join(table.ACTIVATION_GRIDS)}; default: none",
         None,
     )
     kv_bits: int | None = option(
@@ -163,9 +162,9 @@ class ActivationSettings(Group):
         "weights-activations-cache in bits, as 4-8-8, instead of --activations and --kv-bits", None
     )
     activation_range: str = option(
-        f"how static ranges of activations are found: {', '.join(RANGE_METHODS)}",
+        f"how static ranges of activations are found: {', '.join(table.RANGE_METHODS)}",
         "mse",
-        one_of(RANGE_METHODS),
+        one_of(table.RANGE_METHODS),
     )
     learn_activation_ranges: bool = option("train the scales of static ranges", False)
 
@@ -178,7 +177,7 @@ class ActivationSettings(Group):
                     f"--setting {self.setting} does not go with {flag(name)} "
                     f"{getattr(self, name)}; give --setting, or --activations and --kv-bits"
                 )
-        grid = find_activation_grid(found["activations"]) if found["activations"] else None
+        grid = table.find_activation_grid(found["activations"]) if found["activations"] else None
         if self.learn_activation_ranges and grid and not grid.static:
             raise UserError(
                 f"--learn-activation-ranges needs a static grid, and --activations {grid.name} "
@@ -189,7 +188,7 @@ class ActivationSettings(Group):
         """`activations` and `kv_bits`, also where `setting` says them."""
         if self.setting is None:
             return {"activations": self.activations, "kv_bits": self.kv_bits}
-        stands_for = parse_setting(self.setting)
+        stands_for = table.parse_setting(self.setting)
         return {"activations": stands_for.activations, "kv_bits": stands_for.kv_bits}
 
 

@@ -20,6 +20,7 @@ from transformers import Trainer
 from lrqat.atomic_files import write_json
 from lrqat.errors import CheckpointError, NonFiniteLossError, UserError
 from lrqat.training.guard import MOST_IN_A_ROW, StepGuard
+from lrqat.training.interruption import Interruption
 from lrqat.training.optimizers import make_optimizer
 from lrqat.training.rates import rate_factors
 from lrqat.training.states import folder as states
@@ -43,6 +44,7 @@ class LRQATTrainer(Trainer):
         rates: peak rates by name, see `lrqat.training.optimizers.RATE_OF`.
         optimizer: a name in `lrqat.training.optimizers.OPTIMIZERS`.
         guard: counts skipped steps; None makes one.
+        interruption: asked after every step whether to save a state and end; None: never.
         **kwargs: as for `transformers.Trainer`.
 
     Raises:
@@ -56,6 +58,7 @@ class LRQATTrainer(Trainer):
         rates: Mapping[str, float],
         optimizer: str = "adamw",
         guard: StepGuard | None = None,
+        interruption: Interruption | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model, *args, **kwargs)
@@ -64,6 +67,7 @@ class LRQATTrainer(Trainer):
         self._factors = rate_factors(self._prepared)
         self._rates, self._optimizer_name = rates, optimizer
         self.guard = guard or StepGuard()
+        self._interruption = interruption
         self._skeleton: nn.Module | None = None
         if not self.is_fsdp_enabled:
             _refuse_fsdp_left_off(self.args.world_size)
@@ -121,6 +125,8 @@ class LRQATTrainer(Trainer):
                 f"{self.save_state_now()}. Start again with a lower --learning-rate or "
                 f"--scale-learning-rate (peak rates now: {rates})"
             )
+        if self._interruption:
+            self._interruption.raise_if_asked(self.save_state_now)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log what is a number: the norm of a skipped step is none, and JSON has no NaN."""

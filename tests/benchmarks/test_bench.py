@@ -13,7 +13,7 @@ from benchmarks import training_step as bench
 from lrqat.cli import command
 from lrqat.errors import GridError, ModelError, UserError
 from lrqat.layers.linear import LRQATLinear
-from lrqat.layers.methods import LoRALinear
+from lrqat.layers.lora import LoRALinear
 
 TINY = {"width": 256, "layers": 1, "rank": 4}
 

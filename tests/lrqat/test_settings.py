@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 
 from lrqat.cli import train
+from lrqat.cli.train_options import config_from
 from lrqat.errors import UserError
-from lrqat.init.lora_init import LORA_INITS
+from lrqat.init.starts import LORA_INITS
 from lrqat.models.preparation import Settings
 from lrqat.settings import Group, flag, groups_of
 from lrqat.training.config import TrainConfig
@@ -48,7 +49,7 @@ def test_the_command_gives_what_the_flat_object_gives():
             "7",
         ]
     )
-    assert train.config_from(args) == TrainConfig(**GIVEN, keep=("a", "b"), steps=7)
+    assert config_from(args) == TrainConfig(**GIVEN, keep=("a", "b"), steps=7)
 
 
 @pytest.mark.parametrize(

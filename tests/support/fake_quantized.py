@@ -2,10 +2,10 @@
 
 import torch
 
-from lrqat.activations.grids import ACTIVATION_GRIDS
 from lrqat.activations.kv_cache import quantize_kv_cache
 from lrqat.activations.quantizer import attach
 from lrqat.activations.ranges import calibrate
+from lrqat.activations.table import ACTIVATION_GRIDS
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.models import fuse, hub, preparation, surgery
 from lrqat.models.small_llama import make_untrained_model

@@ -21,13 +21,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from lrqat.activations.grids import (
-    ActivationGrid,
-    find_activation_grid,
-    quantize,
-    row_ranges,
-    to_integers,
-)
+from lrqat.activations.grids import quantize, row_ranges, to_integers
+from lrqat.activations.table import ActivationGrid, find_activation_grid
 from lrqat.errors import ExportRefusedError
 
 

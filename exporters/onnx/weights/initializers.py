@@ -50,7 +50,7 @@ from exporters.onnx.weights.integers import (
 )
 from exporters.onnx.weights.storage import INTEGER_FORMS, UNSIGNED, code_shape, pack_rows
 from exporters.planning import activation_grid
-from lrqat.activations.grids import find_activation_grid
+from lrqat.activations.table import find_activation_grid
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import CheckpointError, ExportRefusedError
 from lrqat.grids.grid import Grid

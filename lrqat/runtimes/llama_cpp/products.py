@@ -26,8 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exporters.gguf.layout.encoding import block_minima
-from lrqat.activations.grids import find_activation_grid, quantize
+from lrqat.activations.grids import quantize
 from lrqat.activations.runtime_rounding import round_q8_0, sums_q8_1
+from lrqat.activations.table import find_activation_grid
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.runtimes.products import Product, computed_by, identity_of
 

@@ -20,15 +20,10 @@ from numpy.typing import NDArray
 from exporters.onnx.activations import KERNEL, cache_bits, roundings
 from exporters.onnx.folder.model_file import read_model
 from exporters.onnx.verification import exported_options
-from lrqat.activations.grids import (
-    BLOCK,
-    ActivationGrid,
-    ActivationRange,
-    find_activation_grid,
-    quantize,
-)
+from lrqat.activations.grids import ActivationRange, quantize
 from lrqat.activations.kv_cache import kv_bits, quantize_kv_cache, restore_kv_cache
 from lrqat.activations.quantizer import quantizers
+from lrqat.activations.table import BLOCK, ActivationGrid, find_activation_grid
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.runtimes.onnx_runtime.perplexity import feeds_of
 from lrqat.runtimes.onnx_runtime.session import OnnxRuntime, serialized

@@ -49,6 +49,7 @@ def fit_block(
     settings: StageSettings,
     seed: int,
     dtype: torch.dtype,
+    between_steps: Callable[[], None] = lambda: None,
 ) -> Fit:
     """Train thawed weights, in place; where they only got worse, they stay as they began.
 
@@ -60,6 +61,7 @@ def fit_block(
         settings: steps and rates.
         seed: of the order of the text.
         dtype: compute type.
+        between_steps: called after each; what it raises passes.
 
     Raises:
         NonFiniteLossError: the loss is not finite.
@@ -83,6 +85,7 @@ def fit_block(
         _average(weights)
         optimizer.step()
         schedule.step()
+        between_steps()
     with torch.no_grad():
         after = float(error(held_out))
         if not after <= before:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from lrqat.architectures import is_output_head
 from lrqat.init import imatrix_file
@@ -20,6 +19,7 @@ from lrqat.models.hidden_states import anatomy
 from lrqat.models.preparation import prepare, quantized_layers
 from lrqat.models.streaming import StreamedModel, open_streamed
 from lrqat.models.surgery import SurgeryPlan, Target
+from lrqat.progress import tqdm
 from lrqat.training import processes
 from lrqat.training.blocks.fitting import fit_block
 from lrqat.training.blocks.moments import BlockInputs, measure_block, thaw
@@ -29,6 +29,7 @@ from lrqat.training.blocks.walk import BlockWalk
 from lrqat.training.calibration import measure_inputs
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.blocks import TokenBlocks
+from lrqat.training.interruption import interruptible
 from lrqat.training.loading import not_one_by_one
 from lrqat.training.plan import TrainingPlan
 from lrqat.training.settings import COMPENSATED
@@ -74,6 +75,7 @@ def prepare_by_blocks(
         ModelError: its blocks cannot be run one at a time, or its files not read so.
         NonFiniteLossError: a block diverged.
         CheckpointError: a finished block was altered.
+        Interrupted: Ctrl-C; finished blocks are kept.
     """
     saved = SavedBlocks(folder, writes=processes.is_main())
     if original is not None:
@@ -121,21 +123,26 @@ class _Stage:
         if all(name in self.saved for name in (*self.walk.names, _REST)):
             return self._all_saved()
         exact, inputs = self._enter(folder), self._enter(folder)
+        what = "finished blocks are kept, and the run ends after this step"
         try:
-            reports = []
-            bar = tqdm(
-                self.walk.names, desc="blocks", unit="block", disable=not processes.is_main()
-            )
-            for index, name in enumerate(bar):
-                reports.append(self._block(index, name, exact, inputs))
-                bar.set_postfix_str(
-                    f"error {reports[-1].before:.2g} -> {reports[-1].after:.2g}, "
-                    f"{reports[-1].changed:.1%} of integers changed"
-                )
-            self._rest(inputs)
+            with interruptible(folder.parent, what) as self.interruption:
+                reports = self._all_blocks(exact, inputs)
+                self._rest(inputs)
+                self.interruption.raise_if_asked()
         finally:
             exact.close()
             inputs.close()
+        return reports
+
+    def _all_blocks(self, exact: HiddenStates, inputs: HiddenStates) -> list[BlockReport]:
+        reports = []
+        bar = tqdm(self.walk.names, desc="blocks", unit="block", disable=not processes.is_main())
+        for index, name in enumerate(bar):
+            reports.append(self._block(index, name, exact, inputs))
+            bar.set_postfix_str(
+                f"error {reports[-1].before:.2g} -> {reports[-1].after:.2g}, "
+                f"{reports[-1].changed:.1%} of integers changed"
+            )
         return reports
 
     def _all_saved(self) -> list[BlockReport]:
@@ -182,6 +189,7 @@ class _Stage:
             self.config,
             self.config.seed + index,
             self.dtype,
+            self.interruption.raise_if_asked,
         )
         for weight in weights.values():
             weight.freeze(downcast_for(self.config.phi, weight.grid))

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from lrqat.checkpoint.manifest import sha256_of
 from lrqat.errors import DataError
 from lrqat.evaluation.perplexity import Windows
 from lrqat.layers.methods import METHODS
 from lrqat.models.documents import keeps_apart
+from lrqat.progress import tqdm
 from lrqat.training import processes
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.apart import ALONE, POSITIONS

@@ -16,7 +16,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from lrqat.errors import first_line
-from lrqat.limited_process import CAN_COPY, end_after, limit_memory
+from lrqat.limited_process import end_after, limit_memory
+from lrqat.portable import CAN_COPY
 from lrqat.training.data.answer_spans import AnswersError, Spans, render_answers
 
 SECONDS = 5  # for one chat; templates take milliseconds

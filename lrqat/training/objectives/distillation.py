@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from lrqat.errors import UserError
 from lrqat.evaluation.perplexity import LogitsFunction
@@ -16,6 +15,7 @@ from lrqat.layers.methods import METHODS
 from lrqat.layers.modes import full_precision
 from lrqat.models import hub
 from lrqat.models.reference import torch_logits
+from lrqat.progress import tqdm
 from lrqat.training import processes
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.blocks import TokenBlocks

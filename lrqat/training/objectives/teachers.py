@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lrqat.layers.methods import LoRALinear
+from lrqat.layers.lora import LoRALinear
 from lrqat.layers.modes import full_precision, provides_full_precision
 from lrqat.training.objectives.losses import CachedTeacher, ModelTeacher, SelfTeacher, Teacher
 from lrqat.training.settings import NONE, SELF, ObjectiveSettings

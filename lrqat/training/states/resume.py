@@ -5,12 +5,14 @@ from pathlib import Path
 
 from lrqat.atomic_files import refuse_existing, refuse_overlap, replaced_file, write_json
 from lrqat.checkpoint.manifest import FILE_NAME
+from lrqat.checkpoint.publishing import RUN
 from lrqat.errors import OutputError, UserError
 from lrqat.foreign_files import read_json
 from lrqat.recipes.recipe import Recipe
 from lrqat.recipes.recipe_file import read_recipe, write_recipe
 from lrqat.training.blocks.saved import has_blocks
 from lrqat.training.config import TrainConfig
+from lrqat.training.run_file import write_run
 from lrqat.training.states.folder import STATE, damage, list_states
 
 STATES = "checkpoints"
@@ -26,6 +28,7 @@ def record_run(state_folder: Path, config: TrainConfig, recipe: Recipe | None = 
         write_recipe(recipe, state_folder / _RECIPE, overwrite=True)
     with replaced_file(state_folder / _RUN, overwrite=True) as path:
         write_json(path, config.to_json())
+    write_run(config, state_folder / RUN, overwrite=True)
 
 
 def saved_recipe(state_folder: Path, state: Path | None) -> Recipe | None:

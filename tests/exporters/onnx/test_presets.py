@@ -9,7 +9,7 @@ import pytest
 from exporters import onnx as exporter
 from exporters.onnx.options import Options
 from exporters.onnx.presets import PRESETS
-from lrqat.activations.grids import ACTIVATION_GRIDS
+from lrqat.activations.table import ACTIVATION_GRIDS
 from lrqat.cli import export
 from lrqat.errors import ExportRefusedError
 from tests.support.fake_quantized import make_rounded

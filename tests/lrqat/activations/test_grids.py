@@ -5,14 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrqat.activations.grids import (
-    ACTIVATION_GRIDS,
-    ActivationRange,
-    find_activation_grid,
-    parse_setting,
-    quantize,
-    range_of,
-)
+from lrqat.activations.grids import ActivationRange, quantize, range_of
+from lrqat.activations.table import ACTIVATION_GRIDS, find_activation_grid, parse_setting
 from lrqat.errors import GridError, UserError
 
 INTEGER = [name for name in ACTIVATION_GRIDS if name.startswith("int")]

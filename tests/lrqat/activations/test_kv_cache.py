@@ -15,8 +15,9 @@ from transformers import (
 )
 from transformers.models.llama import modeling_llama
 
-from lrqat.activations.grids import ACTIVATION_GRIDS, quantize
+from lrqat.activations.grids import quantize
 from lrqat.activations.kv_cache import kv_bits, plain_attention, quantize_kv_cache, restore_kv_cache
+from lrqat.activations.table import ACTIVATION_GRIDS
 from lrqat.errors import ModelError, UserError
 
 SIZES = {

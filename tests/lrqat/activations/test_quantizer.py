@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from lrqat.activations.grids import ACTIVATION_GRIDS, ActivationRange, quantize, range_of
+from lrqat.activations.grids import ActivationRange, quantize, range_of
 from lrqat.activations.quantizer import (
     ActivationQuantizer,
     attach,
@@ -17,7 +17,8 @@ from lrqat.activations.quantizer import (
     detach,
     quantizers,
 )
-from lrqat.activations.ranges import BINS, RANGE_METHODS, calibrate
+from lrqat.activations.ranges import BINS, calibrate
+from lrqat.activations.table import ACTIVATION_GRIDS, RANGE_METHODS
 from lrqat.errors import CheckpointError, DataError, GridError, UserError
 from lrqat.models import surgery
 from lrqat.models.preparation import Settings, prepare

@@ -8,8 +8,9 @@ from lrqat.grids.grid import GRIDS
 from lrqat.init import input_statistics
 from lrqat.init.importance import sum_of_squares
 from lrqat.init.input_directions import find_directions, sketch_of
-from lrqat.init.lora_init import LORA_INITS, initialise, round_to_nearest
+from lrqat.init.lora_init import initialise, round_to_nearest
 from lrqat.init.range_init import find_scales
+from lrqat.init.starts import LORA_INITS
 from lrqat.layers.frozen import DOWNCASTS
 from lrqat.layers.linear import LRQATLinear
 from lrqat.models import hub

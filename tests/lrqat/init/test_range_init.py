@@ -11,7 +11,8 @@ from lrqat.grids.grid import (
     find_grid,
 )
 from lrqat.grids.quantize import Scales, dequantize, integers, stored_scale, to_latent
-from lrqat.init.range_init import RANGE_INITS, RangeInit, find_scales
+from lrqat.init.range_init import find_scales
+from lrqat.init.starts import RANGE_INITS, RangeInit
 from tests.support.grids import KINDS_OF_GRIDS
 
 

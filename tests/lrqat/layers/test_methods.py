@@ -6,7 +6,8 @@ from torch import nn
 
 from lrqat.errors import UserError
 from lrqat.layers.linear import LRQATLinear
-from lrqat.layers.methods import METHODS, LoRALinear
+from lrqat.layers.lora import LoRALinear
+from lrqat.layers.methods import METHODS
 from lrqat.layers.modes import full_precision
 from lrqat.layers.weight import QuantizedWeight
 from lrqat.models.preparation import Settings, check_settings, merge_and_round, prepare

@@ -83,8 +83,11 @@ def test_every_chain_ends_and_asks_less_of_a_row_at_each_step():
 
 def test_backends_name_grids_that_there_are():
     for backend in BACKENDS.values():
-        assert set(backend.fast + backend.slow) <= set(GRIDS)
-        assert not set(backend.fast) & set(backend.slow)
+        lists = (backend.fast, backend.runs, backend.slow, backend.refused)
+        named = [name for names in lists for name in names]
+        assert set(named) <= set(GRIDS)
+        assert len(named) == len(set(named))
+        assert backend.source
 
 
 def test_shapes_are_those_of_all_weights_that_can_be_on_a_grid():

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from lrqat.activations.grids import ACTIVATION_GRIDS, quantize
+from lrqat.activations.grids import quantize
+from lrqat.activations.table import ACTIVATION_GRIDS
 from lrqat.evaluation.perplexity import Windows, compare
 from lrqat.models.reference import torch_logits
 from lrqat.runtimes.bounds import RuntimeCheck, check_graph, reordered

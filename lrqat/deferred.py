@@ -1,0 +1,29 @@
+"""Functions of a table that are imported when they are first called.
+
+A table says what there is to choose from, and what each choice is: that is wanted for `--help`, for
+checking what a user wrote, and in plans, where torch would take seconds to import for nothing.
+"""
+
+import importlib
+from typing import Any
+
+
+class Deferred:
+    """A function, or a class, by its place.
+
+    Args:
+        place: "lrqat.init.scale_search:search".
+        **given: keywords that every call has.
+    """
+
+    def __init__(self, place: str, **given: Any) -> None:
+        self._module, _, self._name = place.partition(":")
+        self._given = given
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it."""
+        return self.found()(*args, **self._given, **kwargs)
+
+    def found(self) -> Any:
+        """What is there."""
+        return getattr(importlib.import_module(self._module), self._name)
