@@ -13,7 +13,6 @@ import gguf
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from exporters.gguf.file.header import TensorInfo, read_header
 from lrqat.atomic_files import replaced_file
@@ -23,6 +22,7 @@ from lrqat.init.imatrix_file import llama_cpp_names
 from lrqat.models import hub
 from lrqat.models.fuse import fuse
 from lrqat.models.surgery import SurgeryPlan, plan_surgery
+from lrqat.progress import tqdm
 from lrqat.runtimes.llama_cpp.quantize_rows import quantize_rows
 
 _TOKENS = 8192  # of the text that importance is measured on

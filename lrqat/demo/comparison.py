@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from lrqat.evaluation.text import EvaluationText
 from lrqat.models import hub
+from lrqat.progress import tqdm
 from lrqat.runtimes.divergence import measure_divergence
 from lrqat.runtimes.llama_cpp.runtime import LlamaCpp
 from lrqat.runtimes.targets import model_bytes
