@@ -1,4 +1,7 @@
-"""Where a checkpoint is written: its folder, which also holds states, exports, and a picture."""
+"""Where a checkpoint is written: its folder.
+
+It also holds states, exports, and what is said of the training: a picture and a report.
+"""
 
 import os
 from collections.abc import Iterator
@@ -11,6 +14,7 @@ from lrqat.checkpoint.roles import Role, role_of
 from lrqat.foreign_files import ForeignFileError, read_json
 
 PICTURE = "training.png"
+REPORT = "training-report.json"
 
 
 def published(folder: Path) -> AbstractContextManager[Path]:
@@ -53,7 +57,7 @@ def not_the_checkpoints(folder: Path) -> list[str]:
     Its own are those that its manifest lists, and whatever else transformers would take for a part
     of the model: an earlier lrqat, or somebody's hand, may have left them.
     """
-    own = {name.split("/")[0] for name in _listed(folder)} | {FILE_NAME, PICTURE}
+    own = {name.split("/")[0] for name in _listed(folder)} | {FILE_NAME, PICTURE, REPORT}
     of_a_model = (Role.MODEL, Role.TEXT)
     names = os.listdir(folder)
     return sorted(n for n in names if n not in own and role_of(n) not in of_a_model)

@@ -6,7 +6,7 @@ token is in the text, and by what kind of piece it is.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,14 @@ from numpy.typing import NDArray
 from lrqat.atomic_files import replaced_file, write_json
 from lrqat.errors import DataError
 from lrqat.evaluation.perplexity import Comparison, Progress, Windows, compare
+from lrqat.evaluation.pieces import Pieces
 from lrqat.models import hub
 from lrqat.runtimes.targets import Target, open_target
 
 _QUANTILES = (0.5, 0.9, 0.99)
 _PARTS = 4  # of a window, by position
+_GUESSES = 3  # that are kept of each distribution
+Guesses = tuple[tuple[str, float], ...]  # token and probability, the likeliest first
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,8 @@ class TokenDivergence:
         kl: KL(base || target) of the distribution it was drawn from, nats.
         base_nll: its surprise to the base, nats.
         nll: to the target.
-        base_top: the most likely token to the base, as text.
-        top: to the target.
+        base_says: the most likely tokens to the base with their probabilities.
+        says: to the target.
     """
 
     window: int
@@ -45,8 +48,18 @@ class TokenDivergence:
     kl: float
     base_nll: float
     nll: float
-    base_top: str
-    top: str
+    base_says: Guesses
+    says: Guesses
+
+    @property
+    def base_top(self) -> str:
+        """The most likely token to the base."""
+        return self.base_says[0][0]
+
+    @property
+    def top(self) -> str:
+        """The most likely token to the target."""
+        return self.says[0][0]
 
 
 @dataclass(frozen=True)
@@ -54,17 +67,25 @@ class Divergence:
     """A model against its base, on one text.
 
     Attributes:
+        path: the target, as it was given.
+        base: what it was compared with, likewise.
         runtime: what ran the target.
         bytes: of the target's files.
+        context: tokens of a window.
         comparison: the means.
         tokens: every scored token in order.
+        leading: of every window, the text that comes before its scored tokens.
         groups: heading -> name -> (mean KL, tokens): "position", "frequency", "kind".
     """
 
+    path: str
+    base: str
     runtime: str
     bytes: int
+    context: int
     comparison: Comparison
     tokens: list[TokenDivergence]
+    leading: list[str]
     groups: dict[str, dict[str, tuple[float, int]]]
 
     @property
@@ -88,8 +109,11 @@ class Divergence:
     def to_json(self) -> dict[str, Any]:
         """The sums, without single tokens."""
         return {
+            "file": self.path,
+            "base": self.base,
             "runtime": self.runtime,
             "bytes": self.bytes,
+            "context": self.context,
             "perplexity": self.comparison.target.perplexity,
             "base_perplexity": self.comparison.reference.perplexity,
             "kl": self.comparison.kl,
@@ -104,9 +128,13 @@ class Divergence:
 
     def write(self, path: Path, *, overwrite: bool) -> None:
         """Write `to_json` with every token as a JSON file. Raises OutputError."""
-        content = self.to_json() | {"per_token": [asdict(token) for token in self.tokens]}
         with replaced_file(path, overwrite=overwrite) as staging:
-            write_json(staging, content)
+            write_json(staging, self.with_tokens(), compact=True)
+
+    def with_tokens(self) -> dict[str, Any]:
+        """The sums and every token, the form of the file that `write` makes."""
+        tokens = [_rounded(asdict(token)) for token in self.tokens]
+        return self.to_json() | {"leading": self.leading, "per_token": tokens}
 
 
 def measure_divergence(
@@ -136,8 +164,10 @@ def measure_divergence(
         tokens = first.encode(text)
         _refuse_other_tokens(path, base, text, tokens, second)
         windows = Windows.cut(tokens, context, first.bos, limit, positions=second.positions)
-        found = compare(first.logits, second.logits, windows, progress)
-    scored = list(_tokens(found, windows, lambda token: tokenizer.decode([token])))
+        found = compare(first.logits, second.logits, windows, progress, guesses=_GUESSES)
+    pieces = Pieces(tokenizer)
+    scored = list(_tokens(found, windows, pieces))
+    leading = [pieces.text(window[: windows.scored.start + 1]) for window in windows.tokens]
     counts = Counter(tokens)
     ids = [int(token) for window in windows.tokens for token in windows.targets(window)]
     labels = {
@@ -146,7 +176,9 @@ def measure_divergence(
         "kind": [_kind(token.token) for token in scored],
     }
     groups = {heading: _means(of, found.divergences) for heading, of in labels.items()}
-    return Divergence(second.runtime, second.bytes, found, scored, groups)
+    return Divergence(
+        path, base, second.runtime, second.bytes, context, found, scored, leading, groups
+    )
 
 
 def _refuse_other_tokens(
@@ -160,24 +192,36 @@ def _refuse_other_tokens(
 
 
 def _tokens(
-    found: Comparison, windows: Windows, text_of: Callable[[int], str]
+    found: Comparison, windows: Windows, pieces: Pieces
 ) -> Iterator[TokenDivergence]:
     first = windows.scored.start + 1  # what is scored is predicted by the position before
     index = 0
     for number, window in enumerate(windows.tokens):
-        for offset, token in enumerate(windows.targets(window)):
-            tops = found.tops[index]
+        for offset, text in enumerate(pieces.texts(windows.targets(window))):
+            says = [
+                tuple((pieces[int(token)], float(p)) for token, p in zip(*both, strict=True))
+                for both in zip(found.guesses[index], found.probabilities[index], strict=True)
+            ]
             yield TokenDivergence(
                 window=number,
                 position=first + offset,
-                token=text_of(int(token)),
+                token=text,
                 kl=float(found.divergences[index]),
                 base_nll=float(found.reference.nll[index]),
                 nll=float(found.target.nll[index]),
-                base_top=text_of(int(tops[0])),
-                top=text_of(int(tops[1])),
+                base_says=says[0],
+                says=says[1],
             )
             index += 1
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers with six digits: a file of a million tokens is read by people's editors too."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _part(position: int, windows: Windows) -> str:

@@ -15,6 +15,7 @@ from lrqat.grids.misfits import MISFIT_CHOICES, NEXT
 from lrqat.init.lora_init import LORA_INITS
 from lrqat.settings import AUTO, Group, about, above, at_least, between, flag, one_of, option
 from lrqat.training.optimizers import OPTIMIZERS, refuse_unavailable
+from lrqat.training.trackers import TRACKERS, tracker_names
 
 SELF = "self"  # as --teacher: the model itself; as --data: text that the model writes
 NONE = "none"  # as --teacher
@@ -300,3 +301,11 @@ class OutputSettings(Group):
     save_every: int = option(
         "steps between resumable states; 0: a tenth of --steps", 0, at_least(0)
     )  # fmt: skip
+    report_to: str | None = option(
+        f"show the run's series in {' or '.join(TRACKERS)}, or in both, with a comma between them",
+        None,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        tracker_names(self.report_to)  # before anything is trained
