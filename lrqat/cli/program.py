@@ -23,6 +23,7 @@ GROUPS = {
     "Prove": {
         "parity": "prove exported files against their checkpoint: bytes, graph, runtime",
         "evaluate": "measure the perplexity of a model in its own runtime",
+        "report": "write one HTML file about runs and files, to look at and to hand on",
     },
     "Try": {
         "demo": "run the whole path on a small model that it trains first",

@@ -18,48 +18,13 @@ from lrqat.atomic_files import replaced_file, write_json
 from lrqat.errors import DataError
 from lrqat.evaluation.perplexity import Comparison, Progress, Windows, compare
 from lrqat.evaluation.pieces import Pieces
+from lrqat.evaluation.token_divergence import TokenDivergence
 from lrqat.models import hub
 from lrqat.runtimes.targets import Target, open_target
 
 _QUANTILES = (0.5, 0.9, 0.99)
 _PARTS = 4  # of a window, by position
 _GUESSES = 3  # that are kept of each distribution
-Guesses = tuple[tuple[str, float], ...]  # token and probability, the likeliest first
-
-
-@dataclass(frozen=True)
-class TokenDivergence:
-    """One scored token.
-
-    Attributes:
-        window: number of its window.
-        position: in the window, from 0.
-        token: its text.
-        kl: KL(base || target) of the distribution it was drawn from, nats.
-        base_nll: its surprise to the base, nats.
-        nll: to the target.
-        base_says: the most likely tokens to the base with their probabilities.
-        says: to the target.
-    """
-
-    window: int
-    position: int
-    token: str
-    kl: float
-    base_nll: float
-    nll: float
-    base_says: Guesses
-    says: Guesses
-
-    @property
-    def base_top(self) -> str:
-        """The most likely token to the base."""
-        return self.base_says[0][0]
-
-    @property
-    def top(self) -> str:
-        """The most likely token to the target."""
-        return self.says[0][0]
 
 
 @dataclass(frozen=True)
@@ -173,7 +138,7 @@ def measure_divergence(
     labels = {
         "position": [_part(token.position, windows) for token in scored],
         "frequency": [_frequency(counts[token]) for token in ids],
-        "kind": [_kind(token.token) for token in scored],
+        "kind": [(0, _kind(pieces[token])) for token in ids],
     }
     groups = {heading: _means(of, found.divergences) for heading, of in labels.items()}
     return Divergence(
@@ -224,20 +189,23 @@ def _rounded(value: Any) -> Any:
     return [_rounded(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def _part(position: int, windows: Windows) -> str:
+_Label = tuple[int, str]  # where it stands among the others, and its name
+
+
+def _part(position: int, windows: Windows) -> _Label:
     """The quarter of the scored positions that a position is in."""
     start, stop = windows.scored.start + 1, windows.context
     size = max(1, -(-(stop - start) // _PARTS))
     begin = start + (position - start) // size * size
-    return f"{begin} to {min(stop, begin + size) - 1}"
+    return begin, f"{begin} to {min(stop, begin + size) - 1}"
 
 
-def _frequency(count: int) -> str:
+def _frequency(count: int) -> _Label:
     """How often a token is in the text."""
     for most in (1, 10, 100):
         if count <= most:
-            return "once" if most == 1 else f"up to {most} times"
-    return "more often"
+            return most, "once" if most == 1 else f"up to {most} times"
+    return count, "more often"
 
 
 def _kind(piece: str) -> str:
@@ -252,9 +220,11 @@ def _kind(piece: str) -> str:
     return "beginning of a word" if piece[0].isspace() else "inside a word"
 
 
-def _means(labels: Sequence[str], divergences: NDArray[np.float64]) -> dict[str, tuple[float, int]]:
-    named = np.array(labels)
+def _means(
+    labels: Sequence[_Label], divergences: NDArray[np.float64]
+) -> dict[str, tuple[float, int]]:
+    named = np.array([name for _, name in labels])
     return {
-        label: (float(divergences[named == label].mean()), int((named == label).sum()))
-        for label in dict.fromkeys(sorted(labels))
+        name: (float(divergences[named == name].mean()), int((named == name).sum()))
+        for name in dict.fromkeys(name for _, name in sorted(labels))
     }

@@ -22,12 +22,12 @@ from lrqat.errors import CheckpointError
 from lrqat.foreign_files import ForeignFileError, read_json
 from lrqat.layers.weight import QuantizedWeight
 
-FOLDER, _LIST = "blocks", "blocks.json"
+FOLDER, LIST = "blocks", "blocks.json"
 
 
 def has_blocks(folder: Path) -> bool:
     """Whether the states of a run have finished blocks among them."""
-    return (folder / FOLDER / _LIST).is_file()
+    return (folder / FOLDER / LIST).is_file()
 
 
 class SavedBlocks:
@@ -64,7 +64,7 @@ class SavedBlocks:
             save_file(tensors, staging, metadata={"format": "pt"})
         entry = {"sha256": sha256_of(path), "bytes": path.stat().st_size, "note": note}
         self._entries[name] = entry
-        with replaced_file(self._folder / _LIST, overwrite=True) as staging:
+        with replaced_file(self._folder / LIST, overwrite=True) as staging:
             write_json(staging, self._entries)
 
     @torch.no_grad()
@@ -77,7 +77,7 @@ class SavedBlocks:
         path, entry = self._path(name), self._entries[name]
         if not path.is_file() or sha256_of(path) != entry["sha256"]:
             raise CheckpointError(
-                f"{path} was altered: its sha256 is not the one in {_LIST}; start anew with "
+                f"{path} was altered: its sha256 is not the one in {LIST}; start anew with "
                 "--overwrite"
             )
         saved = load_file(path)
@@ -96,7 +96,7 @@ class SavedBlocks:
 
     def _read(self) -> dict[str, Any]:
         try:
-            return read_json(self._folder / _LIST) if (self._folder / _LIST).is_file() else {}
+            return read_json(self._folder / LIST) if (self._folder / LIST).is_file() else {}
         except ForeignFileError as error:
             raise CheckpointError(f"{error}; start anew with --overwrite") from None
 

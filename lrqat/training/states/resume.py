@@ -14,7 +14,7 @@ from lrqat.training.config import TrainConfig
 from lrqat.training.states.folder import STATE, damage, list_states
 
 STATES = "checkpoints"
-_RUN, _RECIPE, _SENSITIVITY = "run.json", "recipe.yaml", "sensitivity.json"
+RUN, _RECIPE, _SENSITIVITY = "run.json", "recipe.yaml", "sensitivity.json"
 # What may differ between a run and its continuation.
 _FREE = {"output", "save_every", "eval_data", "eval_windows", "context", "device", "teacher_cache",
          "report_to"}  # fmt: skip
@@ -27,7 +27,7 @@ def record_run(state_folder: Path, config: TrainConfig, budgeted: Budgeted | Non
         write_recipe(budgeted.recipe, state_folder / _RECIPE, overwrite=True)
         with replaced_file(state_folder / _SENSITIVITY, overwrite=True) as path:
             write_json(path, budgeted.sensitivity)
-    with replaced_file(state_folder / _RUN, overwrite=True) as path:
+    with replaced_file(state_folder / RUN, overwrite=True) as path:
         write_json(path, config.to_json())
 
 
@@ -108,7 +108,7 @@ def find_state(
         return None
     state = _last_intact(state_folder, say) if resume == "auto" else _named(Path(resume))
     if state is not None or has_blocks(state_folder):
-        _refuse_other_settings((state.parent if state else state_folder) / _RUN, config)
+        _refuse_other_settings((state.parent if state else state_folder) / RUN, config)
     return state
 
 
