@@ -58,9 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             limit=args.windows,
             progress=lambda name: _progress(Path(name).name, "window"),
         )
-    written = write_report(
-        material, Path(args.output), title=args.title, overwrite=args.overwrite
-    )
+    written = write_report(material, Path(args.output), title=args.title, overwrite=args.overwrite)
     out.say(f"report in {args.output}, {written:,} bytes; open it in a browser")
     counts = {"models": len(material.models), "tokens": len(material.tokens)}
     counts |= {"proofs": len(material.proofs), "frontiers": len(material.frontiers)}

@@ -14,7 +14,7 @@ from lrqat.reporting.svg import INK, MUTED, colour, drawn, logarithmic, whole_nu
 
 _LEAST_KL = 1e-6  # nats, below which a difference is one of summation
 _BINS = np.geomspace(_LEAST_KL, 30, 60)
-_DASHES, _DASH_NAMES = ("-", "--", ":", "-."), ("solid", "dashed", "dotted", "dash-dotted")
+_DASHES, _DASH_NAMES = ("-", "--", ":", "-."), ("Solid", "Dashed", "Dotted", "Dash-dotted")
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ def rates(histories: Histories) -> Chart | None:
         for rows in histories.values()
     ]
     named = zip(_DASH_NAMES, keys, strict=False)
-    note = "; ".join(f"{dash}: {_called(key)}" for dash, key in named)
-    return _chart("Rates", list(histories), words, draw, note if len(keys) > 1 else _called(keys[0]))
+    note = " ".join(f"{dash}: {_called(key)}." for dash, key in named)
+    return _chart("Rates", list(histories), words, draw, note)
 
 
 def _called(key: str) -> str:
@@ -282,6 +282,20 @@ def concentration(tokens: Mapping[str, TokenKL]) -> Chart:
     return _chart("Who holds the KL", list(sums), words, draw)
 
 
+def _name(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
+    """Write names at points, but for those that would stand upon another; a table has them all."""
+    taken: list[tuple[float, float]] = []
+    for name, x, y in points:
+        if y <= 0:
+            continue
+        across, up = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
+        if all(abs(across - a) > 0.13 or abs(up - u) > 0.06 for a, u in taken):
+            taken.append((across, up))
+            right = across > 0.85
+            axes.annotate(name, (x, y), fontsize=8, color=MUTED, ha="right" if right else "left",
+                          xytext=(-4 if right else 4, 3), textcoords="offset points")  # fmt: skip
+
+
 def frontier(found: Frontier, models: Sequence[tuple[Model, float]]) -> Chart:
     """KL over the size of the file, with llama-quantize's recipes and the models of the report."""
     sure = [point for point in found.points if point.measured is not None]
@@ -291,14 +305,12 @@ def frontier(found: Frontier, models: Sequence[tuple[Model, float]]) -> Chart:
                   color=colour(0))  # fmt: skip
         axes.plot([p.bytes / 1e6 for p in sure], [p.kl for p in sure], "o", color=colour(0), ms=4)
         for recipe in found.recipes:
-            place = (recipe.bytes / 1e6, recipe.kl)
-            axes.plot(*place, "x", color=colour(1), ms=5)
-            axes.annotate(recipe.name, place, fontsize=7, color=MUTED, xytext=(3, 3),
-                          textcoords="offset points")  # fmt: skip
+            axes.plot(recipe.bytes / 1e6, recipe.kl, "x", color=colour(1), ms=5)
         for model, kl in models:
             axes.plot(model.bytes / 1e6, kl, "*", color=INK, ms=8)
         axes.set(xlabel="GGUF file (MB)", ylabel="KL (nats)")
         logarithmic(axes.yaxis)
+        _name(axes, [(recipe.name, recipe.bytes / 1e6, recipe.kl) for recipe in found.recipes])
 
     first, last = found.points[0], found.points[-1]
     words = (
@@ -306,5 +318,6 @@ def frontier(found: Frontier, models: Sequence[tuple[Model, float]]) -> Chart:
         f"{last.bytes / 1e6:.1f} MB"
     )
     legend = ((1, "allotted (line: estimated, dots: measured)"), (2, "llama-quantize's recipes"))
-    note = "Stars: the files of this report." if models else ""
+    note = "Stars: the files of this report, each on the text that it was measured on."
+    note = note if models else ""
     return Chart("KL against size", drawn(draw), f"KL against size: {words}.", legend, note)

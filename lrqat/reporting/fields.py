@@ -1,10 +1,11 @@
 """JSON that somebody else wrote, asked for what it should hold."""
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
 from lrqat.foreign_files import ForeignFileError
+
+_MOST = 1e30  # nothing that is measured is larger
 
 
 class Fields:
@@ -84,9 +85,9 @@ class Fields:
     def _number(self, value: Any, name: str) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self._wrong(name, "is no number")
-        if not math.isfinite(value):
-            raise self._wrong(name, "is no finite number")
-        return value
+        if not abs(value) < _MOST:
+            raise self._wrong(name, "is no finite number, or none that can be")
+        return float(value)
 
     def _checked(self, value: Any, name: str, kind: type) -> Any:
         if not isinstance(value, kind):

@@ -1,6 +1,6 @@
 """The weights of a checkpoint one by one: grid, integers, and how far they are from the base's."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,19 +33,19 @@ def layers_of(
         UserError: a damaged file, or a base that is none.
     """
     known = training or Training(finished=True)
-    weights = None if base is None else _open(base)
+    weights = None if base is None else open_base(base)
     found = []
     for name in progress(checkpoint.quantized_names):
         tensor = checkpoint.quantized(name)
         rows, columns = tensor.q.shape
-        original = None if weights is None else _original(weights, name, checkpoint.kind(name))
+        original = None if weights is None else original_of(weights, name, checkpoint.kind(name))
         found.append(
             Layer(
                 name=name,
                 grid=tensor.grid.name,
                 bits=tensor.grid.bits_per_weight(columns),
                 weights=rows * columns,
-                error=None if original is None else _error(tensor, original),
+                error=None if original is None else relative_error(_rows_of(tensor), original),
                 integers=_integers(tensor.q, tensor.grid),
                 changed_in_blocks=known.block_shares.get(name),
                 changed=known.shares.get(name),
@@ -55,14 +55,14 @@ def layers_of(
     return tuple(found)
 
 
-def _open(base: str) -> "Weights | None":
+def open_base(base: str) -> "Weights | None":
     """The weights of a base; None where they are not safetensors, or not on this machine."""
     from lrqat.models.stored_model import open_model
 
     return open_model(base).weights
 
 
-def _original(weights: "Weights", name: str, kind: WeightKind) -> NDArray[np.float32] | None:
+def original_of(weights: "Weights", name: str, kind: WeightKind) -> NDArray[np.float32] | None:
     """The weight (out, in) that one of the checkpoint's was made from, if it is there."""
     stack, _, expert = name.rpartition(".")
     if kind == WeightKind.EXPERTS and stack in weights.names:
@@ -74,17 +74,32 @@ def _original(weights: "Weights", name: str, kind: WeightKind) -> NDArray[np.flo
     return None
 
 
-def _error(tensor: QuantizedTensor, original: NDArray[np.float32]) -> float | None:
-    """|W - W0|^2 / |W0|^2, summed in float64; None for a base of another shape."""
-    if original.shape != tensor.q.shape:
-        return None
+def relative_error(
+    pieces: Iterable[NDArray[np.float32]], original: NDArray[np.float32]
+) -> float | None:
+    """|W - W0|^2 / |W0|^2, summed in float64; None for a base of another shape, or of zeros.
+
+    Args:
+        pieces: consecutive rows of W, each (rows, in).
+        original: W0, (out, in).
+    """
     difference = size = 0.0
-    for start in range(0, len(original), _PIECE_ROWS):
-        rows = np.arange(start, min(start + _PIECE_ROWS, len(original)))
-        wanted = original[rows].astype(np.float64)
-        difference += float(np.square(tensor.take(rows).dequantize() - wanted).sum())
+    start = 0
+    for piece in pieces:
+        wanted = original[start : start + len(piece)].astype(np.float64)
+        if wanted.shape != piece.shape:
+            return None
+        difference += float(np.square(piece - wanted).sum())
         size += float(np.square(wanted).sum())
-    return difference / size if size else None
+        start += len(piece)
+    return difference / size if size and start == len(original) else None
+
+
+def _rows_of(tensor: QuantizedTensor) -> Iterator[NDArray[np.float32]]:
+    """A weight dequantised, some rows at a time."""
+    for start in range(0, len(tensor.q), _PIECE_ROWS):
+        rows = np.arange(start, min(start + _PIECE_ROWS, len(tensor.q)))
+        yield tensor.take(rows).dequantize()
 
 
 def _integers(q: NDArray[np.int8], grid: Grid) -> tuple[float, ...]:

@@ -1,7 +1,8 @@
 """What a report is made of, whatever files it came from."""
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from lrqat.evaluation.token_divergence import TokenDivergence
 
@@ -194,8 +195,15 @@ class Material:
     frontiers: list[Frontier] = field(default_factory=list)
 
 
-def same_place(one: str, other: str) -> bool:
-    """Whether two paths, perhaps of different working folders, name the same file."""
-    return Path(one).resolve() == Path(other).resolve() or (
-        Path(one).name == Path(other).name and not (Path(one).exists() and Path(other).exists())
-    )
+def owner(path: str, models: Sequence[str]) -> str:
+    """Which of `models` a path names that was written down elsewhere; itself if none.
+
+    It may be of another working folder or machine, so that where it is not here, one model of the
+    same name will do.
+    """
+    place = os.path.abspath(path)
+    exact = [model for model in models if os.path.abspath(model) == place]
+    if exact or os.path.exists(path):
+        return exact[0] if exact else path
+    same = [model for model in models if os.path.basename(model) == os.path.basename(path)]
+    return same[0] if len(same) == 1 else path

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from lrqat.evaluation.perplexity import Progress
 from lrqat.reporting.fields import Fields
 from lrqat.reporting.json_files import read_tokens
-from lrqat.reporting.material import Material, same_place
+from lrqat.reporting.material import Material, owner
 
 
 def measure_missing(
@@ -32,9 +32,10 @@ def measure_missing(
     """
     from lrqat.runtimes.divergence import measure_divergence
 
+    paths = [model.path for model in material.models]
+    known = {owner(found.path, paths) for found in material.tokens}
     for model in material.models:
-        known = any(same_place(found.path, model.path) for found in material.tokens)
-        if not known and model.bytes:
+        if model.path not in known and model.bytes:
             found = measure_divergence(
                 model.path, base, text, context=context, limit=limit, progress=progress(model.path)
             )

@@ -151,14 +151,21 @@ def _layers(rows: list[Row]) -> dict[str, Any]:
         "models": [
             {
                 "name": name,
-                "worst": sorted(layers, key=lambda layer: -(layer.error or 0))[:_MOST_LAYERS],
-                "all": layers if len(layers) > _MOST_LAYERS else (),
+                "worst": _worst(layers),
+                "all": layers if layers != _worst(layers) else (),
                 "columns": _columns(layers),
-                "sensitivity": max((layer.sensitivity or 0 for layer in layers), default=0),
             }
             for name, layers in found.items()
         ],
     }
+
+
+def _worst(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """Those with the largest error; all where they are few, none where it is not known."""
+    if len(layers) <= _MOST_LAYERS:
+        return layers
+    known = [layer for layer in layers if layer.error is not None]
+    return tuple(sorted(known, key=lambda layer: -(layer.error or 0))[:_MOST_LAYERS])
 
 
 def _columns(layers: tuple[Layer, ...]) -> set[str]:
@@ -167,10 +174,12 @@ def _columns(layers: tuple[Layer, ...]) -> set[str]:
     return {name for name in optional if any(getattr(x, name) not in (None, ()) for x in layers)}
 
 
-def _frontiers(material: Material, rows: list[Row]) -> list[charts.Chart]:
+def _frontiers(material: Material, rows: list[Row]) -> dict[str, Any]:
+    """The frontiers, with the GGUF files among the models."""
     files = [(row.model, row.kl) for row in rows if row.model and row.kl and row.model.bytes]
     exported = [(model, kl) for model, kl in files if model.kind == "GGUF"]
-    return [charts.frontier(each, exported) for each in material.frontiers if each.points]
+    known = [each for each in material.frontiers if each.points]
+    return {"charts": [charts.frontier(each, exported) for each in known], "tables": known}
 
 
 def _level_names() -> list[str]:

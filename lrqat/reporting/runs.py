@@ -1,9 +1,9 @@
 """A run's folder as a part of a report: the fused checkpoint, and what was said of the training.
 
-    training-report.json      beside the checkpoint, once the run has ended
-    checkpoints/run.json      the settings
-    checkpoints/blocks/       the finished blocks
-    checkpoints/checkpoint-N  the last state: a run that goes on, or stopped, is told from these
+training-report.json      beside the checkpoint, once the run has ended
+checkpoints/run.json      the settings
+checkpoints/blocks/       the finished blocks
+checkpoints/checkpoint-N  the last state: a run that goes on, or stopped, is told from these
 """
 
 import math
@@ -107,7 +107,9 @@ def _training(path: Path, settings: Fields) -> Training | None:
         settings=shown,
         history=_last_history(states),
         blocks=tuple(_block(name, note) for name, note in blocks),
-        block_shares={n: s for _, note in blocks for n, s in note.part("weights").numbers().items()},
+        block_shares={
+            n: s for _, note in blocks for n, s in note.part("weights").numbers().items()
+        },
     )
 
 

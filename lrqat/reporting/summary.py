@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lrqat.reporting.material import Material, Model, Proof, TokenKL, same_place
+from lrqat.reporting.material import Material, Model, Proof, TokenKL, owner
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,15 @@ class Row:
 
 def rows_of(material: Material) -> list[Row]:
     """A row for every model, then for measurements and proofs of others, in the given order."""
-    paths: list[str] = []
-    for path in (part.path for part in (*material.models, *material.tokens, *material.proofs)):
-        if not any(same_place(path, other) for other in paths):
-            paths.append(path)
-    return [_row(path, label, material) for path, label in zip(paths, _labels(paths), strict=True)]
+    models = {model.path: model for model in material.models}
+    places = list(models)
+    tokens = {owner(found.path, places): found for found in material.tokens}
+    proofs = {owner(found.path, places): found for found in material.proofs}
+    paths = list(dict.fromkeys((*models, *tokens, *proofs)))
+    return [
+        _row(label, models.get(path), tokens.get(path), proofs.get(path))
+        for path, label in zip(paths, _labels(paths), strict=True)
+    ]
 
 
 def _labels(paths: Sequence[str]) -> list[str]:
@@ -72,10 +76,7 @@ def _labels(paths: Sequence[str]) -> list[str]:
     return ["/".join(each[-n:]) for each, n in zip(parts, counts, strict=True)]
 
 
-def _row(path: str, label: str, material: Material) -> Row:
-    model = next((m for m in material.models if same_place(m.path, path)), None)
-    tokens = next((t for t in material.tokens if same_place(t.path, path)), None)
-    proof = next((p for p in material.proofs if same_place(p.path, path)), None)
+def _row(label: str, model: Model | None, tokens: TokenKL | None, proof: Proof | None) -> Row:
     figures = _figures(model, tokens, proof)
     sizes = (part.bytes for part in (model, tokens, proof) if part and part.bytes)
     return Row(

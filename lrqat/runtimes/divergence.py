@@ -156,9 +156,7 @@ def _refuse_other_tokens(
         )
 
 
-def _tokens(
-    found: Comparison, windows: Windows, pieces: Pieces
-) -> Iterator[TokenDivergence]:
+def _tokens(found: Comparison, windows: Windows, pieces: Pieces) -> Iterator[TokenDivergence]:
     first = windows.scored.start + 1  # what is scored is predicted by the position before
     index = 0
     for number, window in enumerate(windows.tokens):
