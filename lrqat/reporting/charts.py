@@ -9,11 +9,13 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
+from lrqat.foreign_text import shown
 from lrqat.reporting.material import Block, Frontier, Layer, Model, TokenKL
 from lrqat.reporting.svg import INK, MUTED, colour, drawn, logarithmic, whole_numbers
 
 _LEAST_KL = 1e-6  # nats, below which a difference is one of summation
 _BINS = np.geomspace(_LEAST_KL, 30, 60)
+_NAME = 16  # characters of a recipe's
 _DASHES, _DASH_NAMES = ("-", "--", ":", "-."), ("Solid", "Dashed", "Dotted", "Dash-dotted")
 
 
@@ -175,7 +177,7 @@ def layer_errors(layers: Mapping[str, Sequence[Layer]]) -> Chart | None:
     def draw(axes: Axes) -> None:
         for n, each in enumerate(series.values()):
             places = [_block(layer) for layer in each] if single else range(len(each))
-            errors = [layer.error for layer in each]
+            errors = [layer.error or 0.0 for layer in each]
             axes.plot(places, errors, "o-" if single else "-", color=colour(n), ms=3)
         where = "block" if single else "weight, in the order of the model"
         axes.set(xlabel=where, ylabel="relative squared error")
@@ -255,8 +257,8 @@ def divergences(tokens: Mapping[str, TokenKL]) -> Chart:
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
     words = [
-        f"half of the tokens below {np.quantile(v, 0.5):.3g}, 99 % below {np.quantile(v, 0.99):.3g}, "
-        f"the mean {v.mean():.3g}, the most {v.max():.3g}"
+        f"half of the tokens below {np.quantile(v, 0.5):.3g}, 99% below "
+        f"{np.quantile(v, 0.99):.3g}, the mean {v.mean():.3g}, the most {v.max():.3g}"
         for v in kls.values()
     ]
     note = f"Dotted: the mean. What is below {least:g} stands at the left edge."
@@ -292,8 +294,10 @@ def _name(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
         if all(abs(across - a) > 0.13 or abs(up - u) > 0.06 for a, u in taken):
             taken.append((across, up))
             right = across > 0.85
-            axes.annotate(name, (x, y), fontsize=8, color=MUTED, ha="right" if right else "left",
-                          xytext=(-4 if right else 4, 3), textcoords="offset points")  # fmt: skip
+            where, side = ((-4, 3), "right") if right else ((4, 3), "left")
+            said = axes.annotate(shown(name)[:_NAME], (x, y), xytext=where, ha=side,
+                                 textcoords="offset points", fontsize=8, color=MUTED)  # fmt: skip
+            said.set_in_layout(False)
 
 
 def frontier(found: Frontier, models: Sequence[tuple[Model, float]]) -> Chart:

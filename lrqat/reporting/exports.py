@@ -59,7 +59,8 @@ def _compared(path: Path, base: str, progress: Progress) -> Iterator[Layer]:
     for parameter, info, read in progress(stored_parameters(path)):
         if len(info.shape) == 2 and parameter.endswith(_WEIGHT):
             name = parameter.removesuffix(_WEIGHT)
-            original = weights and original_of(weights, name, WeightKind.LINEAR)
+            kind = WeightKind.LINEAR
+            original = None if weights is None else original_of(weights, name, kind)
             rows = [] if original is None else [read().float().numpy()]
             yield _layer(name, info, None if original is None else relative_error(rows, original))
 

@@ -8,6 +8,7 @@ the one whose hash it names, and nothing be loaded.
 import base64
 import hashlib
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,8 @@ def render(material: Material, title: str | None = None) -> str:
         frontiers=_frontiers(material, rows),
         absent=list(absent(material, rows)),
         levels=_level_names(),
-        style=Markup(_own("report.css")),  # noqa: S704  (our own)
-        script=Markup(script),  # noqa: S704  (our own)
+        style=Markup(_own("report.css")),
+        script=Markup(script),
         script_hash=digest,
     )  # fmt: skip
 
@@ -101,7 +102,7 @@ def share(value: float) -> str:
 
 def figure(value: float | None) -> str:
     """A number with four figures; a dash where there is none."""
-    return "–" if value is None else f"{value:.{_FIGURES}g}"
+    return "\u2013" if value is None else f"{value:.{_FIGURES}g}"
 
 
 def _title(rows: list[Row]) -> str:
@@ -184,5 +185,5 @@ def _frontiers(material: Material, rows: list[Row]) -> dict[str, Any]:
 
 def _level_names() -> list[str]:
     edges = [f"{edge:g}" for edge in heat_map.LEVELS]
-    middle = [f"{low} to {high}" for low, high in zip(edges, edges[1:], strict=False)]
+    middle = [f"{low} to {high}" for low, high in pairwise(edges)]
     return [f"below {edges[0]}", *middle, f"{edges[-1]} and more"]

@@ -8,6 +8,7 @@ import io
 import itertools
 import re
 from collections.abc import Callable
+from typing import Any
 
 from markupsafe import Markup
 from matplotlib import rc_context
@@ -25,7 +26,7 @@ _VARIABLES = {
     **{colour: f"--s{n}" for n, colour in enumerate(SERIES, 1)},
 }
 _SIZE = (4.7, 2.9)  # inches of 72 points: on a phone a point is about a pixel
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, in the page's font
     "svg.hashsalt": "lrqat",
     "text.parse_math": False,  # a name may have dollars in it
@@ -64,7 +65,7 @@ def drawn(draw: Callable[[Axes], None], size: tuple[float, float] = _SIZE) -> Ma
         draw(axes)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    return Markup(_for_a_page(stream.getvalue(), f"f{next(_number)}"))  # noqa: S704  (our own)
+    return Markup(_for_a_page(stream.getvalue(), f"f{next(_number)}"))
 
 
 def whole_numbers(axes: Axes) -> None:
@@ -77,7 +78,7 @@ def logarithmic(axis: Axis) -> None:
 
     Matplotlib's own are powers, which it sets as formulas.
     """
-    scale = axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale
+    scale = axis.axes.set_xscale if axis is axis.axes.xaxis else axis.axes.set_yscale
     scale("log")
     least, most = sorted(axis.get_view_interval())
     few = most > 200 * least  # decades enough
@@ -87,7 +88,7 @@ def logarithmic(axis: Axis) -> None:
 
 
 def _for_a_page(svg: str, prefix: str) -> str:
-    """Without prolog, metadata and fonts, scaled by the page, its ids told from those of other figures."""
+    """Without prolog, metadata and fonts, scaled by the page, with ids of its own."""
     svg = svg[svg.index("<svg") :]
     for part in (r"<metadata>.*?</metadata>", r"<style.*?</style>", r"<!--.*?-->"):
         svg = re.sub(part, "", svg, flags=re.DOTALL)
