@@ -18,7 +18,7 @@ from markupsafe import Markup
 import lrqat
 from lrqat.atomic_files import replaced_file
 from lrqat.foreign_text import shown
-from lrqat.reporting import charts, heat_map
+from lrqat.reporting import frontier_chart, heat_map, run_charts, token_charts, weight_charts
 from lrqat.reporting.material import Layer, Material
 from lrqat.reporting.summary import Row, absent, rows_of
 
@@ -115,9 +115,9 @@ def _run(rows: list[Row]) -> dict[str, Any]:
     runs = {row.label: row.model.training for row in rows if row.model and row.model.training}
     histories = {name: training.history for name, training in runs.items() if training.history}
     blocks = {name: training.blocks for name, training in runs.items() if training.blocks}
-    plots = [charts.loss(histories), charts.changed(histories), charts.rates(histories)]
+    plots = [run_charts.loss(histories), run_charts.changed(histories), run_charts.rates(histories)]
     if blocks:
-        plots += [charts.block_errors(blocks), charts.block_changes(blocks)]
+        plots += [run_charts.block_errors(blocks), run_charts.block_changes(blocks)]
     return {"runs": runs, "blocks": blocks, "charts": [plot for plot in plots if plot]}
 
 
@@ -125,7 +125,9 @@ def _tokens(rows: list[Row]) -> dict[str, Any]:
     """KL token by token of every model that has it."""
     found = {row.label: row.tokens for row in rows if row.tokens and row.tokens.tokens}
     return {
-        "charts": [charts.divergences(found), charts.concentration(found)] if found else [],
+        "charts": [token_charts.divergences(found), token_charts.concentration(found)]
+        if found
+        else [],
         "models": [
             {
                 "name": name,
@@ -146,7 +148,7 @@ def _tokens(rows: list[Row]) -> dict[str, Any]:
 def _layers(rows: list[Row]) -> dict[str, Any]:
     """The weights of every model that has a list of them, those with the largest error first."""
     found = {row.label: row.model.layers for row in rows if row.model and row.model.layers}
-    plots = [charts.layer_errors(found), charts.layer_changes(found)]
+    plots = [weight_charts.layer_errors(found), weight_charts.layer_changes(found)]
     return {
         "charts": [plot for plot in plots if plot],
         "models": [
@@ -180,7 +182,7 @@ def _frontiers(material: Material, rows: list[Row]) -> dict[str, Any]:
     files = [(row.model, row.kl) for row in rows if row.model and row.kl and row.model.bytes]
     exported = [(model, kl) for model, kl in files if model.kind == "GGUF"]
     known = [each for each in material.frontiers if each.points]
-    return {"charts": [charts.frontier(each, exported) for each in known], "tables": known}
+    return {"charts": [frontier_chart.frontier(each, exported) for each in known], "tables": known}
 
 
 def _level_names() -> list[str]:

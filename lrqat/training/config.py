@@ -20,6 +20,7 @@ from lrqat.layers.methods import METHODS
 from lrqat.models.preparation import Settings
 from lrqat.settings import AUTO, groups_of
 from lrqat.training.model_settings import ModelSettings
+from lrqat.training.output_settings import OutputSettings
 from lrqat.training.settings import (
     NONE,
     SELF,
@@ -27,7 +28,6 @@ from lrqat.training.settings import (
     CalibrationSettings,
     GridSettings,
     ObjectiveSettings,
-    OutputSettings,
     ScheduleSettings,
     StageSettings,
 )

@@ -67,14 +67,12 @@ def fit(
         load_adapters(model, state)
         return Fitted(model, history_of(read_history(state)))
     guard = StepGuard()
+    objective = Objective(distillation.teacher, config.cross_entropy_weight)
     training_model = TrainingModel(
-        model,
-        Objective(distillation.teacher, config.cross_entropy_weight),
-        gradient_checkpointing=config.gradient_checkpointing,
+        model, objective, gradient_checkpointing=config.gradient_checkpointing
     )
-    progress = ProgressLine(
-        training_model, config.tokens_per_step, guard, rates_in_use(model, config.rates), record
-    )
+    rates = rates_in_use(model, config.rates)
+    progress = ProgressLine(training_model, config.tokens_per_step, guard, rates, record)
     trainer = LRQATTrainer(
         training_model,
         args=training_arguments(

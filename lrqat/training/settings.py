@@ -3,7 +3,7 @@
 How weights are put on their grids is a group of its own, `lrqat.models.preparation.Settings`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from lrqat.activations.grids import ACTIVATION_GRIDS, find_activation_grid, parse_setting
@@ -13,9 +13,8 @@ from lrqat.errors import UserError
 from lrqat.grids.backends import BACKENDS
 from lrqat.grids.misfits import MISFIT_CHOICES, NEXT
 from lrqat.init.lora_init import LORA_INITS
-from lrqat.settings import AUTO, Group, about, above, at_least, between, flag, one_of, option
+from lrqat.settings import AUTO, Group, above, at_least, between, flag, one_of, option
 from lrqat.training.optimizers import OPTIMIZERS, refuse_unavailable
-from lrqat.training.trackers import TRACKERS, tracker_names
 
 SELF = "self"  # as --teacher: the model itself; as --data: text that the model writes
 NONE = "none"  # as --teacher
@@ -289,23 +288,3 @@ class ScheduleSettings(Group):
     def trains_scales(self) -> bool:
         """Whether scales and minima are trained, where the method trains them."""
         return self.scale_learning_rate > 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutputSettings(Group):
-    """What is written."""
-
-    title = "output"
-
-    output: str = field(metadata=about("folder for the fused checkpoint"))
-    save_every: int = option(
-        "steps between resumable states; 0: a tenth of --steps", 0, at_least(0)
-    )  # fmt: skip
-    report_to: str | None = option(
-        f"show the run's series in {' or '.join(TRACKERS)}, or in both, with a comma between them",
-        None,
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        tracker_names(self.report_to)  # before anything is trained

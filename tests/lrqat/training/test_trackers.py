@@ -14,7 +14,8 @@ def config(tiny_model, text_file, tmp_path):
         return TrainConfig(
             model=str(tiny_model), data=str(text_file), output=str(tmp_path / "run"), grid="q2_0",
             stages="blocks,model", steps=4, block_steps=2, block_tokens=512, rank=4, batch_size=1,
-            sequence_length=64, context=64, eval_windows=2, importance_tokens=512, report_to=report_to,
+            sequence_length=64, context=64, eval_windows=2, importance_tokens=512,
+            report_to=report_to,
         )  # fmt: skip
 
     return make
