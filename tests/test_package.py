@@ -72,14 +72,16 @@ def test_a_checkpoint_is_exported_and_measured_from_the_wheel_alone(
         ["export", fused_checkpoint, "--format", "gguf", "--output", "model.gguf"],
         ["export", fused_checkpoint, "--format", "onnx", "--output", "onnx"],
         ["inspect", "onnx", "--checkpoint", fused_checkpoint],
+        ["report", fused_checkpoint, "--output", "report.html"],
         ["evaluate", fused_checkpoint, *measured],
         ["evaluate", "onnx", *measured],
         ["evaluate", "model.gguf", *measured],
     ]
     results = run_from(wheel, lines, tmp_path)
     assert [status for status, _ in results] == [0] * len(lines)
+    assert (tmp_path / "report.html").read_text().count('role="img"') > 10
     assert (tmp_path / "onnx" / "README.md").read_text().startswith("# ")
-    reference, onnx, gguf = (json.loads(shown)["perplexity"] for _, shown in results[3:])
+    reference, onnx, gguf = (json.loads(shown)["perplexity"] for _, shown in results[4:])
     assert onnx == pytest.approx(reference, rel=1e-5)
     assert gguf == pytest.approx(reference, rel=2e-2)
 

@@ -197,11 +197,14 @@ def umask() -> int:
     return mask
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, compact: bool = False) -> None:
     """Write `value` to `path` as UTF-8 in the order given, the same bytes on every machine.
+
+    With `compact` all on one line, which is for long lists of numbers.
 
     Raises:
         ValueError: NaN or infinity.
     """
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    style: dict[str, Any] = {"separators": (",", ":")} if compact else {"indent": 2}
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, **style)
     path.write_text(text + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """What every weight of a model costs on every grid that it can be on, in bytes and in KL."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,12 +28,14 @@ class Allotment:
         nbytes: of the file.
         estimate: KL in nats a token, the sum over the weights.
         kl: measured on the model, or None.
+        losses: name -> what the weight adds to `estimate`.
     """
 
     grids: dict[str, str]
     nbytes: int
     estimate: float
     kl: float | None = None
+    losses: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Prices:
             {name: each.grid for name, each in chosen.items()},
             self.other_bytes + sum(each.nbytes for each in chosen.values()),
             sum(each.loss for each in chosen.values()),
+            losses={name: each.loss for name, each in chosen.items()},
         )
 
     def price(self, grids: Mapping[str, str]) -> Allotment | None:

@@ -1,4 +1,7 @@
-"""Where a checkpoint is written: its folder, which also holds states, exports, and a picture."""
+"""Where a checkpoint is written: its folder.
+
+It also holds states, exports, and what is said of the training: a picture and a report.
+"""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +13,8 @@ from lrqat.checkpoint.manifest import FILE_NAME
 from lrqat.checkpoint.roles import Role, role_of
 from lrqat.foreign_files import ForeignFileError, read_json
 
-PICTURE, RUN = "training.png", "run.yaml"  # beside the checkpoint, for people
+# Beside the checkpoint, for people.
+PICTURE, RUN, REPORT = "training.png", "run.yaml", "training-report.json"
 
 
 def published(folder: Path) -> AbstractContextManager[Path]:
@@ -53,7 +57,7 @@ def not_the_checkpoints(folder: Path) -> list[str]:
     Its own are those that its manifest lists, and whatever else transformers would take for a part
     of the model: an earlier lrqat, or somebody's hand, may have left them.
     """
-    own = {name.split("/")[0] for name in _listed(folder)} | {FILE_NAME, PICTURE, RUN}
+    own = {name.split("/")[0] for name in _listed(folder)} | {FILE_NAME, PICTURE, RUN, REPORT}
     of_a_model = (Role.MODEL, Role.TEXT)
     names = os.listdir(folder)
     return sorted(n for n in names if n not in own and role_of(n) not in of_a_model)

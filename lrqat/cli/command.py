@@ -130,9 +130,9 @@ def keep_measurement(
         out.warn(f"not kept for the model card: {error}")
 
 
-def add_text_options(to: argparse.ArgumentParser) -> None:
+def add_text_options(to: argparse.ArgumentParser, *, required: bool = True) -> None:
     """The text that perplexity is measured on, and how it is cut."""
-    to.add_argument("--data", required=True, help="file of plain UTF-8 text")
+    to.add_argument("--data", required=required, help="file of plain UTF-8 text")
     to.add_argument("--context", type=int, default=512, help="tokens per window")
     to.add_argument("--windows", type=int, default=None, help="windows at most; default: all")
 

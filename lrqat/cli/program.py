@@ -24,6 +24,7 @@ GROUPS = {
     "Prove": {
         "parity": "prove exported files against their checkpoint: bytes, graph, runtime",
         "evaluate": "measure the perplexity of a model in its own runtime",
+        "report": "write one HTML file about runs and files, to look at and to hand on",
     },
     "Help": {
         "doctor": "show what this machine has, and where a model runs, and how fast",

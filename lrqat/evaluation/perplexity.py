@@ -147,12 +147,16 @@ class Comparison:
         reference: the one it should equal.
         divergences: float64 (tokens,), KL(reference || target) at each scored position, nats.
         tops: int64 (tokens, 2), the most likely token at each of them: reference's, target's.
+        guesses: int64 (tokens, 2, n), the most likely n likewise, the likeliest first; n may be 0.
+        probabilities: float64 (tokens, 2, n), theirs.
     """
 
     target: Perplexity
     reference: Perplexity
     divergences: NDArray[np.float64]
     tops: NDArray[np.int64]
+    guesses: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
 
     @property
     def same_top(self) -> float:
@@ -202,9 +206,14 @@ def compare(
     target: LogitsFunction,
     windows: Windows,
     progress: Progress | None = None,
+    *,
+    guesses: int = 0,
 ) -> Comparison:
-    """Measure `target` against `reference` on the same windows, keeping no logits."""
-    return compare_all(reference, [target], windows, progress)[0]
+    """Measure `target` against `reference` on the same windows, keeping no logits.
+
+    Of every distribution the `guesses` most likely tokens are kept.
+    """
+    return compare_all(reference, [target], windows, progress, guesses=guesses)[0]
 
 
 def compare_all(
@@ -212,9 +221,11 @@ def compare_all(
     targets: Sequence[LogitsFunction],
     windows: Windows,
     progress: Progress | None = None,
+    *,
+    guesses: int = 0,
 ) -> list[Comparison]:
     """As `compare`, of several targets in turn, running the reference once."""
-    found = [_Scores() for _ in targets]
+    found = [_Scores(guesses) for _ in targets]
     for window in progress(windows.tokens) if progress else windows.tokens:
         expected = reference(window)[windows.scored]
         for scores, target in zip(found, targets, strict=True):
@@ -227,7 +238,10 @@ def compare_all(
 class _Scores:
     """What is kept of each scored token of two models."""
 
-    def __init__(self) -> None:
+    def __init__(self, guesses: int) -> None:
+        self._count = guesses
+        self._guesses: list[NDArray[np.int64]] = []
+        self._probabilities: list[NDArray[np.float64]] = []
         self._reference: list[NDArray[np.float64]] = []
         self._target: list[NDArray[np.float64]] = []
         self._divergences: list[NDArray[np.float64]] = []
@@ -245,6 +259,9 @@ class _Scores:
         self._target.append(-_picked(log_t, tokens))
         self._divergences.append((np.exp(log_r) * (log_r - log_t)).sum(-1))
         self._tops.append(np.stack([log_r.argmax(-1), log_t.argmax(-1)], 1))
+        likely = [_likeliest(log, self._count) for log in (log_r, log_t)]
+        self._guesses.append(np.stack([tokens for tokens, _ in likely], 1))
+        self._probabilities.append(np.stack([shares for _, shares in likely], 1))
 
     def comparison(self) -> Comparison:
         divergences = np.concatenate(self._divergences)
@@ -253,7 +270,22 @@ class _Scores:
             reference=Perplexity.of(np.concatenate(self._reference)),
             divergences=divergences,
             tops=np.concatenate(self._tops),
+            guesses=np.concatenate(self._guesses),
+            probabilities=np.concatenate(self._probabilities),
         )
+
+
+def _likeliest(
+    log_probs: NDArray[np.float64], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The most likely tokens of every row and their probabilities, the likeliest first."""
+    count = min(count, log_probs.shape[-1])
+    if not count:
+        return np.empty((len(log_probs), 0), np.int64), np.empty((len(log_probs), 0))
+    some = np.argpartition(log_probs, -count, axis=-1)[:, -count:]
+    order = np.argsort(-np.take_along_axis(log_probs, some, -1), axis=-1, kind="stable")
+    tokens = np.take_along_axis(some, order, -1)
+    return tokens, np.exp(np.take_along_axis(log_probs, tokens, -1))
 
 
 def _picked(log_probs: NDArray[np.float64], targets: NDArray[np.int64]) -> NDArray[np.float64]:

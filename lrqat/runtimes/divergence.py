@@ -6,7 +6,7 @@ token is in the text, and by what kind of piece it is.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,36 +17,14 @@ from numpy.typing import NDArray
 from lrqat.atomic_files import replaced_file, write_json
 from lrqat.errors import DataError
 from lrqat.evaluation.perplexity import Comparison, Progress, Windows, compare
+from lrqat.evaluation.pieces import Pieces
+from lrqat.evaluation.token_divergence import TokenDivergence
 from lrqat.models import hub
 from lrqat.runtimes.targets import Target, open_target
 
 _QUANTILES = (0.5, 0.9, 0.99)
 _PARTS = 4  # of a window, by position
-
-
-@dataclass(frozen=True)
-class TokenDivergence:
-    """One scored token.
-
-    Attributes:
-        window: number of its window.
-        position: in the window, from 0.
-        token: its text.
-        kl: KL(base || target) of the distribution it was drawn from, nats.
-        base_nll: its surprise to the base, nats.
-        nll: to the target.
-        base_top: the most likely token to the base, as text.
-        top: to the target.
-    """
-
-    window: int
-    position: int
-    token: str
-    kl: float
-    base_nll: float
-    nll: float
-    base_top: str
-    top: str
+_GUESSES = 3  # that are kept of each distribution
 
 
 @dataclass(frozen=True)
@@ -54,17 +32,25 @@ class Divergence:
     """A model against its base, on one text.
 
     Attributes:
+        path: the target, as it was given.
+        base: what it was compared with, likewise.
         runtime: what ran the target.
         bytes: of the target's files.
+        context: tokens of a window.
         comparison: the means.
         tokens: every scored token in order.
+        leading: of every window, the text that comes before its scored tokens.
         groups: heading -> name -> (mean KL, tokens): "position", "frequency", "kind".
     """
 
+    path: str
+    base: str
     runtime: str
     bytes: int
+    context: int
     comparison: Comparison
     tokens: list[TokenDivergence]
+    leading: list[str]
     groups: dict[str, dict[str, tuple[float, int]]]
 
     @property
@@ -88,8 +74,11 @@ class Divergence:
     def to_json(self) -> dict[str, Any]:
         """The sums, without single tokens."""
         return {
+            "file": self.path,
+            "base": self.base,
             "runtime": self.runtime,
             "bytes": self.bytes,
+            "context": self.context,
             "perplexity": self.comparison.target.perplexity,
             "base_perplexity": self.comparison.reference.perplexity,
             "kl": self.comparison.kl,
@@ -104,9 +93,13 @@ class Divergence:
 
     def write(self, path: Path, *, overwrite: bool) -> None:
         """Write `to_json` with every token as a JSON file. Raises OutputError."""
-        content = self.to_json() | {"per_token": [asdict(token) for token in self.tokens]}
         with replaced_file(path, overwrite=overwrite) as staging:
-            write_json(staging, content)
+            write_json(staging, self.with_tokens(), compact=True)
+
+    def with_tokens(self) -> dict[str, Any]:
+        """The sums and every token, the form of the file that `write` makes."""
+        tokens = [_rounded(asdict(token)) for token in self.tokens]
+        return self.to_json() | {"leading": self.leading, "per_token": tokens}
 
 
 def measure_divergence(
@@ -136,17 +129,21 @@ def measure_divergence(
         tokens = first.encode(text)
         _refuse_other_tokens(path, base, text, tokens, second)
         windows = Windows.cut(tokens, context, first.bos, limit, positions=second.positions)
-        found = compare(first.logits, second.logits, windows, progress)
-    scored = list(_tokens(found, windows, lambda token: tokenizer.decode([token])))
+        found = compare(first.logits, second.logits, windows, progress, guesses=_GUESSES)
+    pieces = Pieces(tokenizer)
+    scored = list(_tokens(found, windows, pieces))
+    leading = [pieces.text(window[: windows.scored.start + 1]) for window in windows.tokens]
     counts = Counter(tokens)
     ids = [int(token) for window in windows.tokens for token in windows.targets(window)]
     labels = {
         "position": [_part(token.position, windows) for token in scored],
         "frequency": [_frequency(counts[token]) for token in ids],
-        "kind": [_kind(token.token) for token in scored],
+        "kind": [(0, _kind(pieces[token])) for token in ids],
     }
     groups = {heading: _means(of, found.divergences) for heading, of in labels.items()}
-    return Divergence(second.runtime, second.bytes, found, scored, groups)
+    return Divergence(
+        path, base, second.runtime, second.bytes, context, found, scored, leading, groups
+    )
 
 
 def _refuse_other_tokens(
@@ -159,41 +156,54 @@ def _refuse_other_tokens(
         )
 
 
-def _tokens(
-    found: Comparison, windows: Windows, text_of: Callable[[int], str]
-) -> Iterator[TokenDivergence]:
+def _tokens(found: Comparison, windows: Windows, pieces: Pieces) -> Iterator[TokenDivergence]:
     first = windows.scored.start + 1  # what is scored is predicted by the position before
     index = 0
     for number, window in enumerate(windows.tokens):
-        for offset, token in enumerate(windows.targets(window)):
-            tops = found.tops[index]
+        for offset, text in enumerate(pieces.texts(windows.targets(window))):
+            says = [
+                tuple((pieces[int(token)], float(p)) for token, p in zip(*both, strict=True))
+                for both in zip(found.guesses[index], found.probabilities[index], strict=True)
+            ]
             yield TokenDivergence(
                 window=number,
                 position=first + offset,
-                token=text_of(int(token)),
+                token=text,
                 kl=float(found.divergences[index]),
                 base_nll=float(found.reference.nll[index]),
                 nll=float(found.target.nll[index]),
-                base_top=text_of(int(tops[0])),
-                top=text_of(int(tops[1])),
+                base_says=says[0],
+                says=says[1],
             )
             index += 1
 
 
-def _part(position: int, windows: Windows) -> str:
+def _rounded(value: Any) -> Any:
+    """Numbers with six digits: a file of a million tokens is read by people's editors too."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+_Label = tuple[int, str]  # where it stands among the others, and its name
+
+
+def _part(position: int, windows: Windows) -> _Label:
     """The quarter of the scored positions that a position is in."""
     start, stop = windows.scored.start + 1, windows.context
     size = max(1, -(-(stop - start) // _PARTS))
     begin = start + (position - start) // size * size
-    return f"{begin} to {min(stop, begin + size) - 1}"
+    return begin, f"{begin} to {min(stop, begin + size) - 1}"
 
 
-def _frequency(count: int) -> str:
+def _frequency(count: int) -> _Label:
     """How often a token is in the text."""
     for most in (1, 10, 100):
         if count <= most:
-            return "once" if most == 1 else f"up to {most} times"
-    return "more often"
+            return most, "once" if most == 1 else f"up to {most} times"
+    return count, "more often"
 
 
 def _kind(piece: str) -> str:
@@ -208,9 +218,11 @@ def _kind(piece: str) -> str:
     return "beginning of a word" if piece[0].isspace() else "inside a word"
 
 
-def _means(labels: Sequence[str], divergences: NDArray[np.float64]) -> dict[str, tuple[float, int]]:
-    named = np.array(labels)
+def _means(
+    labels: Sequence[_Label], divergences: NDArray[np.float64]
+) -> dict[str, tuple[float, int]]:
+    named = np.array([name for _, name in labels])
     return {
-        label: (float(divergences[named == label].mean()), int((named == label).sum()))
-        for label in dict.fromkeys(sorted(labels))
+        name: (float(divergences[named == name].mean()), int((named == name).sum()))
+        for name in dict.fromkeys(name for _, name in sorted(labels))
     }

@@ -1,7 +1,7 @@
 """The grids of a run under a budget: `--target-size` and `--target-bits`, `lrqat plan`."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,19 @@ Say = Callable[[str], None]
 # Bytes of the file that a run with these grids is exported to; None where that cannot be told. Who
 # knows the exporters, as the program does, gives it; without it `other_bytes` makes an estimate.
 FileBytes = Callable[[TrainConfig, SurgeryPlan], int | None]
+
+
+@dataclass(frozen=True)
+class Budgeted:
+    """What a budget chose.
+
+    Attributes:
+        recipe: a grid for every weight.
+        sensitivity: KL in nats a token that each weight adds on its grid, estimated.
+    """
+
+    recipe: Recipe
+    sensitivity: dict[str, float]
 
 
 def no_file_bytes(config: TrainConfig, surgery: SurgeryPlan) -> int | None:
@@ -112,7 +125,7 @@ def choose_grids(
     tokens: np.ndarray,
     say: Say,
     file_bytes: FileBytes = no_file_bytes,
-) -> Recipe:
+) -> Budgeted:
     """The recipe with the least KL within the budget, measured on a text.
 
     Args:
@@ -133,7 +146,8 @@ def choose_grids(
     prices = price_model(model, tokenizer, surgery, config, sequences, file_bytes)
     chosen = prices.measured(model, prices.allot(wanted), sequences)
     say(f"{chosen.nbytes / 1e6:.1f} MB as GGUF, {describe_kl(chosen)}")
-    return recipe_of_allotment(chosen, Path(getattr(model, "name_or_path", "")).name)
+    recipe = recipe_of_allotment(chosen, Path(getattr(model, "name_or_path", "")).name)
+    return Budgeted(recipe, dict(chosen.losses))
 
 
 def with_budget(plan: TrainingPlan, recipe: Recipe, config: TrainConfig) -> TrainingPlan:

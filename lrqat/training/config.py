@@ -19,6 +19,7 @@ from lrqat.layers.methods import METHODS
 from lrqat.models.preparation_settings import Settings
 from lrqat.settings import AUTO, groups_of
 from lrqat.training.model_settings import ModelSettings
+from lrqat.training.output_settings import OutputSettings
 from lrqat.training.settings import (
     AFTER_BLOCKS,
     NONE,
@@ -28,7 +29,6 @@ from lrqat.training.settings import (
     CalibrationSettings,
     GridSettings,
     ObjectiveSettings,
-    OutputSettings,
     ScheduleSettings,
     StageSettings,
 )

@@ -15,9 +15,11 @@ from lrqat.training.guard import StepGuard
 from lrqat.training.interruption import interruptible
 from lrqat.training.objectives.distillation import Distillation
 from lrqat.training.objectives.losses import Objective
+from lrqat.training.optimizers import rates_in_use
 from lrqat.training.plan import TrainingPlan
 from lrqat.training.settings import ScheduleSettings
 from lrqat.training.states.folder import read_history, step_of
+from lrqat.training.trackers import Record, record_nothing
 from lrqat.training.trainer import LRQATTrainer, load_adapters
 from lrqat.training.training_model import TrainingModel
 
@@ -46,6 +48,7 @@ def fit(
     plan: TrainingPlan,
     state_folder: Path,
     state: Path | None,
+    record: Record = record_nothing,
 ) -> Fitted:
     """Train a prepared model.
 
@@ -56,6 +59,7 @@ def fit(
         plan: where to compute.
         state_folder: where resumable states go.
         state: the one to continue from, or None.
+        record: gets the series.
 
     Raises:
         NonFiniteLossError: the run diverged; its last good state has been saved.
@@ -69,7 +73,8 @@ def fit(
     training_model = TrainingModel(
         model, objective, gradient_checkpointing=config.gradient_checkpointing
     )
-    progress = ProgressLine(training_model, config.tokens_per_step, guard)
+    rates = rates_in_use(model, config.rates)
+    progress = ProgressLine(training_model, config.tokens_per_step, guard, rates, record)
     what = "a state is saved after this step"
     start = time.monotonic()
     with contextlib.closing(progress), interruptible(state_folder, what) as interruption:
@@ -140,17 +145,8 @@ def training_arguments(
         # buffer ever changes.
         ddp_find_unused_parameters=experts,
         ddp_broadcast_buffers=False,
-        report_to=_reporters(),
+        report_to=[],  # `lrqat.training.trackers` has the series of all stages in one run
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=not use_cpu,
     )
-
-
-def _reporters() -> list[str]:
-    """TensorBoard when it is installed; nothing that would phone out."""
-    try:
-        import tensorboard  # noqa: F401
-    except ImportError:
-        return []
-    return ["tensorboard"]

@@ -26,6 +26,11 @@ class Measurement:
     kl: float | None = None
     same_top: float | None = None
 
+    def to_json(self) -> dict[str, float | None]:
+        """The three numbers."""
+        perplexity = self.perplexity.perplexity
+        return {"perplexity": perplexity, "kl": self.kl, "same_top": self.same_top}
+
 
 def measure(
     model: Any, windows: Windows, what: str, say: Say, teacher: LogitsFunction | None = None

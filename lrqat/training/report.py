@@ -1,12 +1,13 @@
 """What a training run did."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from lrqat.evaluation.perplexity import Perplexity
 from lrqat.layers.methods import METHODS
 from lrqat.training.blocks.stage import BlockReport
+from lrqat.training.callbacks import shares_changed
 from lrqat.training.config import TrainConfig
 from lrqat.training.measuring import Measurement
 from lrqat.training.stages import Outcome
@@ -33,6 +34,10 @@ class TrainReport:
         skipped_steps: steps that were skipped because something was not finite.
         blocks: what became of each block, where they were fitted one by one.
         block_seconds: that it took, in this process.
+        history: what was logged of the steps, see `lrqat.training.callbacks.history_of`.
+        weights: the share of the integers that the steps changed, by weight.
+        sensitivity: under a budget, KL in nats a token that each weight adds on its grid, estimated
+            before training; else empty.
     """
 
     output: Path
@@ -50,6 +55,9 @@ class TrainReport:
     same_top_after: float | None = None
     blocks: tuple[BlockReport, ...] = ()
     block_seconds: float = 0.0
+    history: tuple[dict[str, float], ...] = ()
+    weights: dict[str, float] = field(default_factory=dict)
+    sensitivity: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -58,6 +66,7 @@ class TrainReport:
         before: Measurement | None,
         done: Outcome,
         changed: float,
+        sensitivity: dict[str, float],
     ) -> Self:
         """The report of what was measured, see the attributes."""
         rounded = done.beginning.rounded if done.beginning else None
@@ -78,6 +87,9 @@ class TrainReport:
             changed=changed,
             seconds=done.fitted.seconds,
             skipped_steps=done.fitted.skipped_steps,
+            history=tuple(done.fitted.history),
+            weights=shares_changed(done.model),
+            sensitivity=sensitivity,
         )
 
     @property
@@ -117,4 +129,7 @@ class TrainReport:
             "seconds": self.seconds,
             "skipped_steps": self.skipped_steps,
             "made_worse": self.made_worse,
+            "history": list(self.history),
+            "weights": self.weights,
+            "sensitivity": self.sensitivity,
         }

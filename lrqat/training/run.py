@@ -15,16 +15,15 @@ from typing import Any
 
 from transformers import set_seed
 
-from lrqat.atomic_files import explain_os_errors
+from lrqat.atomic_files import explain_os_errors, write_json
 from lrqat.checkpoint.manifest import names_only
-from lrqat.checkpoint.publishing import PICTURE, RUN, held
+from lrqat.checkpoint.publishing import PICTURE, REPORT, RUN, held
 from lrqat.errors import UserError
 from lrqat.evaluation.perplexity import RULE
 from lrqat.layers.methods import METHODS
 from lrqat.models.fuse import fuse
-from lrqat.recipes.recipe import Recipe
 from lrqat.training import processes
-from lrqat.training.budget import FileBytes, choose_grids, no_file_bytes, with_budget
+from lrqat.training.budget import Budgeted, FileBytes, choose_grids, no_file_bytes, with_budget
 from lrqat.training.callbacks import share_changed
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.corpus import read_corpus, sha256_of_data
@@ -43,8 +42,9 @@ from lrqat.training.states.resume import (
     record_run,
     refuse_earlier_run,
     refuse_overwritten_inputs,
-    saved_recipe,
+    saved_budget,
 )
+from lrqat.training.trackers import tracker_names, tracking
 
 
 def train(
@@ -103,19 +103,22 @@ def _train(
     if before is not None and METHODS[config.method].trains:
         per_token = (time.monotonic() - begin) / windows.tokens.size
         say(Duration.of(config, per_token).line())
-    recipe = None
+    chosen = None
     if config.has_target:
-        recipe = saved_recipe(states, state) or choose_grids(
+        chosen = saved_budget(states, state) or choose_grids(
             original, tokenizer, plan.surgery, config, corpus.blocks.tokens, say, file_bytes
         )
-        plan = with_budget(plan, recipe, config)
+        plan = with_budget(plan, chosen.recipe, config)
+    trackers = tracker_names(config.report_to) if processes.is_main() else []
     with explain_os_errors(output):
-        _open_states(states, config, recipe, resumes=resume is not None)
+        _open_states(states, config, chosen, resumes=resume is not None)
         holder = [original]
         del original  # the stages hold it alone, and drop what they no longer need
-        done = run_stages(config, plan, corpus, holder.pop, states, state, say)
+        with tracking(trackers, states, output.resolve().name) as record:
+            done = run_stages(config, plan, corpus, holder.pop, states, state, say, record)
     changed = share_changed(done.model)
-    report = TrainReport.of(config, before, done, changed)
+    sensitivity = chosen.sensitivity if chosen else {}
+    report = TrainReport.of(config, before, done, changed, sensitivity)
     if processes.is_main():
         _publish(done, tokenizer, base, config, plan, corpus.evaluation, report)
     processes.leave()
@@ -127,13 +130,13 @@ def _say_nothing(message: str) -> None:
 
 
 def _open_states(
-    folder: Path, config: TrainConfig, recipe: Recipe | None, *, resumes: bool
+    folder: Path, config: TrainConfig, budgeted: Budgeted | None, *, resumes: bool
 ) -> None:
     """Make the folder of states ready; those of an earlier run must not be taken for this one's."""
     if processes.is_main():
         if not resumes:
             shutil.rmtree(folder, ignore_errors=True)
-        record_run(folder, config, recipe)
+        record_run(folder, config, budgeted)
     processes.wait()
 
 
@@ -146,12 +149,14 @@ def _publish(
     evaluation: Evaluation,
     report: TrainReport,
 ) -> None:
-    """Write the fused checkpoint, and into its folder a picture of the steps and the settings."""
+    """Write the fused checkpoint; in its folder a picture, the settings and a report of the run."""
 
-    def draw(folder: Path) -> None:
+    def describe(folder: Path) -> None:
         title = f"{base['name']}, {config.grid}"
         plot_training(done.fitted.history, folder / PICTURE, title)
         write_run(config, folder / RUN)
+        # The folder is handed on, and where it lay is nobody's business.
+        write_json(folder / REPORT, report.to_json() | {"output": report.output.name})
 
     fuse(
         done.model,
@@ -161,7 +166,7 @@ def _publish(
         base_model=base,
         training=_describe_training(config),
         reference=_describe_reference(report, config, evaluation),
-        beside=draw,
+        beside=describe,
     )
 
 

@@ -3,7 +3,7 @@
 How weights are put on their grids is a group of its own, `lrqat.models.preparation_settings`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from lrqat.activations import table
@@ -12,7 +12,7 @@ from lrqat.errors import UserError
 from lrqat.grids.backends import CHOICES
 from lrqat.grids.misfits import MISFIT_CHOICES, NEXT
 from lrqat.init.starts import LORA_INITS
-from lrqat.settings import AUTO, Group, about, above, at_least, between, flag, one_of, option
+from lrqat.settings import AUTO, Group, above, at_least, between, flag, one_of, option
 from lrqat.training.optimizers import OPTIMIZERS, refuse_unavailable
 
 SELF = "self"  # as --teacher: the model itself
@@ -295,15 +295,3 @@ class ScheduleSettings(Group):
     def trains_scales(self) -> bool:
         """Whether scales and minima are trained, where the method trains them."""
         return self.scale_learning_rate is None or self.scale_learning_rate > 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutputSettings(Group):
-    """What is written."""
-
-    title = "output"
-
-    output: str = field(metadata=about("folder for the fused checkpoint"))
-    save_every: int = option(
-        "steps between resumable states; 0: a tenth of --steps", 0, at_least(0)
-    )  # fmt: skip

@@ -24,6 +24,7 @@ from lrqat.training.loading import load_prepared
 from lrqat.training.measuring import Beginning, Measurement, Say, measure, measure_beginning
 from lrqat.training.objectives.distillation import prepare_teacher
 from lrqat.training.plan import TrainingPlan
+from lrqat.training.trackers import Record, record_nothing
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def run_stages(
     states: Path,
     state: Path | None,
     say: Say,
+    record: Record = record_nothing,
 ) -> Outcome:
     """Train.
 
@@ -68,10 +70,11 @@ def run_stages(
         states: folder of what a stopped run is continued from.
         state: of the whole model's steps, the one to continue from, or None.
         say: receives progress messages.
+        record: gets the series.
     """
     clock = time.monotonic()
     begun = state.parent if state else states  # where the run that is continued kept its own
-    model, blocks = _prepare(config, plan, corpus.blocks, take_original(), begun)
+    model, blocks = _prepare(config, plan, corpus.blocks, take_original(), begun, record)
     block_seconds = time.monotonic() - clock if blocks else 0.0
     give_back()
     teacher = prepare_teacher(config, plan, model, corpus.blocks)
@@ -80,26 +83,33 @@ def run_stages(
         beginning = measure_beginning(
             model, corpus.windows, say, teacher.logits, after_blocks=config.by_blocks
         )
+        record("measured", beginning.start.to_json(), 0)
     if method.trains and config.as_a_whole:
         if state is None and processes.is_main():
             keep_start(model, states)
-        fitted = fit(model, teacher, config, plan, states, state)
+        fitted = fit(model, teacher, config, plan, states, state, record)
     give_back()
     model = finish(fitted.model, config, plan, corpus.blocks)
     after = measure(model, corpus.windows, method.outcome, say, teacher.logits)
     if fitted.history and beginning and put_back(model, begun, beginning, after, say):
         after = measure(model, corpus.windows, "what is written", say, teacher.logits)
+    record("measured", after.to_json(), config.steps if fitted.history else 0)
     return Outcome(model, fitted, blocks, block_seconds, beginning, after)
 
 
 def _prepare(
-    config: TrainConfig, plan: TrainingPlan, blocks: TokenBlocks, original: Any, states: Path
+    config: TrainConfig,
+    plan: TrainingPlan,
+    blocks: TokenBlocks,
+    original: Any,
+    states: Path,
+    record: Record,
 ) -> tuple[Any, list[BlockReport]]:
     """The model on its grids, and what became of its blocks if they were fitted one by one."""
     if not config.by_blocks:
         return load_prepared(config, plan, blocks, original), []
     set_seed(config.seed)
-    model, reports = prepare_by_blocks(original, config, plan, blocks, states)
+    model, reports = prepare_by_blocks(original, config, plan, blocks, states, record)
     if not config.trains_scales:
         freeze_scales(model)
     batches = calibration_batches(

@@ -12,7 +12,7 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,9 +67,7 @@ def model_folder(name: str | Path) -> Path:
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with replaced_folder(folder, True, _CONFIG) as staging, _explained(path):
-        with torch.device("meta"):
-            skeleton = AutoModelForCausalLM.from_config(build_config(path, config))
-        write_weights(path, header, skeleton, config, staging)
+        write_weights(path, header, _skeleton(path, config), config, staging)
         write_json(staging / "generation_config.json", read_generation(header))
         write_json(staging / _CONFIG, config)  # its presence says that the folder is complete
     return folder
@@ -105,6 +103,28 @@ def tokenizer_folder(name: str | Path) -> Iterator[Path]:
             write_json(folder / _CONFIG, config)
             write_tokenizer(path, header, folder, config)
         yield folder
+
+
+def stored_parameters(name: str | Path) -> Iterator[tuple[str, Any, Callable[[], torch.Tensor]]]:
+    """The parameters of the model in a GGUF file, read one at a time; nothing is kept.
+
+    Yields:
+        The parameter's name, its tensor's entry in the header, and a function that reads it.
+
+    Raises:
+        ModelError: as of `model_folder`.
+    """
+    path = _existing(name)
+    header, config = _read(path)
+    from lrqat.models.from_gguf.weights import read_parameters
+
+    with _explained(path):
+        yield from read_parameters(path, header, _skeleton(path, config), config)
+
+
+def _skeleton(path: Path, config: dict[str, Any]) -> Any:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(build_config(path, config))
 
 
 def described(name: str | Path) -> str:

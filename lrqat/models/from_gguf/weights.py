@@ -5,7 +5,8 @@ parameter it comes from, and where each of its rows lies there.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from operator import index
 from pathlib import Path
 from typing import Any, cast
@@ -81,6 +82,17 @@ def write_weights(
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         write_json(folder / _INDEX, index)
+
+
+def read_parameters(
+    path: Path, header: Header, skeleton: nn.Module, config: Config
+) -> Iterator[tuple[str, TensorInfo, Callable[[], Tensor]]]:
+    """Every parameter: its name, its tensor in the file, and what reads it, in bfloat16.
+
+    The arguments and errors are those of `write_weights`.
+    """
+    for source in _checked(path, header, _Parameters(skeleton, config)):
+        yield source.origin, header.tensors[source.name], partial(_parameter, header, source)
 
 
 def _checked(path: Path, header: Header, parameters: _Parameters) -> Iterator[Source]:

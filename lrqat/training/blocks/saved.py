@@ -17,7 +17,7 @@ import torch
 
 from lrqat.errors import CheckpointError
 from lrqat.layers.weight import QuantizedWeight
-from lrqat.training.states.sealed import read_sealed, write_sealed
+from lrqat.training.states.sealed import read_note, read_sealed, write_sealed
 
 FOLDER, _SUFFIX = "blocks", ".safetensors"
 
@@ -25,6 +25,12 @@ FOLDER, _SUFFIX = "blocks", ".safetensors"
 def has_blocks(folder: Path) -> bool:
     """Whether the states of a run have finished blocks among them."""
     return bool(_names(folder / FOLDER))
+
+
+def notes_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the states of a run note of their finished blocks, by name. Raises CheckpointError."""
+    paths = sorted((folder / FOLDER).glob(f"*{_SUFFIX}"))
+    return {path.name.removesuffix(_SUFFIX): read_note(path) for path in paths}
 
 
 class SavedBlocks:

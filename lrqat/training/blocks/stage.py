@@ -5,7 +5,7 @@ is kept as the target, its weights are put on their grids and fitted, and what i
 states that the blocks before it handed on becomes the inputs of the next.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from lrqat.training.interruption import interruptible
 from lrqat.training.loading import not_one_by_one
 from lrqat.training.plan import TrainingPlan
 from lrqat.training.settings import COMPENSATED
+from lrqat.training.trackers import Record, record_nothing
 
 _REST = "rest"
 _REST_TOKENS = 4096  # that the importance of the head's inputs is measured on
@@ -47,16 +48,23 @@ class BlockReport:
         before: mean relative squared error of a token as it was rounded, on text held out.
         after: the same when it was fitted.
         changed: share of the integers that are not those of round-to-nearest.
+        weights: the same of every weight, by name; a state of an earlier lrqat does not say it.
     """
 
     name: str
     before: float
     after: float
     changed: float
+    weights: dict[str, float] = field(default_factory=dict)
 
 
 def prepare_by_blocks(
-    original: Any, config: TrainConfig, plan: TrainingPlan, text: TokenBlocks, folder: Path
+    original: Any,
+    config: TrainConfig,
+    plan: TrainingPlan,
+    text: TokenBlocks,
+    folder: Path,
+    record: Record = record_nothing,
 ) -> tuple[Any, list[BlockReport]]:
     """Put a model on its grids, block by block, see `lrqat.training.blocks`.
 
@@ -67,6 +75,7 @@ def prepare_by_blocks(
         plan: which weights go on which grid, and where to compute.
         text: of which `block_tokens` are used.
         folder: where the run keeps its states; finished blocks found there are taken.
+        record: gets what becomes of every block that is fitted.
 
     Returns:
         The prepared model, and what became of every block.
@@ -80,7 +89,7 @@ def prepare_by_blocks(
     saved = SavedBlocks(folder, writes=processes.is_main())
     if original is not None:
         original.requires_grad_(False).eval()
-        stage = _Stage(original, config, plan, saved, text)
+        stage = _Stage(original, config, plan, saved, text, record)
         return original, stage.go(folder / FOLDER)
     streamed = open_streamed(
         config.model,
@@ -92,7 +101,7 @@ def prepare_by_blocks(
         raise not_one_by_one(config.model)
     blocks = f"{anatomy(streamed.model).layers}."
     streamed.fill(lambda name: not name.startswith(blocks))
-    stage = _Stage(streamed.model, config, plan, saved, text, streamed)
+    stage = _Stage(streamed.model, config, plan, saved, text, record, streamed)
     reports = stage.go(folder / FOLDER)
     return streamed.complete(plan.device), reports
 
@@ -105,9 +114,10 @@ class _Stage:
         plan: TrainingPlan,
         saved: SavedBlocks,
         text: TokenBlocks,
+        record: Record,
         files: StreamedModel | None = None,
     ) -> None:
-        self.files = files
+        self.files, self.record = files, record
         self.text = text.first(max(2, config.block_tokens // config.sequence_length))
         self.model, self.config, self.plan, self.saved = model, config, plan, saved
         positions = self.text.positions(slice(None))
@@ -193,11 +203,14 @@ class _Stage:
         )
         for weight in weights.values():
             weight.freeze(downcast_for(self.config.phi, weight.grid))
-        changed = sum(int((weights[n].integers() != q).sum()) for n, q in nearest.items())
-        share = changed / max(1, sum(q.numel() for q in nearest.values()))
-        note = {**asdict(fit), "changed": share}
-        self.saved.save(name, weights, note)
-        return BlockReport(name, **note)
+        changed = {n: int((weights[n].integers() != q).sum()) for n, q in nearest.items()}
+        share = sum(changed.values()) / max(1, sum(q.numel() for q in nearest.values()))
+        shares = {n: changed[n] / q.numel() for n, q in nearest.items()}
+        report = BlockReport(name, **asdict(fit), changed=share, weights=shares)
+        self.saved.save(name, weights, {n: v for n, v in asdict(report).items() if n != "name"})
+        errors = {"error_before": fit.before, "error_after": fit.after, "changed": share}
+        self.record("blocks", errors, index + 1)
+        return report
 
     def _measure(self, index: int, name: str, inputs: HiddenStates) -> BlockInputs:
         """What the blocks before hand on to the projections of a block, by module name."""

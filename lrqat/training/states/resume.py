@@ -5,41 +5,47 @@ from pathlib import Path
 
 from lrqat.atomic_files import refuse_existing, refuse_overlap, replaced_file, write_json
 from lrqat.checkpoint.manifest import FILE_NAME
-from lrqat.checkpoint.publishing import RUN
+from lrqat.checkpoint.publishing import RUN as RUN_FILE
 from lrqat.errors import OutputError, UserError
 from lrqat.foreign_files import read_json
-from lrqat.recipes.recipe import Recipe
 from lrqat.recipes.recipe_file import read_recipe, write_recipe
 from lrqat.training.blocks.saved import has_blocks
+from lrqat.training.budget import Budgeted
 from lrqat.training.config import TrainConfig
 from lrqat.training.run_file import write_run
 from lrqat.training.states.folder import STATE, damage, list_states
 
 STATES = "checkpoints"
-_RUN, _RECIPE = "run.json", "recipe.yaml"
+RUN, _RECIPE, _SENSITIVITY = "run.json", "recipe.yaml", "sensitivity.json"
 # What may differ between a run and its continuation.
-_FREE = {"output", "save_every", "eval_data", "eval_windows", "context", "device", "teacher_cache"}
+_FREE = {"output", "save_every", "eval_data", "eval_windows", "context", "device", "teacher_cache",
+         "report_to"}  # fmt: skip
 
 
-def record_run(state_folder: Path, config: TrainConfig, recipe: Recipe | None = None) -> None:
-    """Write the settings of a run beside its states, and the grids that its budget got."""
-    if recipe is not None:
+def record_run(state_folder: Path, config: TrainConfig, budgeted: Budgeted | None = None) -> None:
+    """Write the settings of a run beside its states, and what its budget chose."""
+    if budgeted is not None:
         state_folder.mkdir(parents=True, exist_ok=True)
-        write_recipe(recipe, state_folder / _RECIPE, overwrite=True)
-    with replaced_file(state_folder / _RUN, overwrite=True) as path:
+        write_recipe(budgeted.recipe, state_folder / _RECIPE, overwrite=True)
+        with replaced_file(state_folder / _SENSITIVITY, overwrite=True) as path:
+            write_json(path, budgeted.sensitivity)
+    with replaced_file(state_folder / RUN, overwrite=True) as path:
         write_json(path, config.to_json())
-    write_run(config, state_folder / RUN, overwrite=True)
+    write_run(config, state_folder / RUN_FILE, overwrite=True)
 
 
-def saved_recipe(state_folder: Path, state: Path | None) -> Recipe | None:
-    """The grids that a run under a budget began with, if it goes on from a state or from blocks.
+def saved_budget(state_folder: Path, state: Path | None) -> Budgeted | None:
+    """What the budget of a run chose, if it goes on from a state or from blocks.
 
     Raises:
-        RecipeError: the file is not there any more, or damaged.
+        UserError: a file is not there any more, or damaged.
     """
     if state is None and not has_blocks(state_folder):
         return None
-    return read_recipe((state.parent if state else state_folder) / _RECIPE)
+    folder = state.parent if state else state_folder
+    noted = folder / _SENSITIVITY  # an earlier lrqat wrote none
+    sensitivity = read_json(noted) if noted.is_file() else {}
+    return Budgeted(read_recipe(folder / _RECIPE), sensitivity)
 
 
 def refuse_overwritten_inputs(config: TrainConfig, overwrite: bool, resume: str | None) -> None:
@@ -105,7 +111,7 @@ def find_state(
         return None
     state = _last_intact(state_folder, say) if resume == "auto" else _named(Path(resume))
     if state is not None or has_blocks(state_folder):
-        _refuse_other_settings((state.parent if state else state_folder) / _RUN, config)
+        _refuse_other_settings((state.parent if state else state_folder) / RUN, config)
     return state
 
 

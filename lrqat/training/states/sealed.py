@@ -48,6 +48,16 @@ def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, note
 
 
+def read_note(path: Path) -> dict[str, Any]:
+    """The note alone, which is not proved without the tensors. Raises CheckpointError."""
+    with (
+        refusing(CheckpointError, f"{path} was altered or damaged", "start anew with --overwrite"),
+        safe_open(path, "pt") as file,
+    ):
+        note = parse_json((file.metadata() or {})[_OURS].encode())["note"]
+    return note if isinstance(note, dict) else {}
+
+
 def _digest(tensors: dict[str, Tensor], note: dict[str, Any]) -> str:
     described = [[name, str(t.dtype), list(t.shape)] for name, t in sorted(tensors.items())]
     digest = hashlib.sha256(json.dumps([note, described], sort_keys=True).encode())
