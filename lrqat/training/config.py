@@ -95,7 +95,7 @@ class TrainConfig(
             **self.activations_and_cache(),
         )
 
-    def _rates(self, *, after_blocks: bool) -> dict[str, float]:
+    def _rates(self, *, after_blocks: bool) -> dict[str, Any]:
         """`learning_rate` and `scale_learning_rate`, or what they are where nobody said."""
         low_rank, scale = LORA_INITS[self.lora_init].learning_rate, SCALE_RATE
         if after_blocks:

@@ -6,6 +6,7 @@ name, type and shape.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from lrqat.foreign_files import parse_json, refuse_irregular
 _OURS = "lrqat"  # of the header's metadata
 
 
-def write_sealed(path: Path, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
+def write_sealed(path: Path, tensors: Mapping[str, Tensor], note: dict[str, Any]) -> None:
     """Write tensors and a note that JSON can hold. Raises OutputError."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     said = json.dumps({"note": note, "sha256": _digest(whole, note)})
