@@ -86,7 +86,7 @@ def make_optimizer(
     )
 
 
-def rates_in_use(model: nn.Module, rates: Mapping[str, float]) -> dict[str, float]:
+def rates_in_use(model: "nn.Module", rates: Mapping[str, float]) -> dict[str, float]:
     """Those of `rates` that some trained parameter of a model learns at."""
     used = {_rate_of(name) for name, p in model.named_parameters() if p.requires_grad}
     return {name: rate for name, rate in rates.items() if name in used}
