@@ -26,7 +26,6 @@ from lrqat.cli.failures import explanation
 from lrqat.cli.parsing import Parser
 from lrqat.errors import UserError
 from lrqat.foreign_text import shown
-from lrqat.publication.measured import keep
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -124,6 +123,8 @@ def keep_measurement(
     """Keep a measurement for the model card; where that is not possible, no more than say so."""
     if not path.exists():  # an id on the hub
         return
+    from lrqat.publication.measured import keep
+
     try:
         keep(path, what, found, home)
     except UserError as error:
