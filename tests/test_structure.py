@@ -17,7 +17,7 @@ _MODEL = _CORE | {"lrqat.checkpoint", "lrqat.layers", "lrqat.init", "lrqat.activ
 _TRAINING = _MODEL | {"lrqat.models", "lrqat.evaluation", "lrqat.recipes"}
 _EXPORTER = _CORE | {"lrqat.checkpoint", "exporters"}
 _RUNTIMES = _TRAINING | {"exporters", "exporters.gguf", "exporters.onnx", "exporters.onnx_genai"}
-_ALL = _RUNTIMES | {"lrqat.training", "lrqat.runtimes", "lrqat.budget"}
+_ALL = _RUNTIMES | {"lrqat.training", "lrqat.runtimes", "lrqat.budget", "lrqat.importing"}
 ALLOWED = {
     "lrqat": set(),
     "lrqat.atomic_files": {"lrqat"},
@@ -29,6 +29,8 @@ ALLOWED = {
     "lrqat.recipes": _CORE,
     # A GGUF file may be the base model.
     "lrqat.models": _MODEL | {"lrqat.recipes", "exporters.gguf"},
+    # A GGUF file may be imported; what is written is what fusing writes.
+    "lrqat.importing": _CORE | {"lrqat.checkpoint", "lrqat.models", "exporters.gguf"},
     "lrqat.evaluation": {"lrqat", "lrqat.atomic_files"},
     "lrqat.budget": _TRAINING,
     "lrqat.training": _TRAINING | {"lrqat.budget"},

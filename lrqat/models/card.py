@@ -31,7 +31,11 @@ _WITH_LRQAT = """compressed-tensors has no form for what is on a grid here, so l
 
 
 def model_card(
-    grids: Iterable[str], base: str, loads_with_transformers: bool, method: str | None = None
+    grids: Iterable[str],
+    base: str,
+    loads_with_transformers: bool,
+    method: str | None = None,
+    made: str = "made",
 ) -> str:
     """The text of README.md.
 
@@ -40,9 +44,11 @@ def model_card(
         base: name of the model that its weights come from.
         loads_with_transformers: whether transformers loads everything on a grid exactly.
         method: the name in `METHODS`, None where it is not known.
+        made: what was done to its weights, where no method says it.
     """
-    made = "made" if method is None else METHODS[method].outcome
-    tags = ["lr-qat"] if method in (None, "lr-qat") else []
+    trained = method is not None or made == "made"
+    made = made if method is None else METHODS[method].outcome
+    tags = ["lr-qat"] if trained and method in (None, "lr-qat") else []
     return _CARD.format(
         grid=", ".join(sorted(set(grids))),
         base=in_code_span(base),
