@@ -15,7 +15,7 @@ from lrqat.grids.grid import FloatScale, Grid
 from lrqat.importing.rounded import Rounded
 from lrqat.importing.scaled import Solved, nearest_stored
 
-_NEIGHBOURS = {torch.bfloat16: 8, torch.float16: 2, torch.float32: 1}
+_NEIGHBOURS = {torch.bfloat16: 5, torch.float16: 2, torch.float32: 1}
 _HALF = FloatScale()
 _MOST_WEIGHTS = 1 << 20  # of all starts at once
 
@@ -78,8 +78,9 @@ def _attempt(
     groups: Rounded, scale: Tensor, minimum: Tensor, grid: Grid
 ) -> tuple[Solved, Tensor]:
     """With all minima near by, on a dimension of their own: (n, minima, size)."""
-    near = _near(minimum, _NEIGHBOURS[groups.dtype])
     least, most = groups.ends()
+    scale, minimum = _fitted(groups.value, most - least, scale, minimum, grid)
+    near = _near(minimum, _NEIGHBOURS[groups.dtype])
     moved = near[..., None]
     q = ((groups.value[:, None] + moved) / scale[:, None, None]).round_().clamp_(0, grid.q_max)
     low = torch.where(q > 0, (least[:, None] + moved) / q, -torch.inf).amax(2)
@@ -93,6 +94,23 @@ def _attempt(
     chosen = [part.gather(1, best).squeeze(1) for part in (stored, hits, near, low, high)]
     q = q.gather(1, best[..., None].expand(-1, -1, q.shape[2])).squeeze(1)
     return Solved(q, chosen[0], chosen[1], chosen[3], chosen[4]), chosen[2]
+
+
+def _fitted(
+    value: Tensor, width: Tensor, scale: Tensor, minimum: Tensor, grid: Grid
+) -> tuple[Tensor, Tensor]:
+    """Scale and minimum (n,) by least squares, each weight as sure as its rounding allows."""
+    q = ((value + minimum[:, None]) / scale[:, None]).round_().clamp_(0, grid.q_max).double()
+    sure = width.amax(1, keepdim=True) * 2.0**-8
+    w = 1 / width.maximum(sure).clamp_min_(1e-30).double().square()
+    total = w.sum(1, keepdim=True)
+    mean_q, mean = (w * q).sum(1, keepdim=True) / total, (w * value).sum(1, keepdim=True) / total
+    spread = (w * (q - mean_q).square()).sum(1)
+    slope = (w * (q - mean_q) * (value - mean)).sum(1) / spread
+    known = slope.isfinite() & (slope > 0)
+    slope = torch.where(known, slope, scale)
+    offset = torch.where(known, slope * mean_q[:, 0] - mean[:, 0], minimum)
+    return slope.float(), offset.float()
 
 
 def _near(minimum: Tensor, count: int) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 # Significant bits, and the exponent of the smallest subnormal number.
 _DIGITS = {torch.bfloat16: (8, -133), torch.float16: (11, -24), torch.float32: (24, -149)}
+_EXPONENT, _FRACTION = 0x7F800000, 0x007FFFFF  # bits of a float32
 KNOWN = tuple(_DIGITS)
 
 
@@ -34,10 +35,14 @@ class Rounded:
     def ends(self) -> tuple[Tensor, Tensor]:
         """The least and the largest number that is rounded to each weight: float32 (n, size)."""
         digits, least = _DIGITS[self.dtype]
-        fraction, exponent = torch.frexp(self.value)
-        half = torch.ldexp(torch.full_like(self.value, 0.5), (exponent - digits).clamp_min_(least))
+        bits = self.value.view(torch.int32)
+        power = (bits & _EXPONENT).view(torch.float32)  # the power of two at or below
+        half = (power * 2.0**-digits).clamp_min_(2.0**least / 2)
+        # What lies halfway is rounded to even: of an odd weight, the ends are not.
+        odd = (bits >> 24 - digits) & 1 if digits < 24 else torch.zeros_like(bits)
+        half *= 1 - odd * 2.0**-10
         # Below a power of two the numbers lie twice as close.
-        inner = torch.where(fraction.abs() == 0.5, half / 2, half)
+        inner = torch.where((bits & _FRACTION) == 0, half / 2, half)
         above = self.value > 0
         low = self.value - torch.where(above, inner, half)
         return low, self.value + torch.where(above, half, inner)

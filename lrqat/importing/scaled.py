@@ -21,7 +21,7 @@ from lrqat.importing.rounded import Rounded
 # Where integers are larger, rounding to bfloat16 may move a weight past the half of a step.
 _SURE = 32
 _MOST_WEIGHTS = 1 << 20  # of all starts at once
-_NEIGHBOURS = 8  # numbers of float16 on either side of a scale that bfloat16 cannot tell apart
+_NEIGHBOURS = 16  # numbers of float16 on either side of a scale that bfloat16 cannot tell apart
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,14 @@ def solve(groups: Rounded, ladder: Ladder) -> Solved:
                    one.clone(), one.clone())  # fmt: skip
     if 0 not in ladder.levels:
         found.q.fill_(min(ladder.levels, key=abs))
-    for start in ladder.starts(groups):
+    for i, start in enumerate(ladder.starts(groups)):
         left = (start.isfinite() & ~found.exact).nonzero().squeeze(1)
         if len(left):
             found.take_better(left, _attempt(groups[left], start[left], ladder))
+        if i == 0:
+            _try_neighbours(groups, ladder, found)
         if bool(found.exact.all()):
-            return found
-    _try_neighbours(groups, ladder, found)
+            break
     return found
 
 
