@@ -11,7 +11,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from lrqat.cli import command
-from lrqat.importing.run import ImportReport, TensorReport, import_model
+from lrqat.cli.import_report import show_import
+from lrqat.importing.run import import_model
 
 
 def build_parser() -> Any:
@@ -28,29 +29,6 @@ def build_parser() -> Any:
     return parser
 
 
-def show(out: command.Output, report: ImportReport) -> None:
-    """A line for each way in which tensors came out, and one for each that is on no grid."""
-    for note in report.notes:
-        out.say(f"note: {note}")
-    by_way: dict[tuple[str, str], list[TensorReport]] = {}
-    for each in report.tensors:
-        if each.is_exact:
-            by_way.setdefault((each.stored, str(each.grid)), []).append(each)
-    rows = [(*way, len(found), f"{sum(e.weights for e in found):,}")
-            for way, found in by_way.items()]  # fmt: skip
-    if rows:
-        out.table("exact", ("stored as", "grid", "tensors", "weights"), rows)
-    others = [each for each in report.tensors if not each.is_exact]
-    if others:
-        out.table("not exact", ("tensor", "stored as", "now", "nearest", "exact", "largest difference"), [
-            (e.name, e.stored, e.grid or "unquantized", e.nearest or "", f"{e.share:.4%}",
-             f"{e.difference:.3g}") for e in others
-        ])  # fmt: skip
-    for each in report.tensors:
-        if each.note:
-            out.say(f"{each.name}: {each.note}")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     out = command.Output(args.json)
@@ -63,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             overwrite=args.overwrite,
             progress=lambda name: bar.update(1),
         )
-    show(out, report)
+    show_import(out, report)
     exact = sum(each.is_exact for each in report.tensors)
     out.say(
         f"{report.path}: {exact} of {len(report.tensors)} tensors on a grid, every weight as "

@@ -69,7 +69,9 @@ def on_grid(name: str, integers: Integers, said: str) -> Read:
     if not candidates:
         groups = values.shape[1] // integers.scale.shape[1]
         return Read(said, values, note=f"no grid has {integers.bits} bits and groups of {groups}")
-    grid = min(candidates, key=lambda grid: grid.bits_per_weight(values.shape[1]))
+    columns, whole_rows = values.shape[1], integers.scale.shape[1] == 1
+    fewest = lambda g: (g.bits_per_weight(columns), whole_rows and g.group_size is not None)  # noqa: E731
+    grid = min(candidates, key=fewest)
     scale, note = _scales(integers, values, grid)
     if scale is None:
         return Read(said, values, note=note)

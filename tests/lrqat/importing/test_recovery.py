@@ -33,7 +33,8 @@ def made_on(grid, rows=8, columns=512):
         if grid.minimum:
             new["minimum"] = (7.3 * scale).astype(np.float16).astype(np.float32)
         scales = dataclasses.replace(scales, **new)
-    else:  # far from the ends of the types that weights are rounded to
+    else:  # far from the ends of the types that weights are rounded to; all integers occur
+        q = tensor.q
         scales = dataclasses.replace(scales, **_moderate(rng, scales))
     return dataclasses.replace(tensor, q=q, scales=scales)
 
