@@ -74,9 +74,7 @@ def _pairs(grid: Grid) -> Iterator[tuple[int, int]]:
         yield from ((first, first + distance) for first in range(most - distance + 1))
 
 
-def _attempt(
-    groups: Rounded, scale: Tensor, minimum: Tensor, grid: Grid
-) -> tuple[Solved, Tensor]:
+def _attempt(groups: Rounded, scale: Tensor, minimum: Tensor, grid: Grid) -> tuple[Solved, Tensor]:
     """With all minima near by, on a dimension of their own: (n, minima, size)."""
     least, most = groups.ends()
     scale, minimum = _fitted(groups.value, most - least, scale, minimum, grid)

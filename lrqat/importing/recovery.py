@@ -10,9 +10,11 @@ Minima of two levels (Q2_K, Q4_K, Q5_K) are not told from weights: a file has th
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lrqat.checkpoint.reader import QuantizedTensor
@@ -101,15 +103,15 @@ def _pieces(name: str, weight: Tensor, grid: Grid) -> Iterator[QuantizedTensor]:
         q = solved.q
         if scales.zero_point is not None:
             q = q + torch.from_numpy(scales.zero_point.astype(np.float32)).view(-1, 1)
-        q = q.clamp(grid.q_min, grid.q_max).to(torch.int8).numpy().reshape(piece.shape)
-        yield QuantizedTensor(name, q, scales, grid)
+        codes = q.clamp(grid.q_min, grid.q_max).to(torch.int8).numpy().reshape(piece.shape)
+        yield QuantizedTensor(name, codes, scales, grid)
 
 
-def _array(part: Tensor, shape: tuple[int, int]) -> np.ndarray:
+def _array(part: Tensor, shape: tuple[int, int]) -> NDArray[Any]:
     return part.to(torch.float32).numpy().reshape(shape)
 
 
-def _zero_points(solved: Solved, grid: Grid, shape: tuple[int, int]) -> np.ndarray | None:
+def _zero_points(solved: Solved, grid: Grid, shape: tuple[int, int]) -> NDArray[Any] | None:
     """Of the zero-points that keep all integers in the range, the one nearest to 0."""
     if not grid.zero_point:
         return None
@@ -119,9 +121,7 @@ def _zero_points(solved: Solved, grid: Grid, shape: tuple[int, int]) -> np.ndarr
     return chosen.clamp(grid.q_min, grid.q_max).to(torch.int8).numpy().reshape(shape)
 
 
-def _two_levels(
-    values: Rounded, grid: Grid, shape: tuple[int, int]
-) -> tuple[Solved, StoredScales]:
+def _two_levels(values: Rounded, grid: Grid, shape: tuple[int, int]) -> tuple[Solved, StoredScales]:
     """Sub-scales are recovered as if they were the integers of weights: the scales."""
     codec = grid.scale
     assert isinstance(codec, TwoLevelScale)

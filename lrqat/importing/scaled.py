@@ -71,9 +71,7 @@ class Ladder:
         sizes = sorted({abs(level) for level in self.levels} - {0}, reverse=True)
         # At which level the extremum is, with a positive scale or a negative one.
         levels = [
-            level
-            for size in sizes
-            for level in ((size, -size) if self._turns(size) else (size,))
+            level for size in sizes for level in ((size, -size) if self._turns(size) else (size,))
         ]
         at = torch.tensor(levels)[:, None] * torch.where(extremum < 0, -1, 1)
         known = torch.isin(at, torch.tensor(sorted(self.levels)))

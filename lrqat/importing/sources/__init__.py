@@ -35,7 +35,11 @@ REFUSED = {
     "import that",
 }
 # Files that older versions of the libraries wrote in the place of a quantization_config.
-_BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
+_BESIDE = {
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+    "hf_quant_config.json": "modelopt",
+}
 
 
 def open_source(name: str) -> Source:

@@ -16,7 +16,9 @@ def unpack(words: Tensor, bits: int, count: int) -> Tensor:
     """
     needed = -(-count * bits // 32)
     if words.dtype != torch.int32 or words.ndim != 2 or words.shape[1] < needed:
-        raise ValueError(f"{tuple(words.shape)} words of {words.dtype} do not hold {count} integers")
+        raise ValueError(
+            f"{tuple(words.shape)} words of {words.dtype} do not hold {count} integers"
+        )
     rows = len(words)
     found = torch.empty(rows, count, dtype=torch.int16)
     if 32 % bits == 0:

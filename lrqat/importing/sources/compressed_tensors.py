@@ -67,7 +67,9 @@ class CompressedTensors:
         weights = group.get("weights")
         bits = weights.get("num_bits") if isinstance(weights, dict) else None
         if not isinstance(weights, dict) or bits not in _BITS:
-            raise ModelError(f"{module} has {bits} bits, of which there are several layouts; {_INSTEAD}")
+            raise ModelError(
+                f"{module} has {bits} bits, of which there are several layouts; {_INSTEAD}"
+            )
         form = group.get("format") or self._format
         if weights.get("type") == "float":
             return self._floats(load, module, str(form), bits)
@@ -105,7 +107,9 @@ class CompressedTensors:
         raise ModelError(f"quantization_config does not say how {module} is quantized")
 
     def _floats(self, load: Load, module: str, form: str, bits: int) -> tuple[Integers, str]:
-        packed, scale, shared = (load(f"weight_{end}") for end in ("packed", "scale", "global_scale"))
+        packed, scale, shared = (
+            load(f"weight_{end}") for end in ("packed", "scale", "global_scale")
+        )
         if bits == 4 and packed is not None and scale is not None:
             if shared is not None:
                 # compressed-tensors divides by it, ModelOpt multiplies with its reciprocal.

@@ -90,9 +90,7 @@ class _Packed:
 
     def _refuse_order(self, order: Tensor | None, size: int, module: str) -> None:
         """Inputs that are grouped by their importance lie apart in a row."""
-        if order is not None and not torch.equal(
-            order.long(), torch.arange(len(order)) // size
-        ):
+        if order is not None and not torch.equal(order.long(), torch.arange(len(order)) // size):
             raise ModelError(
                 f"{module} has its inputs grouped in another order (g_idx, desc_act), which no "
                 "runtime's file has a place for; quantize again with desc_act=False"

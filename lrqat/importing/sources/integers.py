@@ -9,9 +9,11 @@ one.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lrqat.checkpoint.reader import QuantizedTensor
@@ -97,7 +99,9 @@ def _of_its_form(integers: Integers) -> list[Grid]:
             shared = Float8Scale if integers.tensor_scale is not None else PowerOfTwoScale
             fits = isinstance(grid.scale, shared)
         else:
-            plain = grid.levels is None and grid.minimum is None and isinstance(grid.scale, FloatScale)
+            plain = (
+                grid.levels is None and grid.minimum is None and isinstance(grid.scale, FloatScale)
+            )
             plain = plain and grid.zero_point is not integers.symmetric
             fits = plain and grid.q_min <= low and grid.q_max >= high
         if fits:
@@ -105,9 +109,7 @@ def _of_its_form(integers: Integers) -> list[Grid]:
     return found
 
 
-def _scales(
-    integers: Integers, values: Tensor, grid: Grid
-) -> tuple[np.ndarray | None, str]:
+def _scales(integers: Integers, values: Tensor, grid: Grid) -> tuple[NDArray[Any] | None, str]:
     """The scales as the grid stores them, and a note; None: they are not, and the note says why."""
     given = integers.scale.float()
     kind = str(integers.scale.dtype).removeprefix("torch.")
@@ -154,9 +156,7 @@ def _converted(
     return made, failing
 
 
-def _zero_points(
-    q: Tensor, grid: Grid
-) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _zero_points(q: Tensor, grid: Grid) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
     """Integers of the grid, and its zero-points; None if the range does not reach."""
     if not grid.zero_point:
         inside = grid.q_min <= int(q.min()) and int(q.max()) <= grid.q_max
@@ -171,7 +171,7 @@ def _zero_points(
     return shifted, zero.to(torch.int8).numpy()
 
 
-def _tensor_scale(integers: Integers, rows: int) -> np.ndarray | None:
+def _tensor_scale(integers: Integers, rows: int) -> NDArray[Any] | None:
     if integers.tensor_scale is None:
         return None
     return np.full((rows, 1), integers.tensor_scale, np.float32)

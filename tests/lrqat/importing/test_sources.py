@@ -162,7 +162,10 @@ def test_awq_means_what_its_document_says(method, tmp_path):
 
     def change(name, value):
         rows, columns = value.shape
-        codes, zeros = rng.integers(0, 16, (columns, rows)), rng.integers(0, 16, (columns // 32, rows))
+        codes, zeros = (
+            rng.integers(0, 16, (columns, rows)),
+            rng.integers(0, 16, (columns // 32, rows)),
+        )
         scales = torch.from_numpy(rng.uniform(1e-3, 1e-2, zeros.shape)).half()
         less = torch.from_numpy(codes - np.repeat(zeros, 32, 0)).half()
         wanted[name] = (less * scales.repeat_interleave(32, 0)).T.contiguous()
