@@ -18,7 +18,8 @@ def show_import(out: command.Output, report: ImportReport) -> None:
         out.table("exact", ("stored as", "grid", "tensors", "weights"), rows)
     others = [each for each in report.tensors if not each.is_exact]
     if others:
-        out.table("not exact", ("tensor", "stored as", "now", "nearest", "exact", "largest difference"), [
+        columns = ("tensor", "stored as", "now", "nearest", "exact", "largest difference")
+        out.table("not exact", columns, [
             (e.name, e.stored, e.grid or "unquantized", e.nearest or "", f"{e.share:.4%}",
              f"{e.difference:.3g}") for e in others
         ])  # fmt: skip

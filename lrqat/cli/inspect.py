@@ -1,7 +1,9 @@
 """What a GGUF file, an ONNX folder or a fused checkpoint holds, and whether it is exact.
 
-Of a Hugging Face folder, quantized or not, on which grid each of its tensors lies, as `lrqat import`
-would find it. Types with their bytes, bits per weight, hyperparameters, vocabulary, and where it comes from. Files
+Of a Hugging Face folder, quantized or not, on which grid each of its tensors lies, as `lrqat
+import` would find it.
+
+Types with their bytes, bits per weight, hyperparameters, vocabulary, and where it comes from. Files
 are not trusted: one that is damaged gives a message. With --checkpoint every weight is compared
 with the checkpoint that it should hold, bit for bit; exit status 1 if any differs.
 """

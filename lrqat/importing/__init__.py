@@ -1,6 +1,6 @@
 """Models whose weights lie on a grid already, as fused checkpoints: nothing is trained or rounded.
 
-    source    what a file or folder holds: integers and scales, or weights (`lrqat.importing.sources`)
+    source    integers and scales, or weights, of a file or folder (`lrqat.importing.sources`)
     recover   the grid, integers and scales of weights that were multiplied out and rounded
     write     a fused checkpoint, tensor by tensor
 

@@ -123,7 +123,8 @@ def solve(groups: Rounded, ladder: Ladder) -> Solved:
     one = torch.ones(count)
     zero = (groups.value == 0).all(1)
     # Any scale will do for zeros, if there is an integer for them.
-    found = Solved(torch.zeros(count, size), one, torch.where(zero & (0 in ladder.levels), size, -1),
+    hits = torch.where(zero & (0 in ladder.levels), size, -1)
+    found = Solved(torch.zeros(count, size), one, hits,
                    one.clone(), one.clone())  # fmt: skip
     if 0 not in ladder.levels:
         found.q.fill_(min(ladder.levels, key=abs))

@@ -73,7 +73,7 @@ def _head_and_embedding(model: Any) -> tuple[Any, Any]:
 
 
 def tensors_by_parameter(skeleton: Any, tensors: Iterable[str]) -> dict[str, str]:
-    """Parameter of the model -> which of the files' tensors it is, if it is not merged of several."""
+    """Parameter of the model -> which tensor of the files it is, if not merged of several."""
     transforms = get_model_conversion_mapping(skeleton)
     renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
     converters = [each for each in transforms if isinstance(each, WeightConverter)]

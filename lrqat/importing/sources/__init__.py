@@ -25,8 +25,8 @@ LAYOUTS: dict[str, Callable[[dict[str, Any]], Layout]] = {
 }
 _ORIGINAL = "start from its floating-point original (`lrqat train --model`)"
 REFUSED = {
-    "bitsandbytes": "the levels of NF4 and FP4 with their nested scales are in no type of llama.cpp "
-    f"or ONNX, and LLM.int8() multiplies with outliers in another type; {_ORIGINAL}",
+    "bitsandbytes": "the levels of NF4 and FP4 with their nested scales are in no type of "
+    f"llama.cpp or ONNX, and LLM.int8() multiplies with outliers in another type; {_ORIGINAL}",
     "fp8": f"8-bit floats are in no type of llama.cpp or ONNX that we write; {_ORIGINAL}",
     "fbgemm_fp8": f"8-bit floats are in no type of llama.cpp or ONNX that we write; {_ORIGINAL}",
     "mxfp4": "its experts are stored as one matrix for all, which no exporter takes one by one; "

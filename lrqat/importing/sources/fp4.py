@@ -39,8 +39,7 @@ def nvfp4(packed: Tensor, scale: Tensor, shared: float, dtype: torch.dtype) -> I
     """
     q = _levels(packed, scale, 16)
     half = scale.float() * (shared / 2)
-    fraction, exponent = math.frexp(shared)
-    if fraction == 0.5:
+    if math.frexp(shared)[0] == 0.5:
         return Integers(q, half, _BITS, levels=True, tensor_scale=shared / 2, dtype=dtype)
     # Levels up to 12 are integers of 5 bits; the products, rounded, may be those of other scales.
     return Integers(q, half, 5, dtype=dtype)

@@ -1,7 +1,7 @@
 """GPTQ and AWQ, and auto-round, which packs like either.
 
     GPTQ   qweight int32 (in * bits / 32, out), packed along the inputs
-           qzeros  int32 (groups, out * bits / 32): zero-points less 1 in version 1, as they are in 2
+           qzeros  int32 (groups, out * bits / 32): zero-points, less 1 in version 1
            scales  (groups, out);  g_idx int32 (in), the group of every input
     AWQ    qweight int32 (in, out * bits / 32), packed along the outputs, eight of a word in the
            order 0 2 4 6 1 3 5 7
@@ -62,7 +62,7 @@ class _Packed:
             q, zero = self._unpack(words, bits, outputs), self._unpack_zeros(zeros, bits, outputs)
         except ValueError as error:
             raise ModelError(
-                f"{module}: {error} of {bits} bits; modules with bits of their own are not read here"
+                f"{module}: {error} of {bits} bits; bits by module are not read here"
             ) from None
         if q.shape[1] % groups or zero.shape != scales.shape:
             raise ModelError(f"{module} has {groups} groups for {q.shape[1]} inputs")

@@ -77,8 +77,9 @@ def test_compressed_tensors_means_what_its_library_says(name, tmp_path):
         wanted[name] = library.decompress(dict(made), scheme)["weight"]
         return made
 
-    group = {"targets": ["Linear"], "weights": {k: v for k, v in arguments.model_dump().items()
-                                                if k in (*settings, "symmetric", "type")}}  # fmt: skip
+    said = arguments.model_dump().items()
+    group = {"targets": ["Linear"], "weights": {k: v for k, v in said
+                                                if k in (*settings, "type", "symmetric")}}  # fmt: skip
     folder = folder_of(tmp_path / "source", change, quant_method="compressed-tensors", format=form,
                        config_groups={"group_0": group}, ignore=["lm_head"])  # fmt: skip
     checkpoint, _ = imported(folder, tmp_path / "out", wanted, dtype)
@@ -88,7 +89,7 @@ def test_compressed_tensors_means_what_its_library_says(name, tmp_path):
 
 def pack_bits(codes, bits):
     """Integers (n, count) as int32 words along the rows, bit by bit."""
-    rows, count = codes.shape
+    rows = len(codes)
     stream = (codes[..., None] >> np.arange(bits)) & 1
     octets = np.packbits(stream.reshape(rows, -1).astype(np.uint8), axis=1, bitorder="little")
     return torch.from_numpy(np.ascontiguousarray(octets).view("<i4").copy())
@@ -256,6 +257,6 @@ def test_a_damaged_source_is_refused_and_leaves_nothing(tmp_path):
     state = state_of(folder)
     name = next(n for n in state if n.endswith(PROJECTION.replace("weight", "qweight")))
     save_file(state | {name: state[name][1:].contiguous()}, folder / "model.safetensors")
-    with pytest.raises(ModelError, match="groups for|words"):
+    with pytest.raises(ModelError, match=r"groups for|words"):
         import_model(str(folder), tmp_path / "out")
     assert not list(tmp_path.glob("out/*"))
