@@ -214,14 +214,14 @@ def test_a_tensor_that_is_off_stays_or_is_rounded_where_that_is_asked_for(tmp_pa
     told = next(each for each in report.tensors if each.name == off)
     assert told.grid is None
     assert told.nearest in ("q4_0", "q8_0")
-    assert 0.99 < told.share < 1
+    assert 0.9 < told.share < 1
     kept = Checkpoint.open(tmp_path / "kept")
     assert torch.equal(weights_of(kept, f"{off}.weight"), state_of(folder)[f"{off}.weight"].float())
     import_model(str(folder), tmp_path / "rounded", allow_inexact=True)
     rounded = Checkpoint.open(tmp_path / "rounded")
     assert rounded.grid(off).name == told.nearest
     record = rounded.manifest["training"]["imported"]["inexact"][off]
-    assert 0.99 < record["share"] < 1
+    assert 0.9 < record["share"] < 1
     assert record["difference"] > 0
 
 
