@@ -17,7 +17,13 @@ _MODEL = _CORE | {"lrqat.checkpoint", "lrqat.layers", "lrqat.init", "lrqat.activ
 _TRAINING = _MODEL | {"lrqat.cards", "lrqat.models", "lrqat.evaluation", "lrqat.recipes"}
 _EXPORTER = _CORE | {"lrqat.checkpoint", "exporters"}
 _RUNTIMES = _TRAINING | {"exporters", "exporters.gguf", "exporters.onnx", "exporters.onnx_genai"}
-_ALL = _RUNTIMES | {"lrqat.training", "lrqat.runtimes", "lrqat.budget", "lrqat.publication"}
+_ALL = _RUNTIMES | {
+    "lrqat.training",
+    "lrqat.runtimes",
+    "lrqat.budget",
+    "lrqat.importing",
+    "lrqat.publication",
+}
 ALLOWED = {
     "lrqat": set(),
     "lrqat.atomic_files": {"lrqat"},
@@ -30,6 +36,14 @@ ALLOWED = {
     "lrqat.recipes": _CORE,
     # A GGUF file may be the base model.
     "lrqat.models": _MODEL | {"lrqat.cards", "lrqat.recipes", "exporters.gguf"},
+    # A GGUF file may be imported; what is written is what fusing writes.
+    "lrqat.importing": _CORE
+    | {
+        "lrqat.cards",
+        "lrqat.checkpoint",
+        "lrqat.models",
+        "exporters.gguf",
+    },
     "lrqat.evaluation": {"lrqat", "lrqat.atomic_files"},
     "lrqat.budget": _TRAINING,
     "lrqat.training": _TRAINING | {"lrqat.budget"},

@@ -17,6 +17,7 @@ GROUPS = {
         "compare": "train on several grids by several methods, and tabulate the results",
     },
     "Export": {
+        "import": "take over a model that lies on a grid already, exactly",
         "export": "write GGUF (llama.cpp) or ONNX (ONNX Runtime), bit for bit",
         "inspect": "show what a file or folder holds, and whether it is exact",
         "push": "publish a checkpoint and its exports on the Hugging Face hub, with a card",

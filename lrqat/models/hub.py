@@ -21,7 +21,7 @@ from lrqat.models.weight_misfits import quiet_loading, refuse_misfit, refuse_not
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
-    """The configuration of a causal language model; no weights are read.
+    """The configuration of a causal language model to train; no weights are read.
 
     Args:
         name: a local folder, a GGUF file, or an id on the Hugging Face hub.
@@ -29,6 +29,25 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
 
     Raises:
         ModelError: nothing there, not a model, not a causal language model, or already quantised.
+    """
+    config = read_config(name, trust_remote_code=trust_remote_code)
+    if getattr(config, "quantization_config", None):
+        raise ModelError(
+            f"{name} is quantised already: train its floating-point original, or take it over as "
+            f"it is with `lrqat import {name} --output FOLDER`"
+        )
+    return config
+
+
+def read_config(name: str, *, trust_remote_code: bool = False) -> Any:
+    """The configuration of a causal language model, quantised or not; no weights are read.
+
+    Args:
+        name: a local folder, a GGUF file, or an id on the Hugging Face hub.
+        trust_remote_code: run Python code that the model brings.
+
+    Raises:
+        ModelError: nothing there, not a model, or not a causal language model.
     """
     name = str(folder_of(name))
     folder = Path(name)
@@ -64,8 +83,6 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
             f"{name} is a {config.model_type!r} model ({config.architectures}), "
             "not a causal language model; give one that AutoModelForCausalLM can load"
         )
-    if getattr(config, "quantization_config", None):
-        raise ModelError(f"{name} is quantised already; start from its floating-point original")
     return with_own_attention(config)
 
 

@@ -130,7 +130,7 @@ def _origins(stored: StoredModel, plan: SurgeryPlan) -> dict[str, str]:
         head = skeleton.get_output_embeddings()
         gone |= {f"{name}.weight" for name, module in skeleton.named_modules() if module is head}
     names = [name for name in skeleton.state_dict() if name not in gone]
-    found = tensors_by_parameter(skeleton, stored.weights) if stored.weights else {}
+    found = tensors_by_parameter(skeleton, stored.weights.names) if stored.weights else {}
     missing = [name for name in names if name not in found]
     if missing or stored.weights is None:
         raise ModelError(

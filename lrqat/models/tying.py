@@ -4,6 +4,7 @@ transformers loads a head that differs from the embedding as a head of its own, 
 `tie_word_embeddings` says. What is planned, trained and written follows that.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ def has_other_head(skeleton: Any, weights: Weights) -> bool:
     if head is None or embedding is None:
         return False
     names = {module: f"{name}.weight" for name, module in skeleton.named_modules()}
-    stored = tensors_by_parameter(skeleton, weights)
+    stored = tensors_by_parameter(skeleton, weights.names)
     one, other = (stored.get(names[module]) for module in (embedding, head))
     if one is None or other is None or one == other:
         return False
@@ -71,14 +72,14 @@ def _head_and_embedding(model: Any) -> tuple[Any, Any]:
     return head, embedding
 
 
-def tensors_by_parameter(skeleton: Any, weights: Weights) -> dict[str, str]:
-    """Parameter of the model -> tensor of the files, for those that are not merged of several."""
+def tensors_by_parameter(skeleton: Any, tensors: Iterable[str]) -> dict[str, str]:
+    """Parameter of the model -> which tensor of the files it is, if not merged of several."""
     transforms = get_model_conversion_mapping(skeleton)
     renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
     converters = [each for each in transforms if isinstance(each, WeightConverter)]
     parameters, prefix = skeleton.state_dict(), skeleton.base_model_prefix
     found = {}
-    for tensor in sorted(weights.names):
+    for tensor in sorted(tensors):
         name, merged = rename_source_key(tensor, renamings, converters, prefix, parameters)
         if merged is None and name in parameters:
             found[name] = tensor

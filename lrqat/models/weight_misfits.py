@@ -100,8 +100,8 @@ def _quantized(misfit: Misfit) -> str | None:
     if found is None:
         return None
     return (
-        f"{found} belongs to a quantized model, whose weights are nothing without it: start from "
-        "its floating-point original"
+        f"{found} belongs to a quantized model, whose weights are nothing without it: train its "
+        "floating-point original, or take it over as it is with `lrqat import`"
     )
 
 

@@ -57,11 +57,11 @@ def model_folder(name: str | Path) -> Path:
         ModelError: there is no such file, it is damaged, or it is not understood.
         OutputError: the folder cannot be written.
     """
-    path = _existing(name)
+    path = existing(name)
     folder = _cache() / f"{path.stem}-{_identity(path)}"
     if _is_made(folder, path):
         return folder
-    header, config = _read(path)
+    header, config = read_file(path)
     from lrqat.models.from_gguf.configuration import read_generation
     from lrqat.models.from_gguf.weights import write_weights
 
@@ -92,8 +92,8 @@ def tokenizer_folder(name: str | Path) -> Iterator[Path]:
     Raises:
         ModelError: as of `model_folder`, or a tokenizer that is not known to be the file's.
     """
-    path = _existing(name)
-    header, config = _read(path)
+    path = existing(name)
+    header, config = read_file(path)
     from lrqat.models.from_gguf.tokenizer import write_tokenizer
 
     with tempfile.TemporaryDirectory(prefix="lrqat-") as made:
@@ -114,8 +114,8 @@ def stored_parameters(name: str | Path) -> Iterator[tuple[str, Any, Callable[[],
     Raises:
         ModelError: as of `model_folder`.
     """
-    path = _existing(name)
-    header, config = _read(path)
+    path = existing(name)
+    header, config = read_file(path)
     from lrqat.models.from_gguf.weights import read_parameters
 
     with _explained(path):
@@ -129,8 +129,8 @@ def _skeleton(path: Path, config: dict[str, Any]) -> Any:
 
 def described(name: str | Path) -> str:
     """One line for people: what the file holds, and what became of it."""
-    path = _existing(name)
-    header, _ = _read(path)
+    path = existing(name)
+    header, _ = read_file(path)
     types = dict.fromkeys(info.type_name for info in header.tensors.values())
     return (
         f"{path.name}: {len(header.tensors)} tensors of {', '.join(types)}, dequantised to "
@@ -140,16 +140,17 @@ def described(name: str | Path) -> str:
 
 def tokens_of(name: str | Path) -> list[str]:
     """The texts of the tokens of a GGUF file, by id. Raises as `model_folder`."""
-    header, _ = _read(_existing(name))
+    header, _ = read_file(existing(name))
     return [str(token) for token in header.metadata.get("tokenizer.ggml.tokens", [])]
 
 
 def said_by(name: str | Path) -> dict[str, Any]:
     """The metadata of a GGUF file, by key. Raises as `model_folder`."""
-    return dict(_read(_existing(name))[0].metadata)
+    return dict(read_file(existing(name))[0].metadata)
 
 
-def _existing(name: str | Path) -> Path:
+def existing(name: str | Path) -> Path:
+    """The path of a file that is there. Raises ModelError."""
     path = Path(name)
     if not path.is_file():
         raise ModelError(f"no GGUF file at {name}; check the path")
@@ -167,8 +168,8 @@ def _identity(path: Path) -> str:
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
-def _read(path: Path) -> tuple[Any, dict[str, Any]]:
-    """The header, and config.json."""
+def read_file(path: Path) -> tuple[Any, dict[str, Any]]:
+    """The header, and config.json. Raises as `model_folder`."""
     load("gguf", "lrqat[gguf]", needed_by="a GGUF file as --model")
     from exporters.gguf.file.shards import read_model
     from lrqat.models.from_gguf.configuration import read_configuration

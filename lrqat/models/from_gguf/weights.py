@@ -69,11 +69,10 @@ def write_weights(
     Raises:
         ModelError: tensors that are not the model's, or of types that are not known.
     """
-    parameters = _Parameters(skeleton, config)
-    sources = {source.origin: source for source in _checked(path, header, parameters)}
+    sources = parameter_sources(path, header, skeleton, config)
     empty = {
         name: torch.empty(shape, dtype=DTYPE, device="meta")
-        for name, shape in parameters.shapes.items()
+        for name, shape in _Parameters(skeleton, config).shapes.items()
     }
     split = split_torch_state_dict_into_shards(empty)
     for file, names in split.filename_to_tensors.items():
@@ -82,6 +81,17 @@ def write_weights(
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         write_json(folder / _INDEX, index)
+
+
+def parameter_sources(
+    path: Path, header: Header, skeleton: nn.Module, config: Config
+) -> dict[str, Source]:
+    """Parameter -> the tensor of the file that it comes from, and how its rows lie there.
+
+    Raises ModelError as `write_weights` does.
+    """
+    checked = _checked(path, header, _Parameters(skeleton, config))
+    return {source.origin: source for source in checked}
 
 
 def read_parameters(
@@ -143,11 +153,12 @@ def _rows(info: TensorInfo, rows: slice) -> NDArray[np.float32]:
     """Rows of a tensor, dequantised: float32 (rows, columns)."""
     data = info.read(rows)
     with np.errstate(invalid="ignore", over="ignore"):  # of a damaged file; the loader refuses them
-        values = _dequantised(info, data)
+        values = dequantised(info, data)
     return values.reshape(len(data), math.prod(info.shape[-1:]))
 
 
-def _dequantised(info: TensorInfo, data: NDArray[np.uint8]) -> NDArray[np.float32]:
+def dequantised(info: TensorInfo, data: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What rows of bytes of a tensor mean, as gguf has it; raises ModelError for unknown types."""
     block = integer_blocks().get(info.type_name.lower())
     try:
         values = gguf.dequantize(data, gguf.GGMLQuantizationType(index(info.type)))

@@ -1,0 +1,152 @@
+"""GPTQ and AWQ, and auto-round, which packs like either.
+
+    GPTQ   qweight int32 (in * bits / 32, out), packed along the inputs
+           qzeros  int32 (groups, out * bits / 32): zero-points, less 1 in version 1
+           scales  (groups, out);  g_idx int32 (in), the group of every input
+    AWQ    qweight int32 (in, out * bits / 32), packed along the outputs, eight of a word in the
+           order 0 2 4 6 1 3 5 7
+           qzeros  int32 (groups, out * bits / 32), the same;  scales (groups, out)
+
+    weight = scale * (q - zero-point), both from 0
+
+Sources: gptqmodel, nn_modules/qlinear/__init__.py; awq, modules/linear/gemm.py; auto_round,
+export/export_to_autoround/export.py `dynamic_import_quant_linear_for_packing`.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrqat.errors import ModelError
+from lrqat.importing.sources.bits import unpack
+from lrqat.importing.sources.integers import Integers
+
+Load = Callable[[str], Tensor | None]
+
+_WEIGHT = ".qweight"
+_GPTQ_BITS, _AWQ_BITS = (2, 3, 4, 8), (4,)
+_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where the integers of an AWQ word are
+
+
+class _Packed:
+    """What the two have in common."""
+
+    kind = ""
+    _known: tuple[int, ...] = ()
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        """From `quantization_config`. Raises ModelError for bits that it does not have."""
+        self.notes: list[str] = []
+        self._bits = settings.get("bits", settings.get("w_bit"))
+        if self._bits not in self._known:
+            raise ModelError(
+                f"{self.kind} of {self._bits} bits is not read here, but of "
+                f"{', '.join(map(str, self._known))}; train from the floating-point original"
+            )
+        self._symmetric = settings.get("sym") is True or settings.get("zero_point") is False
+        self._by_module = settings.get("dynamic") or settings.get("extra_config") or {}
+
+    def modules(self, names: Iterable[str]) -> set[str]:
+        """See `Layout`."""
+        return {name.removesuffix(_WEIGHT) for name in names if name.endswith(_WEIGHT)}
+
+    def read(self, load: Load, module: str) -> tuple[Integers, str]:
+        """See `Layout`."""
+        words, zeros, scales = (load(end) for end in ("qweight", "qzeros", "scales"))
+        if words is None or zeros is None or scales is None or scales.ndim != 2:
+            raise ModelError(f"{module} lacks qweight, qzeros or scales; use an intact copy")
+        bits, groups, outputs = int(self._bits or 0), *scales.shape
+        try:
+            q, zero = self._unpack(words, bits, outputs), self._unpack_zeros(zeros, bits, outputs)
+        except ValueError as error:
+            raise ModelError(
+                f"{module}: {error} of {bits} bits; bits by module are not read here"
+            ) from None
+        if q.shape[1] % groups or zero.shape != scales.shape:
+            raise ModelError(f"{module} has {groups} groups for {q.shape[1]} inputs")
+        size = q.shape[1] // groups
+        self._refuse_order(load("g_idx"), size, module)
+        # Symmetric models have one zero-point in the middle.
+        symmetric = bool((zero == 1 << bits - 1).all())
+        if self._symmetric and not symmetric:
+            raise ModelError(
+                f"{module} is said to be symmetric, and its zero-points are {int(zero.min())} to "
+                f"{int(zero.max())}: the file is of another version than it says"
+            )
+        shifted = q - zero.T.to(torch.int16).repeat_interleave(size, 1)
+        offset = "" if symmetric else ", zero-points"
+        said = f"{self.kind}, {bits} bits, groups of {size}{offset}"
+        return Integers(shifted, scales.T.contiguous(), bits, symmetric), said
+
+    def _unpack(self, words: Tensor, bits: int, outputs: int) -> Tensor:
+        """Int16 (out, in)."""
+        raise NotImplementedError
+
+    def _unpack_zeros(self, words: Tensor, bits: int, outputs: int) -> Tensor:
+        """Int16 (groups, out)."""
+        raise NotImplementedError
+
+    def _refuse_order(self, order: Tensor | None, size: int, module: str) -> None:
+        """Inputs that are grouped by their importance lie apart in a row."""
+        if order is not None and not torch.equal(order.long(), torch.arange(len(order)) // size):
+            raise ModelError(
+                f"{module} has its inputs grouped in another order (g_idx, desc_act), which no "
+                "runtime's file has a place for; quantize again with desc_act=False"
+            )
+
+
+class Gptq(_Packed):
+    """The `Layout` of GPTQ; versions 1 and 2."""
+
+    kind, _known = "GPTQ", _GPTQ_BITS
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        """From `quantization_config`."""
+        super().__init__(settings)
+        self._less = 0 if settings.get("checkpoint_format") == "gptq_v2" else 1
+
+    def _unpack(self, words: Tensor, bits: int, outputs: int) -> Tensor:
+        if words.ndim != 2 or words.shape[1] != outputs or len(words) * 32 % bits:
+            raise ValueError(f"{tuple(words.shape)} words are none of {outputs} outputs")
+        return unpack(words.T.contiguous(), bits, len(words) * 32 // bits)
+
+    def _unpack_zeros(self, words: Tensor, bits: int, outputs: int) -> Tensor:
+        return unpack(words, bits, outputs) + self._less
+
+
+class Awq(_Packed):
+    """The `Layout` of AWQ (GEMM)."""
+
+    kind, _known = "AWQ", _AWQ_BITS
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        """From `quantization_config`. Raises ModelError for other layouts than GEMM."""
+        super().__init__(settings)
+        version = str(settings.get("version", "gemm")).lower()
+        if version != "gemm":
+            raise ModelError(f"AWQ's layout {version} is not read here; write the model as GEMM")
+
+    def _unpack(self, words: Tensor, bits: int, outputs: int) -> Tensor:
+        return self._unpack_zeros(words, bits, outputs).T.contiguous()
+
+    def _unpack_zeros(self, words: Tensor, bits: int, outputs: int) -> Tensor:
+        if words.ndim != 2 or words.shape[1] * 32 != outputs * bits:
+            raise ValueError(f"{tuple(words.shape)} words are none of {outputs} outputs")
+        found = unpack(words, bits, outputs).view(len(words), -1, len(_ORDER))
+        return found[:, :, list(_ORDER)].reshape(len(words), outputs)
+
+
+def auto_round(settings: dict[str, Any]) -> "Gptq | Awq":
+    """The layout of an auto-round model, by its packing. Raises ModelError for others."""
+    packing = str(settings.get("packing_format", "auto_round:auto_gptq"))
+    if "awq" in packing:
+        return Awq(settings)
+    if packing in ("auto_round", "auto_round:gptqmodel", "auto_round:auto_gptq", "auto_round:gptq"):
+        is_v1 = packing.endswith(("auto_gptq", ":gptq"))
+        return Gptq(settings | {"checkpoint_format": "gptq" if is_v1 else "gptq_v2"})
+    raise ModelError(
+        f"auto-round's packing {packing!r:.60} is not read here; export the model as auto_gptq, "
+        "auto_awq or llm_compressor"
+    )

@@ -1,0 +1,13 @@
+"""`lrqat import` from a checkout."""
+
+import importlib
+import os
+import sys
+
+# This checkout in the place of tools/, whose inspect.py would hide the standard library's.
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+from lrqat.cli import command
+
+if __name__ == "__main__":
+    command.run(importlib.import_module("lrqat.cli.import").main)  # the name is a keyword
