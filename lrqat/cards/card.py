@@ -88,6 +88,11 @@ def _method(manifest: Mapping[str, Any]) -> str | None:
     return said if isinstance(said, str) and said in METHODS else None
 
 
+def _imported(manifest: Mapping[str, Any]) -> bool:
+    """Whether the weights were on their grids before lrqat read them."""
+    return "imported" in (manifest.get("training") or {})
+
+
 def _sources(manifest: Mapping[str, Any]) -> list[str]:
     training = manifest.get("training")
     data = training.get("data") if isinstance(training, dict) else None
@@ -98,7 +103,7 @@ def _introduction(manifest: Mapping[str, Any]) -> str:
     base = manifest["base_model"].get("name")
     name = base if isinstance(base, str) and base else "A model"
     method = _method(manifest)
-    made = "made" if method is None else METHODS[method].outcome
+    made = METHODS[method].outcome if method else "imported" if _imported(manifest) else "made"
     how = "" if method in (None, "lr-qat") else f" (`--method {method}`)"
     grids = ", ".join(sorted({str(entry["grid"]) for entry in manifest["tensors"].values()}))
     return f"""# {in_markdown(name)}, weights on {in_markdown(grids)}

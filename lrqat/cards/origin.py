@@ -72,6 +72,8 @@ class Origin:
 def own_tags(manifest: Mapping[str, Any]) -> list[str]:
     """The tag of a checkpoint that LR-QAT trained; of one whose method is not known, too."""
     training = manifest.get("training")
+    if isinstance(training, dict) and "imported" in training:
+        return []
     method = training.get("method") if isinstance(training, dict) else None
     return ["lr-qat"] if method in (None, "lr-qat") else []
 

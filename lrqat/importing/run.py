@@ -153,7 +153,7 @@ def import_model(
         writer = CheckpointWriter(staging)
         plan, reports = _write(opened, writer, allow_inexact, progress)
         report = ImportReport(source, opened.kind, reports, opened.notes, str(output))
-        base = {"name": source, "revision": None, "dtype": opened.dtype}
+        base = {"name": _public(source), "revision": None, "dtype": opened.dtype}
         writer.finish(opened.skeleton, words, plan, base, _provenance(report))
     return report
 
@@ -242,13 +242,18 @@ def _nearest(reports: list[TensorReport]) -> str:
     return f" ({near.name} comes nearest, with {near.share:.2%} of its weights on {near.nearest})"
 
 
+def _public(source: str) -> str:
+    """A source as others may read it: where it lay on this machine is nobody's business."""
+    return Path(source).resolve().name if Path(source).exists() else source
+
+
 def _provenance(report: ImportReport) -> dict[str, Any]:
     inexact = {e.name: {"grid": e.grid, "share": e.share, "difference": e.difference}
                for e in report.inexact}  # fmt: skip
     converted = {e.name: e.note for e in report.tensors if e.grid is not None and e.note}
     return {
         "imported": {
-            "source": report.source,
+            "source": _public(report.source),
             "kind": report.kind,
             **({"inexact": inexact} if inexact else {}),
             **({"converted": converted} if converted else {}),

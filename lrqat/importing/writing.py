@@ -57,7 +57,7 @@ class _Files:
     def rename(self, stem: str) -> dict[str, str]:
         """Give the files their names. Returns tensor -> file."""
         self.flush()
-        found = {}
+        found: dict[str, str] = {}
         for i, (path, names) in enumerate(self.written, start=1):
             part = f"-{i:05}-of-{len(self.written):05}" if len(self.written) > 1 else ""
             path.rename(self.folder / f"{stem}{part}.safetensors")
