@@ -17,6 +17,8 @@ from lrqat.checkpoint.stored_scales import StoredScales
 from lrqat.grids.grid import GRIDS, Grid, TwoLevelScale
 
 _LEAST = np.float32(2.0**-24)  # of float16
+# Types whose levels are those of the grid with their signs turned: -1 to 2, and -2 to 1.
+_TURNED = ("q2_0",)
 # What holds the integers that a file may have and the grid of the type's name does not.
 _WIDER = {"q8_0": "int8-g32"}
 
@@ -51,6 +53,8 @@ def to_grid(name: str, block: IntegerBlock, fields: Fields) -> QuantizedTensor |
             return None
         q.reshape(*new.shape, -1)[new < 0] *= -1
         new = np.abs(new)
+    if block.NAME in _TURNED:
+        q, new = -q, -new
     if q.min(initial=0) < grid.q_min and block.NAME in _WIDER:
         grid = GRIDS[_WIDER[block.NAME]]
     if not _holds(grid, q, new, minimum):
