@@ -14,7 +14,9 @@ from lrqat.checkpoint.roles import Role, role_of
 from lrqat.foreign_files import ForeignFileError, read_json
 
 # Beside the checkpoint, for people.
-PICTURE, RUN, REPORT = "training.png", "run.yaml", "training-report.json"
+PICTURE, REPORT = "training.png", "training-report.json"
+# Among the states of a run, and no part of what is handed on: it names paths of the machine.
+STATES, RUN = "checkpoints", "run.yaml"
 
 
 def published(folder: Path) -> AbstractContextManager[Path]:
@@ -57,7 +59,7 @@ def not_the_checkpoints(folder: Path) -> list[str]:
     Its own are those that its manifest lists, and whatever else transformers would take for a part
     of the model: an earlier lrqat, or somebody's hand, may have left them.
     """
-    own = {name.split("/")[0] for name in _listed(folder)} | {FILE_NAME, PICTURE, RUN, REPORT}
+    own = {name.split("/")[0] for name in _listed(folder)} | {FILE_NAME, PICTURE, REPORT}
     of_a_model = (Role.MODEL, Role.TEXT)
     names = os.listdir(folder)
     return sorted(n for n in names if n not in own and role_of(n) not in of_a_model)

@@ -3,7 +3,7 @@
 import shlex
 from pathlib import Path
 
-from lrqat.checkpoint.publishing import RUN
+from lrqat.checkpoint.publishing import RUN, STATES
 from lrqat.errors import UserError
 
 _TEXT = "TEXT"  # where it is not known what to measure on
@@ -30,7 +30,7 @@ def _held_out(checkpoint: Path) -> str:
     from lrqat.training.run_file import read_run
 
     try:
-        run = read_run(checkpoint / RUN)
+        run = read_run(checkpoint / STATES / RUN)
     except UserError:
         return _TEXT
     named = [run.get("eval_data"), *run.get("data", ())]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from exporters.provenance import provenance
 from lrqat.checkpoint import manifest
-from lrqat.checkpoint.publishing import REPORT
+from lrqat.checkpoint.publishing import REPORT, STATES
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.errors import UserError
 from lrqat.foreign_files import read_json
@@ -22,7 +22,7 @@ from lrqat.reporting.material import Block, Model, Training
 from lrqat.training.blocks.saved import notes_of
 from lrqat.training.callbacks import history_of
 from lrqat.training.states.folder import list_states, read_history
-from lrqat.training.states.resume import RUN, STATES
+from lrqat.training.states.resume import RUN
 
 # Settings that a reader wants to know, and how they are called.
 _SETTINGS = {

@@ -17,7 +17,7 @@ from transformers import set_seed
 
 from lrqat.atomic_files import explain_os_errors, write_json
 from lrqat.checkpoint.manifest import names_only
-from lrqat.checkpoint.publishing import PICTURE, REPORT, RUN, held
+from lrqat.checkpoint.publishing import PICTURE, REPORT, STATES, held
 from lrqat.errors import UserError
 from lrqat.evaluation.perplexity import RULE
 from lrqat.layers.methods import METHODS
@@ -34,10 +34,8 @@ from lrqat.training.measuring import Say, measure
 from lrqat.training.plan import TrainingPlan, plan_training
 from lrqat.training.plots import plot_training
 from lrqat.training.report import TrainReport
-from lrqat.training.run_file import write_run
 from lrqat.training.stages import Outcome, run_stages
 from lrqat.training.states.resume import (
-    STATES,
     find_state,
     record_run,
     refuse_earlier_run,
@@ -149,12 +147,11 @@ def _publish(
     evaluation: Evaluation,
     report: TrainReport,
 ) -> None:
-    """Write the fused checkpoint; in its folder a picture, the settings and a report of the run."""
+    """Write the fused checkpoint; in its folder a picture and a report of the run."""
 
     def describe(folder: Path) -> None:
         title = f"{base['name']}, {config.grid}"
         plot_training(done.fitted.history, folder / PICTURE, title)
-        write_run(config, folder / RUN)
         # The folder is handed on, and where it lay is nobody's business.
         write_json(folder / REPORT, report.to_json() | {"output": report.output.name})
 

@@ -20,7 +20,7 @@ import yaml
 
 from lrqat import __version__, foreign_yaml
 from lrqat.atomic_files import replaced_file
-from lrqat.checkpoint.publishing import RUN
+from lrqat.checkpoint.publishing import RUN, STATES
 from lrqat.errors import UserError, did_you_mean
 from lrqat.foreign_files import read_bytes
 from lrqat.settings import flag, groups_of
@@ -40,7 +40,7 @@ def read_run(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if path.is_dir():
-        raise UserError(f"{path} is a folder; give its file: {path / RUN}")
+        raise UserError(f"{path} is a folder; give its file: {path / STATES / RUN}")
     data = read_bytes(path, _MOST_BYTES)
     try:
         return parse_run(data.decode("utf-8-sig"))

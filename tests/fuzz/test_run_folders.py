@@ -9,13 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lrqat.checkpoint.publishing import STATES
 from lrqat.errors import DataError, UserError
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.blocks import TokenBlocks
 from lrqat.training.objectives.teacher_cache import FILE_NAME, CacheKey, TeacherCache
 from lrqat.training.objectives.teacher_shards import is_written, write_shard
 from lrqat.training.states import folder as states
-from lrqat.training.states.resume import STATES, find_state, record_run
+from lrqat.training.states.resume import find_state, record_run
 from lrqat.training.states.sealed import read_sealed, write_sealed
 from tests.fuzz.harness import altered_bytes, altered_json, fuzz, outcome
 

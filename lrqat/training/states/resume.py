@@ -6,6 +6,7 @@ from pathlib import Path
 from lrqat.atomic_files import refuse_existing, refuse_overlap, replaced_file, write_json
 from lrqat.checkpoint.manifest import FILE_NAME
 from lrqat.checkpoint.publishing import RUN as RUN_FILE
+from lrqat.checkpoint.publishing import STATES
 from lrqat.errors import OutputError, UserError
 from lrqat.foreign_files import read_json
 from lrqat.recipes.recipe_file import read_recipe, write_recipe
@@ -15,7 +16,6 @@ from lrqat.training.config import TrainConfig
 from lrqat.training.run_file import write_run
 from lrqat.training.states.folder import STATE, damage, list_states
 
-STATES = "checkpoints"
 RUN, _RECIPE, _SENSITIVITY = "run.json", "recipe.yaml", "sensitivity.json"
 # What may differ between a run and its continuation.
 _FREE = {"output", "save_every", "eval_data", "eval_windows", "context", "device", "teacher_cache",

@@ -78,9 +78,11 @@ def test_the_next_command_has_the_paths_of_this_one(tmp_path):
     assert shlex.split(after_export(folder, "m.gguf"))[-2:] == ["--data", "TEXT"]
     text = tmp_path / "valid.txt"
     text.write_text("x")
-    (folder / "run.yaml").write_text(f"eval-data: {text}\ndata: [a.jsonl]\n")
+    (folder / "checkpoints").mkdir()
+    run = folder / "checkpoints" / "run.yaml"
+    run.write_text(f"eval-data: {text}\ndata: [a.jsonl]\n")
     assert shlex.split(after_export(folder, "m.gguf"))[-1] == str(text)
-    (folder / "run.yaml").write_text("nonsense: [")
+    run.write_text("nonsense: [")
     assert shlex.split(after_export(folder, "m.gguf"))[-1] == "TEXT"
 
 

@@ -113,7 +113,7 @@ def test_a_run_leaves_its_settings_and_they_repeat_it(tiny_model, text_file, tmp
     kept = tmp_path / "kept.yaml"
     line = [*paths, *small, "--save-config", kept]
     assert train.main([str(part) for part in line]) == 0
-    written = tmp_path / "a" / "run.yaml"
+    written = tmp_path / "a" / "checkpoints" / "run.yaml"
     assert written.read_text() == kept.read_text()
     assert train.main([str(written), "--output", str(tmp_path / "b")]) == 0
     weights = [(tmp_path / run / "model.safetensors").read_bytes() for run in "ab"]
