@@ -25,7 +25,7 @@ _TRAINING: dict[str, dict[str, Any]] = {
     "smollm2": {
         "block_steps": 30, "block_tokens": 16384, "batch_size": 2, "context": 512, "windows": 8,
     },
-    "offline": {"block_steps": 50, "context": 256, "windows": 40},
+    "offline": {"block_steps": 20, "context": 256, "windows": 40},
 }  # fmt: skip
 _STEPS = {"smollm2": 20, "offline": 120}
 

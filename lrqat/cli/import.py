@@ -8,11 +8,8 @@ what the source's own dequantisation gives. What lies on no grid stays unquantiz
 from collections.abc import Sequence
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from lrqat.cli import command
-from lrqat.cli.import_report import show_import
-from lrqat.importing.run import import_model
+from lrqat.progress import tqdm
 
 
 def build_parser() -> Any:
@@ -32,6 +29,9 @@ def build_parser() -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     out = command.Output(args.json)
+    from lrqat.cli.import_report import show_import
+    from lrqat.importing.run import import_model
+
     with tqdm(desc="importing", unit=" tensors") as bar:
         report = import_model(
             args.source,

@@ -7,6 +7,7 @@ own dequantisation gives, in its type. What does not fit stays unquantized and i
 grid that comes nearest.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -88,8 +89,15 @@ class ImportReport:
         return [each for each in self.tensors if each.grid is not None and each.share < 1]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `--json`."""
-        return asdict(self)
+        """Plain values for `--json`; a difference from infinity or NaN is None."""
+        return asdict(self) | {"tensors": [_finite(asdict(each)) for each in self.tensors]}
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ def source_facts(name: str) -> Origin:
     """
     if is_gguf(name):
         said = said_by(name)
-        front = {key.replace(".", "_"): [str(said.get(f"general.{key}"))] for key in _GENERAL}
+        known = {key: said.get(f"general.{key}") for key in _GENERAL}
+        front = {key.replace(".", "_"): [str(value)] for key, value in known.items() if value}
         languages = said.get("general.languages")
         front["language"] = [str(each) for each in languages] if isinstance(languages, list) else []
         found = (repository_in(str(said.get(key, ""))) for key in _REPOSITORIES)

@@ -40,7 +40,7 @@ def planned_outcome(
         tokenizer,
         surgery,
         base_model=describe_base(config),
-        training={"data_sha256": _sha256(config)},
+        training={"data_sha256": _sha256(config), "method": config.method},
         reference=_reference(config),
         activations=_activations(config, surgery),
     ) as checkpoint:

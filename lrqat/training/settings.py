@@ -284,10 +284,9 @@ class ScheduleSettings(Group):
     def rates(self) -> dict[str, float]:
         """Peak rates by what they are of, see `lrqat.training.optimizers.RATE_OF`."""
         assert self.learning_rate is not None, "`TrainConfig.resolved` knows it"
-        assert self.scale_learning_rate is not None, "likewise"
         return {
             "low_rank": self.learning_rate,
-            "scale": self.scale_learning_rate,
+            "scale": SCALE_RATE if self.scale_learning_rate is None else self.scale_learning_rate,
             "weight": self.weight_learning_rate,
         }
 

@@ -210,7 +210,7 @@ def test_a_real_process_prints_one_object_and_nothing_else(tiny_model, text_file
     report = one_object(done.stdout)
     assert report.keys() == {
         *("output", "perplexity", "kl", "same_top_after", "changed", "seconds", "skipped_steps"),
-        *("made_worse", "method", "blocks"),
+        *("made_worse", "method", "blocks", "block_seconds", "history", "weights", "sensitivity"),
     }
     assert report["perplexity"].keys() == {"before", "round_to_nearest", "start", "after"}
     done = run("export", tmp_path / "run", "--format", "gguf", "--json")

@@ -106,7 +106,6 @@ MISTAKES = [
     ("parity {fused} {bad}/cut-onnx --data {text} --accuracy-levels 1,8", "levels from 0 to 4"),
     ("export {fused} --format gguf --split-max-size 2T", "is no size; write 70MB"),
     ("inspect {work}/none", "no .gguf file, ONNX folder or fused checkpoint"),
-    ("inspect {model}", "no .gguf file, ONNX folder or fused checkpoint"),
     ("inspect {bad}/garbage.gguf", "is not a valid GGUF file"),
     ("inspect {bad}/cut-onnx", "it is cut off"),
     ("inspect {bad}/altered", "does not match the sha256"),

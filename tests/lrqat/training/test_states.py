@@ -121,7 +121,7 @@ def test_whatever_fails_a_save_costs_no_state(fault, tmp_path, monkeypatch):
         for step in (2, 4):
             states.write_state(tmp_path, step, write_files)
         left = sorted(path.name for path in tmp_path.iterdir())
-        assert left == ["checkpoint-2", "checkpoint-4", "run.json"]
+        assert left == ["checkpoint-2", "checkpoint-4", "run.json", "run.yaml"]
     assert names(tmp_path) == ["checkpoint-4", "checkpoint-6"]
 
 
@@ -134,7 +134,7 @@ def test_whatever_fails_the_settings_of_a_run_can_be_read(fault, tmp_path):
         recorded = json.loads((tmp_path / "run.json").read_text())
         assert recorded in (CONFIG.to_json(), changed.to_json())
         record_run(tmp_path, CONFIG)
-        assert os.listdir(tmp_path) == ["run.json"]
+        assert sorted(os.listdir(tmp_path)) == ["run.json", "run.yaml"]
 
 
 @given(data=st.data())
