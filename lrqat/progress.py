@@ -14,7 +14,7 @@ class LogLines(_Bar):
     """A bar whose every state is a line of its own: none at the start, some, and one at the end."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        given = {"mininterval": _SECONDS, "delay": 1e-9, "ncols": 100, "ascii": True}
+        given = {"mininterval": _SECONDS, "delay": 1e-9, "ncols": 160, "ascii": True}
         super().__init__(*args, **kwargs | given | {"dynamic_ncols": False})
 
     disable: bool
