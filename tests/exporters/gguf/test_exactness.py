@@ -168,7 +168,7 @@ def test_every_type_is_the_best_for_its_own_grid():
         ("q2_0", GRIDS["int3-channel"], 256, r"-4\.\.3 leave Q2_0's -2\.\.1"),
         ("q3_k", GRIDS["int3-g128"], 256, "every 128 weights, Q3_K only one for 256"),
         ("q3_k", GRIDS["q6_k"], 256, r"-32\.\.31 leave Q3_K's"),
-        ("q3_k", Grid("wide", 3, -4, 3, 16, "", GRIDS["q6_k"].scale), 256, r"sub-scales -127"),
+        ("q3_k", Grid("wide", 3, -4, 3, 16, "", GRIDS["q6_k"].scale), 256, r"sub-scales -128"),
         ("q2_k", replace(GRIDS["q2_k-sym"], scale=GRIDS["q2_k"].scale), 256, "3 times a scale"),
         ("q4_k", GRIDS["q2_k-sym"], 256, "two levels of scales and no minima"),
         ("q6_k", GRIDS["int6-channel"], 576, "rows of 576"),
