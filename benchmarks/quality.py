@@ -159,7 +159,7 @@ def _theirs(args: argparse.Namespace, base: _Base, grid: str) -> dict[str, Any]:
     return {
         "grid": grid, "method": "llama.cpp, imatrix",
         "MB": (folder / gguf.default_name(checkpoint)).stat().st_size / 1e6,
-        **base.score(model), "minutes": seconds / 60, "GiB": 0.0,
+        **base.score(model), "minutes": seconds / 60, "GiB": None,
     }  # fmt: skip
 
 
@@ -181,7 +181,7 @@ def _write(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str("" if value is None else value)
 
 
 if __name__ == "__main__":

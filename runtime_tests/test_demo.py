@@ -18,7 +18,7 @@ def test_offline(tmp_path, capsys):
     assert base["kl"] is None
     assert theirs["bytes"] == ours["bytes"] < base["bytes"]
     assert 0 <= ours["kl"] < 1
-    files = [tmp_path / "baseline.gguf", next((tmp_path / "fused").glob("*.gguf"))]
+    files = [tmp_path / "fused-q4_0" / f"{name}-q4_0.gguf" for name in ("llama.cpp", "model")]
     tensors = [gguf.GGUFReader(file).tensors for file in files]
     same = [a.name for a, b in zip(*tensors, strict=True) if a.data.tobytes() == b.data.tobytes()]
     assert all("norm" in name for name in same)  # every matrix was rounded anew

@@ -6,12 +6,11 @@ same types and bytes. Steps whose result is there already are not done again.
 """
 
 import argparse
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from exporters.format import load_format
 from lrqat.checkpoint.reader import Checkpoint
@@ -19,20 +18,15 @@ from lrqat.cli import command
 from lrqat.evaluation.text import EvaluationText
 from lrqat.training.config import TrainConfig
 
-_MADE = ("base", "trainer", "fused", "train.txt", "held-out.txt", "baseline.gguf")
-# What trains each base in a few minutes of two cores.
-_TRAINING: dict[str, dict[str, Any]] = {
-    "smollm2": {
-        "block_steps": 30, "block_tokens": 16384, "batch_size": 2, "context": 512, "windows": 8,
-    },
-    "offline": {"block_steps": 20, "context": 256, "windows": 40},
-}  # fmt: skip
-_STEPS = {"smollm2": 20, "offline": 120}
+if TYPE_CHECKING:
+    from lrqat.demo.bases import Base
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = command.parser(__doc__ or "")
-    parser.add_argument("--output", default="runs/demo", help="folder for everything it makes")
+    parser.add_argument(
+        "--output", help="folder of all it makes; default: runs/demo, or runs/demo-offline"
+    )
     parser.add_argument("--grid", default="q4_0", help="grid of the projections")
     parser.add_argument("--steps", type=int, help="steps of the model as a whole")
     parser.add_argument("--windows", type=int, help="windows of held-out text that are scored")
@@ -42,53 +36,48 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--base-steps", type=int, default=180, help="steps of the base model of --offline"
     )
-    parser.add_argument("--overwrite", action="store_true", help="do everything again")
+    parser.add_argument("--overwrite", action="store_true", help="train again")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     out = command.Output(args.json)
-    folder, start = Path(args.output), time.monotonic()
-    if args.overwrite:
-        _clear(folder)
-    from lrqat.demo.bases import BASES
+    start = time.monotonic()
+    folder = Path(args.output or ("runs/demo-offline" if args.offline else "runs/demo"))
+    from lrqat.demo.bases import offline, smollm2
 
-    kind = "offline" if args.offline else "smollm2"
     out.say("1/5 the base model and its text")
-    base = BASES[kind](folder, args.base_steps)
-    settings = _TRAINING[kind] | ({"windows": args.windows} if args.windows else {})
-    windows, context = settings.pop("windows"), settings["context"]
-    steps = args.steps or _STEPS[kind]
+    base = offline(folder, args.base_steps) if args.offline else smollm2(folder)
+    steps, windows = args.steps or base.steps, args.windows or base.windows
     out.say(f"2/5 LR-QAT on the grid {args.grid}: block by block, then {steps} steps as a whole")
-    fused = _train(base, folder / "fused", args.grid, steps, windows, settings, out)
+    fused = folder / f"fused-{args.grid}"
+    _train(base, fused, args.grid, steps, windows, overwrite=args.overwrite, out=out)
     out.say("3/5 export to GGUF and ONNX")
     files = _export(fused)
     out.say("4/5 the proof: the files in llama.cpp and ONNX Runtime against PyTorch")
-    passed = _prove(out, fused, files, base.held_out, context, windows)
+    passed = _prove(out, fused, files, base, windows)
     out.say(f"5/5 beside the file of llama.cpp's own quantizer: {base.question!r}")
-    _compare(out, base, folder, Path(files[0]), args.grid, context, windows)
+    _compare(out, base, Path(files[0]), args.grid, windows)
     out.say(f"everything is in {folder} ({time.monotonic() - start:.0f} s)")
     return command.OK if passed else command.FAILED
 
 
-def _clear(folder: Path) -> None:
-    for name in _MADE:
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
 def _train(
-    base: Any, fused: Path, grid: str, steps: int, windows: int, settings: Any, out: command.Output
-) -> Path:
-    """LR-QAT with the base model as its own teacher; returns the fused checkpoint."""
+    base: "Base",
+    fused: Path,
+    grid: str,
+    steps: int,
+    windows: int,
+    *,
+    overwrite: bool,
+    out: command.Output,
+) -> None:
+    """LR-QAT with the base model as its own teacher; a run that was stopped goes on."""
     from lrqat.training.run import train
 
-    if (fused / "lrqat.json").is_file():
-        return fused
+    if (fused / "lrqat.json").is_file() and not overwrite:
+        return
     config = TrainConfig(
         model=str(base.folder),
         data=str(base.train),
@@ -97,10 +86,9 @@ def _train(
         output=str(fused),
         grid=grid,
         steps=steps,
-        **settings,
+        **base.training,
     )
-    train(config, overwrite=True, say=out.say)
-    return fused
+    train(config, overwrite=overwrite, resume=None if overwrite else "auto", say=out.say)
 
 
 def _export(fused: Path) -> list[str]:
@@ -115,14 +103,12 @@ def _export(fused: Path) -> list[str]:
     return paths
 
 
-def _prove(
-    out: command.Output, fused: Path, files: list[str], held_out: Path, context: int, windows: int
-) -> bool:
+def _prove(out: command.Output, fused: Path, files: list[str], base: "Base", windows: int) -> bool:
     """Prove both files and print the table; returns whether everything holds."""
     from lrqat.runtimes.parity import prove
 
-    text = EvaluationText.read(held_out).text
-    proofs = prove(fused, files, text, context=context, limit=windows)
+    text = EvaluationText.read(base.held_out).text
+    proofs = prove(fused, files, text, context=base.training["context"], limit=windows)
     rows = [
         [
             Path(proof.file).relative_to(fused),
@@ -139,20 +125,22 @@ def _prove(
     return all(proof.passed for proof in proofs)
 
 
-def _compare(
-    out: command.Output, base: Any, folder: Path, ours: Path, grid: str, context: int, windows: int
-) -> None:
+def _compare(out: command.Output, base: "Base", ours: Path, grid: str, windows: int) -> None:
     """The table of base, baseline and ours, and what each answers."""
     from lrqat.demo.baseline import write_baseline
     from lrqat.demo.comparison import compare_files
 
-    baseline = folder / "baseline.gguf"
-    if not baseline.is_file():
-        write_baseline(ours, base.folder, base.train, baseline)
+    baseline = ours.with_name(f"llama.cpp-{grid}.gguf")
+    write_baseline(ours, base.folder, base.train, baseline)
     files = {f"llama.cpp's {grid}": baseline, f"lrqat's {grid}": ours}
     rows = list(
         compare_files(
-            base.folder, files, base.held_out, base.question, context=context, windows=windows
+            base.folder,
+            files,
+            base.held_out,
+            base.question,
+            context=base.training["context"],
+            windows=windows,
         )
     )
     cells = [

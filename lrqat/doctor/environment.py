@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 from lrqat import __version__
 from lrqat.portable import cores
-from lrqat.training.machine import host_memory
+from lrqat.training.machine import host_memory, multiplies_bfloat16
 
 # What a report of a fault should name.
 _LIBRARIES = (
@@ -87,7 +87,7 @@ class Environment:
             devices=_devices(),
             cores=cores(),
             cpu_vectors=torch.backends.cpu.get_cpu_capability(),
-            cpu_bfloat16=_multiplies_bfloat16(),
+            cpu_bfloat16=multiplies_bfloat16(),
             memory={"total": total, "free": min(total, virtual.available)},
             disk=_free_disk(),
             versions=_versions(),
@@ -109,14 +109,6 @@ def _cpu_name() -> str:
     with suppress(AttributeError, RuntimeError):
         return str(torch.cpu.get_capabilities()["cpu_name"])
     return platform.processor() or platform.machine()
-
-
-def _multiplies_bfloat16() -> bool | None:
-    """Whether torch finds instructions for it: AVX512_BF16, AMX, or ARM's BF16."""
-    with suppress(AttributeError, RuntimeError):
-        found = torch.cpu.get_capabilities()
-        return any(said is True for name, said in found.items() if "bf16" in name)
-    return None
 
 
 def _free_disk() -> dict[str, int]:

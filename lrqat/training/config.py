@@ -3,9 +3,10 @@
 Warm-up and betas are those of the LR-QAT paper's experiments (10 % warm-up, linear decay, beta2
 0.95, no weight decay, gradients clipped to norm 1). What differs is for runs of hundreds of steps
 where the paper has 10,000, and comes from runs (docs/results.md): the factor alpha/r is 16 and not
-1/32, since a factor of 1 changed 0.2 % of the integers in 200 steps; the rate of the scales is 1e-4
-and not 1e-5; scales start from errors weighted by the importance of the inputs, and A and B from
-what cancels most of the error of rounding (`lrqat.init.lora_init`), with a lower rate from there.
+1/32, since a factor of 1 changed 0.2 % of the integers in 200 steps; rates count steps of the grid
+(`lrqat.training.rates`); scales start from errors weighted by the importance of the inputs, and A
+and B from what cancels most of the error of rounding (`lrqat.init.lora_init`), with a lower rate
+from there.
 """
 
 from dataclasses import dataclass, replace

@@ -1,6 +1,7 @@
-"""How much memory there is: of the machine, of what a container allows, of a GPU."""
+"""What the machine has: memory, also as a container or a GPU allows it, and bfloat16."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -23,6 +24,14 @@ def host_memory(cgroups: Path = _CGROUPS, own: Path = _OWN_CGROUP) -> int:
         own: the file that names those of this process (man 7 cgroups).
     """
     return min([psutil.virtual_memory().total, *_limits(cgroups, own)])
+
+
+def multiplies_bfloat16() -> bool | None:
+    """Whether the CPU has instructions for it (AVX512-BF16, AMX, Arm BF16); None: not known."""
+    with suppress(AttributeError, RuntimeError):
+        found = torch.cpu.get_capabilities()
+        return any(said is True for name, said in found.items() if "bf16" in name)
+    return None
 
 
 def device_memory(device: str) -> int:

@@ -18,7 +18,7 @@ from lrqat.training.data.corpus import check_texts
 from lrqat.training.data.self_generated import refuse_short_context
 from lrqat.training.disk import bytes_written, refuse_unwritable_outputs
 from lrqat.training.estimate import trainable_parameters
-from lrqat.training.machine import process_memory
+from lrqat.training.machine import multiplies_bfloat16, process_memory
 from lrqat.training.memory_warnings import warnings_of
 from lrqat.training.phases import RunMemory, estimate_run
 from lrqat.training.recipes import find_recipe
@@ -172,10 +172,5 @@ def dtype_of(name: str, device: str, stored: torch.dtype | None = None) -> torch
         return getattr(torch, name)  # one of lrqat.training.model_settings.DTYPES
     if device != "cpu":
         return torch.bfloat16
-    return torch.bfloat16 if stored == torch.bfloat16 and _fast_bfloat16() else torch.float32
-
-
-def _fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16: twice as fast as float32, and more with tiles."""
-    able = torch.cpu.get_capabilities()
-    return any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    fast = stored == torch.bfloat16 and multiplies_bfloat16()
+    return torch.bfloat16 if fast else torch.float32

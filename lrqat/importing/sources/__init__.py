@@ -8,7 +8,7 @@ from lrqat.checkpoint import manifest
 from lrqat.errors import ModelError
 from lrqat.foreign_files import read_json
 from lrqat.importing.sources.compressed_tensors import CompressedTensors
-from lrqat.importing.sources.folder import FolderSource, Layout, NoLayout
+from lrqat.importing.sources.folder import FolderSource, Layout
 from lrqat.importing.sources.fp4 import ModelOpt
 from lrqat.importing.sources.gptq import Awq, Gptq, auto_round
 from lrqat.importing.sources.source import Source
@@ -60,7 +60,7 @@ def open_source(name: str) -> Source:
         raise ModelError(f"{name} is a fused checkpoint already: export it")
     settings = _quantization(name)
     if settings is None:
-        return FolderSource(name, NoLayout())
+        return FolderSource(name, None)
     method = str(settings.get("quant_method"))
     if method not in LAYOUTS:
         known = f"known are {', '.join(LAYOUTS)}; {_ORIGINAL}"

@@ -44,30 +44,18 @@ class Layout(Protocol):
         """
 
 
-class NoLayout:
-    """Weights as they are."""
-
-    kind = "weights"
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def modules(self, names: Iterable[str]) -> set[str]:
-        """None."""
-        return set()
-
-    def read(self, load: Callable[[str], Tensor | None], module: str) -> tuple[Integers, str]:
-        """Never asked for."""
-        raise NotImplementedError
-
-
 class FolderSource:
     """A `Source` of safetensors files."""
 
-    def __init__(self, name: str, layout: Layout) -> None:
-        """Look at the files. Raises ModelError if they are not a model's."""
-        self.name, self.kind, self._layout = name, layout.kind, layout
-        if isinstance(layout, NoLayout):
+    def __init__(self, name: str, layout: Layout | None) -> None:
+        """Look at the files, whose weights are as they are without a layout.
+
+        Raises:
+            ModelError: they are not a model's.
+        """
+        self.name, self._layout = name, layout
+        self.kind = "weights" if layout is None else layout.kind
+        if layout is None:
             stored = open_model(name, download=True)
             self.skeleton, weights, self.notes = stored.skeleton, stored.weights, [*stored.notes]
         else:
@@ -79,7 +67,7 @@ class FolderSource:
         if weights is None:
             raise ModelError(f"{name} has no safetensors files; save the model as safetensors")
         self._weights: Weights = weights
-        found = layout.modules(weights.names)
+        found = set() if layout is None else layout.modules(weights.names)
         self._quantized = {f"{module}.weight": module for module in found}
         known = {*weights.names, *self._quantized}
         self._tensor_of = tensors_by_parameter(self.skeleton, known)
@@ -115,7 +103,7 @@ class FolderSource:
         """See `Source`."""
         tensor = self._tensor_of[parameter]
         module = self._quantized.get(tensor)
-        if module is None:
+        if self._layout is None or module is None:
             values = self._weights(tensor)
             return Read(_TYPES.get(values.dtype, str(values.dtype)), values)
         integers, said = self._layout.read(lambda end: self._load(f"{module}.{end}"), module)

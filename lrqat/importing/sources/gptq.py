@@ -13,6 +13,7 @@ Sources: gptqmodel, nn_modules/qlinear/__init__.py; awq, modules/linear/gemm.py;
 export/export_to_autoround/export.py `dynamic_import_quant_linear_for_packing`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -30,7 +31,7 @@ _GPTQ_BITS, _AWQ_BITS = (2, 3, 4, 8), (4,)
 _ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where the integers of an AWQ word are
 
 
-class _Packed:
+class _Packed(ABC):
     """What the two have in common."""
 
     kind = ""
@@ -80,13 +81,13 @@ class _Packed:
         said = f"{self.kind}, {bits} bits, groups of {size}{offset}"
         return Integers(shifted, scales.T.contiguous(), bits, symmetric), said
 
+    @abstractmethod
     def _unpack(self, words: Tensor, bits: int, outputs: int) -> Tensor:
         """Int16 (out, in)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _unpack_zeros(self, words: Tensor, bits: int, outputs: int) -> Tensor:
         """Int16 (groups, out)."""
-        raise NotImplementedError
 
     def _refuse_order(self, order: Tensor | None, size: int, module: str) -> None:
         """Inputs that are grouped by their importance lie apart in a row."""
