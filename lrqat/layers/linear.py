@@ -8,6 +8,8 @@ only temporaries of a block. With one scale a row, y is kept too, and no dL/dW i
 where few weights are clipped: see `lrqat.layers.per_row`.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 from lrqat.grids.quantize import Scales
 from lrqat.layers import per_row
-from lrqat.layers.weight import Gradients, QuantizedWeight
+from lrqat.layers.weight import BuildWeight, Gradients, QuantizedWeight
 
 
 class _Keep(torch.autograd.Function):
@@ -99,6 +101,7 @@ class LRQATLinear(QuantizedWeight):
     """
 
     bias: Tensor | None
+    _built: dict[bool, Tensor] | None = None  # inside `building_once`: W, and W0 under True
 
     def __init__(
         self, weight: Tensor, scales: Scales, bias: Tensor | None = None, **settings: Any
@@ -125,9 +128,37 @@ class LRQATLinear(QuantizedWeight):
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
         with torch.autocast(device, enabled=False):
-            if self.exact:
-                y = F.linear(x, self.original(_like_weight(self, x)))
-            else:
-                keep_output = torch.is_grad_enabled() and per_row.suits(self)
-                y = _Project.apply(x, self, keep_output, *self.trained().values())
+            y = self._project(x)
             return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def _project(self, x: Tensor) -> Tensor:
+        if self._built is not None:
+            if self.exact not in self._built:
+                self._built[self.exact] = self._build(x)
+            return F.linear(x, self._built[self.exact])
+        if self.exact:
+            return F.linear(x, self.original(_like_weight(self, x)))
+        keep_output = torch.is_grad_enabled() and per_row.suits(self)
+        return _Project.apply(x, self, keep_output, *self.trained().values())
+
+    def _build(self, x: Tensor) -> Tensor:
+        """What x is multiplied by, in its dtype; gradients of what is trained reach it."""
+        if self.exact:
+            return self.original(_like_weight(self, x))
+        return BuildWeight.apply(self, x.dtype, *self.trained().values())
+
+    @contextlib.contextmanager
+    def building_once(self, x: Tensor) -> Iterator[Tensor]:
+        """Inside, W is built once for many calls, and so is W0; both are kept until the end.
+
+        Args:
+            x: as what will be projected, in dtype and device.
+
+        Yields:
+            W (out, in), through which gradients reach what is trained.
+        """
+        self._built = {self.exact: self._build(x)}
+        try:
+            yield self._built[self.exact]
+        finally:
+            self._built = None

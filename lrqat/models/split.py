@@ -9,6 +9,7 @@ with the model's own logits. A model that differs is not split: its features are
 head does nothing.
 """
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lrqat.architectures import LOGIT_STEPS, LogitStep
+from lrqat.layers.linear import LRQATLinear
 from lrqat.layers.modes import evaluating
 
 _STEPS: dict[LogitStep, Callable[[Tensor, float], Tensor]] = {
@@ -79,6 +81,25 @@ class Split:
     def trained(self) -> list[nn.Parameter]:
         """Parameters of the head that are trained."""
         return [] if self.whole else [p for p in self.head.parameters() if p.requires_grad]
+
+    @contextlib.contextmanager
+    def preparing_head(self, features: Tensor) -> Iterator[list[Tensor]]:
+        """Inside, `logits` may be asked for chunk after chunk of `features`.
+
+        A weight on a grid is built once for all chunks. It is the largest of a small model, and
+        building it takes longer than multiplying a chunk of 64 tokens by it.
+
+        Yields:
+            What the chunks' gradients are to be summed of.
+        """
+        if not isinstance(self.head, LRQATLinear):
+            yield list(self.trained())
+            return
+        device = features.device.type
+        if torch.is_autocast_enabled(device):
+            features = features[:0].to(torch.get_autocast_dtype(device))
+        with self.head.building_once(features) as weight:
+            yield [weight] if weight.requires_grad else []
 
 
 def split(model: Any, input_ids: Tensor) -> Split | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 _CHUNK_BYTES = 1 << 23  # of one float32 tensor of logits: a chunk needs about five, best in cache
 _LEAST_CHUNK_TOKENS = 64  # fewer make a matmul slow
@@ -21,7 +21,7 @@ LossOfChunk = Callable[[Tensor, slice], Tensor]
 def chunked_loss(
     loss_of: LossOfChunk,
     features: Tensor,
-    trained: list[nn.Parameter],
+    trained: list[Tensor],
     vocabulary: int,
     *,
     count: int | None = None,
@@ -34,7 +34,7 @@ def chunked_loss(
     Args:
         loss_of: (features (n, hidden), which positions) -> scalar, their summed loss.
         features: (positions, hidden).
-        trained: the parameters that `loss_of` uses and that are trained.
+        trained: what else `loss_of` uses that has a gradient.
         vocabulary: logits per position, from which the size of a chunk follows.
         count: what the sum is divided by; None: positions.
     """

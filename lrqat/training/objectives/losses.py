@@ -206,15 +206,17 @@ class Objective:
         if self.teacher is not None:  # first: the student's activations are not yet there
             targets = self.teacher.targets(halves, {"input_ids": input_ids, **rows})
         features = halves.features(input_ids, rows.get("position_ids")).flatten(0, 1)
-        trained, vocabulary = halves.trained(), halves.vocabulary
-        if loss_weights is None:
-            loss_of = self._loss_of_chunk(halves, input_ids, targets)
-            return chunked_loss(loss_of, features, trained, vocabulary)
-        learned = loss_weights.flatten().nonzero().squeeze(1)
+        learned = None if loss_weights is None else loss_weights.flatten().nonzero().squeeze(1)
         loss_of = self._loss_of_chunk(halves, input_ids, targets, learned)
-        count = input_ids.numel()
-        loss = chunked_loss(loss_of, features[learned], trained, vocabulary, count=count)
-        return loss * loss_weights.max()
+        with halves.preparing_head(features) as trained:
+            loss = chunked_loss(
+                loss_of,
+                features if learned is None else features[learned],
+                trained,
+                halves.vocabulary,
+                count=input_ids.numel(),
+            )
+        return loss if loss_weights is None else loss * loss_weights.max()
 
     def _loss_of_chunk(
         self,

@@ -9,18 +9,15 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lrqat.layers.modes import evaluating
+from lrqat.grids.grid import GRIDS
+from lrqat.init.range_init import find_scales
+from lrqat.layers.frozen import DOWNCASTS
+from lrqat.layers.linear import LRQATLinear
+from lrqat.layers.modes import evaluating, full_precision
 from lrqat.models.split import split, split_or_whole
 from lrqat.training.objectives import chunks
-from lrqat.training.objectives.losses import (
-    Objective,
-)
-from tests.support.whole_losses import (
-    assert_same,
-    make,
-    text,
-    whole_loss,
-)
+from lrqat.training.objectives.losses import Objective, SelfTeacher
+from tests.support.whole_losses import assert_same, gradients, make, text, whole_loss
 from tests.support.zoo import FOR_LOSSES, SIZES, VOCABULARY
 
 
@@ -112,6 +109,46 @@ def test_a_trained_low_rank_head_is_split_and_gets_its_gradients(small_chunks):
     model.set_output_embeddings(LowRank(model.get_output_embeddings()))
     assert len(split(model, input_ids).trained()) == 2
     assert_same(model, Objective()(model, input_ids), whole_loss(model, input_ids))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_head_on_a_grid_is_built_once_for_all_chunks(trained, small_chunks, monkeypatch):
+    model, input_ids = make("llama").float(), text()
+    with torch.no_grad():
+        taught = model(input_ids=input_ids).logits
+    model.lm_head = layer = on_a_grid(model.lm_head, trained)
+    objective = Objective(SelfTeacher(full_precision))
+    expected = whole_loss(model, input_ids, taught, 0.0)
+    objective(model, input_ids)  # the split is tried
+    built = []
+    for name in ("write_weight", "original"):
+        monkeypatch.setattr(layer, name, counting(getattr(layer, name), built))
+    found = objective(model, input_ids)
+    assert sorted(built) == ["original", "write_weight"]
+    torch.testing.assert_close(found, expected)
+    ours, theirs = gradients(model, found), gradients(model, expected)
+    assert ours.keys() == theirs.keys()
+    assert trained == ("lm_head.scale" in ours)
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def on_a_grid(head, trained):
+    grid = GRIDS["q4_0"]
+    settings = {"grid": grid, "downcast": DOWNCASTS["fp32"], "rank": 2, "alpha": 2.0}
+    made = LRQATLinear.from_linear(head, find_scales(head.weight, grid, "minmax"), **settings)
+    nn.init.normal_(made.lora_a, std=0.3)
+    for parameter in made.trained().values():
+        parameter.requires_grad_(trained)
+    return made
+
+
+def counting(method, calls):
+    def counted(*args):
+        calls.append(method.__name__)
+        return method(*args)
+
+    return counted
 
 
 def test_evaluating_restores_every_module_after_an_error():
