@@ -16,7 +16,7 @@ Histories = Mapping[str, Sequence[Mapping[str, float]]]
 
 def _course(title: str, label: str, key: str, histories: Histories, *, share: bool) -> Chart | None:
     """A number of the steps, a line for each run."""
-    found = {n: [r for r in rows if key in r and "step" in r] for n, rows in histories.items()}
+    found = {n: [r for r in rows if key in r] for n, rows in histories.items()}
     found = {name: rows for name, rows in found.items() if rows}
     if not found:
         return None

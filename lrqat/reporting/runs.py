@@ -117,7 +117,7 @@ def _last_history(states: Path) -> tuple[dict[str, float], ...]:
             rows = history_of(read_history(state))
         except (UserError, KeyError, TypeError):
             continue
-        return tuple(Fields(row, str(state)).numbers() for row in rows)
+        return tuple(_logged(Fields(row, str(state))) for row in rows)
     return ()
 
 
@@ -127,7 +127,7 @@ def read_report(said: Fields, settings: dict[str, str]) -> Training:
     return Training(
         finished=True,
         settings=settings or {"method": said.text("method")},
-        history=tuple(row.numbers() for row in said.parts("history")),
+        history=tuple(_logged(row) for row in said.parts("history")),
         blocks=tuple(_block(block.text("name"), block) for block in blocks),
         perplexity={n: p.number("perplexity") for n, p in said.part("perplexity").named()},
         kl=said.part("kl").numbers(),
@@ -139,6 +139,11 @@ def read_report(said: Fields, settings: dict[str, str]) -> Training:
         block_shares={n: s for b in blocks for n, s in b.part("weights").numbers().items()},
         sensitivity=said.part("sensitivity").numbers(),
     )
+
+
+def _logged(row: Fields) -> dict[str, float]:
+    """The numbers of a logged step, of which "step" is one."""
+    return row.numbers() | {"step": row.number("step")}
 
 
 def _block(name: str, said: Fields) -> Block:

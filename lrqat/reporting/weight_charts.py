@@ -77,12 +77,16 @@ def layer_changes(layers: Mapping[str, Sequence[Layer]]) -> Chart | None:
 
 def _block(layer: Layer) -> int:
     """The number of the block that a weight is in; -1 of none."""
-    return next((int(part) for part in layer.name.split(".") if part.isdecimal()), -1)
+    return next((int(part) for part in layer.name.split(".") if _is_number(part)), -1)
+
+
+def _is_number(part: str) -> bool:
+    return part.isdecimal() and len(part) < 10  # names are foreign, and int() has limits
 
 
 def _by_projection(layers: Sequence[Layer]) -> dict[str, list[Layer]]:
     found: dict[str, list[Layer]] = {}
     for layer in layers:
-        projection = [part for part in layer.name.split(".") if not part.isdecimal()][-1]
-        found.setdefault(projection, []).append(layer)
+        projection = [part for part in layer.name.split(".") if not _is_number(part)][-1:]
+        found.setdefault("".join(projection), []).append(layer)
     return found

@@ -12,11 +12,12 @@ from lrqat.reporting.summary import rows_of
 from tests.fuzz.harness import altered_bytes, altered_json, fuzz, outcome
 from tests.support.report_parts import frontier_of, parity_of, token, tokens_of, training_of
 
+NAME = "model.layers.0.mlp.up_proj"
 GOOD = [
     tokens_of([token("a", 0.1), token("b", 2.0)]),
     parity_of(),
     frontier_of(),
-    training_of(),
+    training_of() | {"weights": {NAME: 0.01}, "sensitivity": {NAME: 0.1}},
 ]
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrqat.checkpoint.publishing import STATES
-from lrqat.errors import DataError, UserError
+from lrqat.errors import CheckpointError, DataError, UserError
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.blocks import TokenBlocks
 from lrqat.training.objectives.teacher_cache import FILE_NAME, CacheKey, TeacherCache
@@ -113,6 +113,13 @@ def test_no_altered_block_is_taken(sealed, data):
     path.write_bytes(data.draw(altered_bytes([good])))
     found = outcome(lambda: read_sealed(path))
     assert isinstance(found, UserError) or repr(found) == repr(read_sealed(sealed))
+
+
+def test_a_block_that_lacks_its_hash_is_refused(sealed):
+    path = sealed.with_name("unproved.safetensors")
+    path.write_bytes(sealed.read_bytes().replace(b"sha256", b"sha257"))
+    with pytest.raises(CheckpointError, match="altered or damaged"):
+        read_sealed(path)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")

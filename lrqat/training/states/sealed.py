@@ -42,9 +42,9 @@ def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, "pt") as file:
             said = parse_json((file.metadata() or {})[_OURS].encode())
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        note = said["note"]
+        note, sha256 = said["note"], said["sha256"]
         found = _digest(tensors, note)
-    if said["sha256"] != found:
+    if sha256 != found:
         raise CheckpointError(f"{path} was altered: its sha256 is not the one in it; {remedy}")
     return tensors, note
 

@@ -228,10 +228,11 @@ def test_what_is_no_part_of_a_report_is_refused(tmp_path):
     other, broken, wrong = written(
         tmp_path, other={"a": 1}, broken={"per_token": [{"kl": "x"}]}, wrong={"frontier": [3]}
     )
+    timeless, *_ = written(tmp_path, timeless=training_of() | {"history": [{"loss": 1.0}]})
     for path, reason in (
         (tmp_path / "none", "nothing at"), (tmp_path / "x.txt", "evaluate --tokens"),
         (other, "is nothing that a report"), (broken, "'kl' is no number"),
-        (wrong, "is no object"),
+        (wrong, "is no object"), (timeless, "'step' is no number"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=re.escape(reason)):
             read(path)
