@@ -9,9 +9,8 @@ sum says no more than whether to wait or to come back tomorrow.
 from dataclasses import dataclass
 
 from lrqat.layers.methods import METHODS
-from lrqat.training.blocks.fitting import BATCH_TOKENS
 from lrqat.training.config import TrainConfig
-from lrqat.training.settings import NONE
+from lrqat.training.settings import BLOCK_BATCH, NONE
 
 _LEARNING = 3.0  # forward and backward, in forward passes
 _WALKS = 3  # over the text of the blocks: what they should do, what enters, what is measured
@@ -34,8 +33,8 @@ class Duration:
         """
         stages = {}
         if config.by_blocks:
-            steps = config.block_steps * _step(BATCH_TOKENS, _LEARNING)
-            stages["blocks"] = steps + _WALKS * config.block_tokens
+            steps = config.block_steps * _step(BLOCK_BATCH, _LEARNING)
+            stages["blocks"] = steps + _WALKS * config.block_text
         if METHODS[config.method].trains and config.as_a_whole:
             teacher = 0 if config.teacher == NONE or config.teacher_cache else 1
             again = 1 if config.gradient_checkpointing else 0

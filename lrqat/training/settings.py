@@ -19,6 +19,7 @@ SELF = "self"  # as --teacher: the model itself
 NONE = "none"  # as --teacher
 NEAREST, COMPENSATED = "nearest", "compensated"  # as --block-start
 STAGES = ("blocks,model", "blocks", "model")
+BLOCK_BATCH = 2048  # tokens of a step of a block
 SCALE_RATE = 1e-2
 # After blocks all is near where it belongs, and higher rates first lead away from there.
 AFTER_BLOCKS = {"low_rank": 5e-4, "scale": 7e-4}
@@ -210,16 +211,26 @@ class StageSettings(Group):
         NEAREST,
         one_of((NEAREST, COMPENSATED)),
     )
-    block_steps: int = option("steps of each block, of some 2,048 tokens", 100, at_least(1))
-    block_tokens: int = option(
-        "tokens of the text that blocks are trained on", 40960, at_least(2)
-    )  # fmt: skip
+    block_steps: int = option(
+        f"steps of each block, of some {BLOCK_BATCH:,} tokens", 100, at_least(1)
+    )
+    block_tokens: int | None = option(
+        "tokens of the text that blocks are trained on; default: as many as their steps take, so "
+        "that none is seen twice",
+        None,
+        at_least(2),
+    )
     block_learning_rate: float = option(
         "peak rate of a block's weights, in steps of the grid", 1.5e-2, at_least(0)
     )
     block_scale_learning_rate: float = option(
         "peak rate of a block's scales, in steps of the grid", 2e-3, at_least(0)
     )
+
+    @property
+    def block_text(self) -> int:
+        """Tokens of the text that blocks are trained on, where there are as many."""
+        return self.block_tokens or self.block_steps * BLOCK_BATCH
 
     @property
     def by_blocks(self) -> bool:

@@ -21,10 +21,9 @@ from lrqat.layers.weight import QuantizedWeight
 from lrqat.training import processes
 from lrqat.training.blocks.states import HiddenStates
 from lrqat.training.rates import units_of
-from lrqat.training.settings import StageSettings
+from lrqat.training.settings import BLOCK_BATCH, StageSettings
 
 _WARM_UP = 0.1
-BATCH_TOKENS = 2048
 _HELD_OUT_TOKENS = 2048  # at the end of the text; the block is measured on them
 
 
@@ -132,7 +131,7 @@ def _parameters(weights: list[QuantizedWeight]) -> Iterator[Tensor]:
 def _order(inputs: HiddenStates, count: int, steps: int, seed: int) -> Iterator[Tensor]:
     """Rows of every step, among the first `count`; each process gets its own part of them."""
     generator = torch.Generator().manual_seed(seed)
-    size = min(_rows(inputs, BATCH_TOKENS), max(1, count))
+    size = min(_rows(inputs, BLOCK_BATCH), max(1, count))
     waiting = torch.empty(0, dtype=torch.long)
     for _ in range(steps):
         while len(waiting) < size * processes.count():

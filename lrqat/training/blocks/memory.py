@@ -5,11 +5,10 @@ from typing import Any
 
 from lrqat.models.hidden_states import anatomy
 from lrqat.models.surgery import SurgeryPlan
-from lrqat.training.blocks.fitting import BATCH_TOKENS
 from lrqat.training.blocks.states import MOST_IN_MEMORY
 from lrqat.training.config import TrainConfig
 from lrqat.training.estimate import values_of_a_layer
-from lrqat.training.settings import COMPENSATED
+from lrqat.training.settings import BLOCK_BATCH, COMPENSATED
 
 # V, where it started, its gradient, two moments, and the integers of round-to-nearest.
 _BYTES_A_WEIGHT = 4 * 5 + 1
@@ -39,8 +38,8 @@ def block_bytes(model: Any, plan: SurgeryPlan, config: TrainConfig) -> int:
         moments.clear()
     widest = max((t.shape[1] for t in plan.quantized.values() if t.is_layer), default=0)
     text = model.config.get_text_config()
-    tokens = max(BATCH_TOKENS, config.sequence_length)
-    states = 2 * min(2 * config.block_tokens * text.hidden_size, MOST_IN_MEMORY)
+    tokens = max(BLOCK_BATCH, config.sequence_length)
+    states = 2 * min(2 * config.block_text * text.hidden_size, MOST_IN_MEMORY)
     started = max(moments.values(), default=0)
     started += _COPIES_OF_MOMENTS * 8 * widest**2 if moments else 0
     kept = 4 * tokens * values_of_a_layer(text)

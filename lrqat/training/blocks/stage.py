@@ -118,7 +118,7 @@ class _Stage:
         files: StreamedModel | None = None,
     ) -> None:
         self.files, self.record = files, record
-        self.text = text.first(max(2, config.block_tokens // config.sequence_length))
+        self.text = text.first(max(2, config.block_text // config.sequence_length))
         self.model, self.config, self.plan, self.saved = model, config, plan, saved
         positions = self.text.positions(slice(None))
         self.walk = BlockWalk(model, config.sequence_length, positions)
@@ -215,10 +215,11 @@ class _Stage:
     def _measure(self, index: int, name: str, inputs: HiddenStates) -> BlockInputs:
         """What the blocks before hand on to the projections of a block, by module name."""
         layers = [n for n, target in self._inside(name).items() if target.is_layer]
+        most = self.config.importance_tokens
         found = measure_block(
-            self.walk.as_module(index, inputs.row_slices()),
+            self.walk.as_module(index, inputs.row_slices(most)),
             [n.removeprefix(f"{name}.") for n in layers],
-            inputs.batches(self.dtype),
+            inputs.batches(self.dtype, most),
             moments=self.config.block_start == COMPENSATED,
         )
         return BlockInputs(

@@ -48,9 +48,9 @@ class HiddenStates:
         """Some sequences, in `dtype`, on the device."""
         return self._values[rows].to(device=self._device, dtype=dtype)
 
-    def batches(self, dtype: torch.dtype) -> Iterator[Tensor]:
-        """All sequences in order, as many at a time as suit a pass without gradients."""
-        for rows in self.row_slices():
+    def batches(self, dtype: torch.dtype, most: int | None = None) -> Iterator[Tensor]:
+        """The sequences of `row_slices`, as many at a time as suit a pass without gradients."""
+        for rows in self.row_slices(most):
             yield self.batch(rows, dtype)
 
     @torch.no_grad()
@@ -64,7 +64,8 @@ class HiddenStates:
         if self._file is not None:
             self._file.unlink(missing_ok=True)
 
-    def row_slices(self) -> Iterator[slice]:
-        """The sequences of each of `batches`."""
+    def row_slices(self, most: int | None = None) -> Iterator[slice]:
+        """The sequences of each of `batches`: all, or the first of about `most` tokens."""
         step = max(1, _BATCH_TOKENS // self.shape[1])
-        return (slice(start, start + step) for start in range(0, len(self), step))
+        end = len(self) if most is None else min(len(self), max(1, most // self.shape[1]))
+        return (slice(start, min(start + step, end)) for start in range(0, end, step))

@@ -34,7 +34,7 @@ def test_two_processes_share_the_steps(base_model, text_file, tmp_path, monkeypa
     )
     assert done.returncode == 0, done.stderr
     two = one_object(done.stdout)["blocks"]
-    monkeypatch.setattr(fitting, "BATCH_TOKENS", 2 * fitting.BATCH_TOKENS)
+    monkeypatch.setattr(fitting, "BLOCK_BATCH", 2 * fitting.BLOCK_BATCH)
     one = train(TrainConfig(**options, output=str(tmp_path / "one")))
     for ours, theirs in zip(one.blocks, two, strict=True):
         assert theirs["before"] == pytest.approx(ours.before, rel=0.05)
