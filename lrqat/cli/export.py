@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from exporters.format import FORMATS, AnyFormat, Plan, Report, load_format
+from exporters.format import FORMATS, AnyFormat, Plan, Report, load_format, load_options
 from lrqat.atomic_files import refuse_overlap, refuse_unwritable
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.cli import command
@@ -40,7 +40,7 @@ def build_parser(name: str | None = None) -> argparse.ArgumentParser:
 
 def _add_options(parser: argparse.ArgumentParser, name: str) -> None:
     group = parser.add_argument_group(f"options of {name}")
-    for field in dataclasses.fields(load_format(name).Options):
+    for field in dataclasses.fields(load_options(name)):
         flag = "--" + field.name.replace("_", "-")
         if field.type is bool:
             group.add_argument(
@@ -79,7 +79,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     chosen = first.parse_known_args(argv)[0].format
     if chosen is None:
         return build_parser().parse_args(argv)
-    load_format(chosen)  # a wrong name gets our message, with the nearest one
+    load_options(chosen)  # a wrong name gets our message, with the nearest one
     return build_parser(chosen).parse_args(argv)
 
 
