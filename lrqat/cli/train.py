@@ -17,6 +17,7 @@ from lrqat.training.config import TrainConfig
 from lrqat.training.run_file import write_run
 
 if TYPE_CHECKING:
+    from lrqat.cli.gguf_size import GgufSize
     from lrqat.training.plan import TrainingPlan
     from lrqat.training.report import TrainReport
 
@@ -61,8 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _save(out, args, config, plan)
     if args.dry_run:
         if _is_first():
-            out.next("the same without --dry-run")
-        out.result(plan.to_json() | {"gguf": size and size.to_json()})
+            _say_the_rest(out, config, plan, size)
         return command.OK
     from lrqat.training.run import train
 
@@ -74,6 +74,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         out.next(after_training(report.output, in_gguf=size is not None))
         out.result(report.to_json())
     return command.OK
+
+
+def _say_the_rest(
+    out: command.Output, config: TrainConfig, plan: "TrainingPlan", size: "GgufSize | None"
+) -> None:
+    """What a run says when it begins, and a plan at its end."""
+    from lrqat.training.plan import estimate_duration
+
+    seconds = {}
+    if METHODS[config.method].trains:
+        duration = estimate_duration(config, plan)
+        out.say(duration.line())
+        seconds = duration.parts
+    out.next("the same without --dry-run")
+    out.result(plan.to_json() | {"seconds": seconds, "gguf": size and size.to_json()})
 
 
 def _save(
