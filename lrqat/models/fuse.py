@@ -45,6 +45,7 @@ from lrqat.models.weight_misfits import refuse_not_finite
 
 # The weights of a folder that transformers could not load rightly have a name it does not look for.
 _OWN_FILES = "lrqat{suffix}.safetensors"
+_NONE: Mapping[str, bytes] = MappingProxyType({})
 _EXTRA_FILE = "lrqat-scales.safetensors"
 
 
@@ -57,7 +58,7 @@ def fuse(
     base_model: dict[str, Any],
     training: dict[str, Any] | None = None,
     reference: dict[str, Any] | None = None,
-    licenses: Mapping[str, bytes] = MappingProxyType({}),
+    licenses: Mapping[str, bytes] = _NONE,
     beside: Callable[[Path], None] = lambda folder: None,
 ) -> Path:
     """Write the fused checkpoint of a prepared (and usually trained) model.
@@ -280,7 +281,11 @@ def _narrowest(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def save_settings(
-    model: Any, tokenizer: Any, plan: SurgeryPlan, folder: Path, licenses: Mapping[str, bytes]
+    model: Any,
+    tokenizer: Any,
+    plan: SurgeryPlan,
+    folder: Path,
+    licenses: Mapping[str, bytes] = _NONE,
 ) -> None:
     """Write what a checkpoint has besides weights: configuration, tokenizer, licences."""
     config = copy.deepcopy(model.config)
