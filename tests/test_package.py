@@ -108,6 +108,7 @@ def test_the_program_lists_its_commands_without_torch_or_numpy():
     assert ran.returncode == 0, ran.stderr
     for name, summary in program.COMMANDS.items():
         assert f"  {name:<10}{summary}\n" in ran.stdout
+    assert max(map(len, ran.stdout.splitlines())) <= 80, "of a terminal"
 
 
 def test_no_help_loads_torch():
@@ -131,6 +132,7 @@ def test_no_help_loads_torch():
     assert ran.returncode == 0, ran.stderr
     for name in program.COMMANDS:
         assert f"usage: lrqat {name} " in ran.stdout
+    assert "default: None" not in ran.stdout
 
 
 def test_tools_has_every_command_and_they_are_alike():

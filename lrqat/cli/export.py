@@ -47,12 +47,13 @@ def _add_options(parser: argparse.ArgumentParser, name: str) -> None:
                 flag, action="store_true", default=argparse.SUPPRESS, help=field.metadata["help"]
             )
             continue
+        shown = field.metadata.get("default", field.default)
         group.add_argument(
             flag,
             type=_converter(field.type),
             default=argparse.SUPPRESS,
-            help=f"{field.metadata['help']} (default: "
-            f"{field.metadata.get('default', field.default)})",
+            metavar=field.name.rpartition("_")[2].upper(),
+            help=field.metadata["help"] + (f" (default: {shown})" if shown is not None else ""),
         )
 
 

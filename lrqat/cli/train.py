@@ -27,7 +27,8 @@ _REMEDY = "Try a lower --learning-rate, more --steps, or --teacher self"
 
 def build_parser() -> argparse.ArgumentParser:
     parser = command.parser(__doc__ or "", essentials=_FIRST)
-    parser.add_argument("run", nargs="?", metavar="RUN.yaml", help="settings of the run")
+    said = "settings of the run, in place of options or beside them"
+    parser.add_argument("run", nargs="?", metavar="RUN.yaml", help=said)
     add_settings(parser, required=True)
     parser.add_argument("--resume", metavar="auto|STATE", help="continue from a saved state")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
