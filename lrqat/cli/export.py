@@ -91,13 +91,15 @@ def _write(exporter: AnyFormat, plan: Plan, path: Path, overwrite: bool) -> Repo
         tqdm(desc=f"writing {path.name}", unit="tensor", total=count) as written,
         tqdm(desc="verifying", unit="tensor", total=count) as verified,
     ):
-        return exporter.write(
+        report = exporter.write(
             plan,
             path,
             overwrite=overwrite,
             progress=lambda name: written.update(1),
             verified=lambda name: verified.update(1),
         )
+        written.close()  # in a log file the last lines come in this order
+        return report
 
 
 def main(argv: Sequence[str] | None = None) -> int:

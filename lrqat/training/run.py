@@ -97,8 +97,8 @@ def _train(
     corpus = read_corpus(config, tokenizer, original, say)
     windows = corpus.windows
     if METHODS[config.method].trains:
-        done = None if state is None else step_of(state)
-        say(estimate_duration(config, plan, len(windows.tokens), done).line())
+        steps_made = None if state is None else step_of(state)
+        say(estimate_duration(config, plan, len(windows.tokens), steps_made).line())
     before = None if original is None else measure(original, windows, "full precision", say)
     chosen = None
     if config.has_target:
