@@ -5,6 +5,7 @@ A run may stand in a file: `lrqat train run.yaml`, with options that count more 
 
 import argparse
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _save(out, args, config, plan)
     if args.dry_run:
         if _is_first():
-            _say_the_rest(out, config, plan, size)
+            _say_the_rest(out, config, plan, size, args.save_config)
         return command.OK
     from lrqat.training.run import train
 
@@ -78,9 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say_the_rest(
-    out: command.Output, config: TrainConfig, plan: "TrainingPlan", size: "GgufSize | None"
+    out: command.Output,
+    config: TrainConfig,
+    plan: "TrainingPlan",
+    size: "GgufSize | None",
+    run_file: str | None,
 ) -> None:
-    """What a run says when it begins, and a plan at its end."""
+    """What a run says when it begins, and a plan at its end; its file may have been written."""
     from lrqat.training.plan import estimate_duration
 
     seconds = {}
@@ -88,7 +93,8 @@ def _say_the_rest(
         duration = estimate_duration(config, plan)
         out.say(duration.line())
         seconds = duration.parts
-    out.next("the same without --dry-run")
+    saved = f"lrqat train {shlex.quote(run_file)}" if run_file else "the same without --dry-run"
+    out.next(saved)
     out.result(plan.to_json() | {"seconds": seconds, "gguf": size and size.to_json()})
 
 

@@ -91,6 +91,10 @@ def test_a_run_says_what_comes_next_and_what_it_writes(tiny_model, text_file, tm
     said = capfd.readouterr().out
     assert "next: the same without --dry-run" in said
     assert f"MB to {tmp_path / 'x'}, with" in said
+    saved = [*arguments, "--dry-run", "--save-config", tmp_path / "a run.yaml"]
+    assert train.main([str(a) for a in saved]) == 0
+    # The same again would not overwrite the file.
+    assert f"next: lrqat train '{tmp_path / 'a run.yaml'}'" in capfd.readouterr().out
     assert re.search(r"about .* to come \(measuring .*, blocks .*, steps ", said)
 
 
