@@ -165,13 +165,24 @@ def load_format(name: str) -> AnyFormat:
         UserError: there is none.
         RuntimeUnavailableError: its dependencies are not installed.
     """
+    package: AnyFormat = _load(name)
+    _load(name, ".writer")  # a package may import what it offers on first use; now it is there
+    return package
+
+
+def load_options(name: str) -> "type[DataclassInstance]":
+    """The `Options` of the format called `name`, without torch. Raises as `load_format`."""
+    options: type[DataclassInstance] = _load(name, ".options").Options
+    return options
+
+
+def _load(name: str, part: str = "") -> Any:
     if name not in FORMATS:
         hint = did_you_mean(name, FORMATS)
         raise UserError(f"unknown format {name!r}: {hint}known formats are {', '.join(FORMATS)}")
     row = FORMATS[name]
     needed_by = f"the {name} exporter"
-    package: AnyFormat = load(row.package, f"lrqat[{row.extra}]", needed_by=needed_by)
-    return package
+    return load(row.package + part, f"lrqat[{row.extra}]", needed_by=needed_by)
 
 
 def recognise(path: str | Path) -> str | None:

@@ -4,9 +4,36 @@ Nothing is nested but what the caller asks for, so an alias that stands for thou
 once; and a key that occurs twice is refused, where a parser would take the last.
 """
 
+from pathlib import Path
+from typing import Any
+
 import yaml
 
+from lrqat.foreign_files import ForeignFileError, read_bytes
+
+_MOST_BYTES = 1 << 16
 _NULL = "tag:yaml.org,2002:null"
+
+
+def read_text(path: Path, remedy: str) -> str:
+    """The text of a file that should be YAML.
+
+    Args:
+        path: the file.
+        remedy: what the message ends with where it is no text.
+
+    Raises:
+        ForeignFileError: it cannot be read, has more than 64 KiB, or is not UTF-8.
+    """
+    try:
+        return read_bytes(path, _MOST_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ForeignFileError(f"{path} is not UTF-8 text ({error}); {remedy}") from None
+
+
+def written(document: dict[str, Any]) -> str:
+    """A document in the order that it has, every value on its line."""
+    return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1 << 16))
 
 
 def tree(text: str) -> yaml.Node | None:

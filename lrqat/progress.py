@@ -32,6 +32,9 @@ class LogLines(_Bar):
 
         return write
 
+    def moveto(self, n: int) -> None:
+        """Stay: a log file has no line above."""
+
     def close(self) -> None:
         """Write the last state; calling it again does nothing."""
         if self.disable:

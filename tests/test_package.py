@@ -1,6 +1,7 @@
 """The wheel holds the program with all its commands and files, and needs nothing of the tree."""
 
 import json
+import keyword
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import tomllib
 
 import pytest
 
+from exporters.format import FORMATS
 from lrqat.cli import program
 from tests.support.paths import ROOT
 
@@ -106,26 +108,48 @@ def test_the_program_lists_its_commands_without_torch_or_numpy():
     assert ran.returncode == 0, ran.stderr
     for name, summary in program.COMMANDS.items():
         assert f"  {name:<10}{summary}\n" in ran.stdout
+    assert max(map(len, ran.stdout.splitlines())) <= 80, "of a terminal"
 
 
-def test_help_loads_no_torch():
-    """But that of export, which has the options of ONNX's, whose package traces models."""
-    names = [name for name in program.COMMANDS if name != "export"]
+def test_no_help_loads_torch():
+    """Of any command, also of one that is added, with whatever else it has to say."""
+    calls = [[name, "--help"] for name in program.COMMANDS]
+    calls += [["export", "--format", name, "--help"] for name in FORMATS]
+    calls += [["--version"], ["train", "--help-all"], ["--print-completion", "bash"]]
     code = (
         "import sys\n"
         "from lrqat.cli.program import dispatch\n"
-        f"for name in {names}:\n"
+        f"for call in {calls}:\n"
         "    try:\n"
-        "        dispatch([name, '--help'])\n"
+        "        dispatch(call)\n"
         "    except SystemExit as done:\n"
-        "        assert done.code in (0, None), name\n"
-        "    assert not {'torch', 'transformers', 'datasets'} & set(sys.modules), name\n"
+        "        assert done.code in (0, None), call\n"
+        "    loaded = {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
+        "    assert not loaded, (call, loaded)\n"
     )
     command = [sys.executable, "-c", code]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    for name in names:
+    for name in program.COMMANDS:
         assert f"usage: lrqat {name} " in ran.stdout
+    assert "default: None" not in ran.stdout
+
+
+def test_tools_has_every_command_and_they_are_alike():
+    """`python tools/NAME.py` is `lrqat NAME` from a checkout; the rest measures."""
+    files = {path.stem: path.read_text() for path in (ROOT / "tools").glob("[!_]*.py")}
+    assert files.keys() == {*program.COMMANDS, "bench", "random_model"}
+    plain = [name for name in program.COMMANDS if not keyword.iskeyword(name)]
+    for name in plain:
+        imports = ", ".join(sorted(["command", name]))
+        expected = files["train"].replace("`lrqat train`", f"`lrqat {name}`")
+        expected = expected.replace("command, train\n", f"{imports}\n")
+        assert files[name] == expected.replace("(train.main)", f"({name}.main)"), name
+    for name in ("inspect", "import"):  # of a library's name, and of a keyword's
+        command = [sys.executable, ROOT / "tools" / f"{name}.py", "--help"]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (ran.returncode, ran.stderr) == (0, "")
+        assert f"usage: {name}.py " in ran.stdout
 
 
 def test_a_command_that_does_not_exist_names_the_nearest(capsys):

@@ -154,6 +154,13 @@ def test_every_public_name_is_there_and_no_module_has_it():
         assert importlib.util.find_spec(f"lrqat.{name}") is None, name
 
 
+def test_bars_are_ours():
+    """`lrqat.progress` knows a log file from a terminal; tqdm alone does not."""
+    for path in [path for top in TOPS - {"benchmarks"} for path in sources(top)]:
+        if path != ROOT / "lrqat" / "progress.py":
+            assert not any(name.split(".")[0] == "tqdm" for name in imported(path)), path
+
+
 def test_what_stands_at_the_entrance_is_for_those_outside():
     """Nothing of ours imports it, so that there is one way to each name, and no circle."""
     doors = {".".join(path.with_suffix("").parts) for path in ENTRANCE}

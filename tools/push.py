@@ -3,7 +3,7 @@
 import os
 import sys
 
-# This checkout in the place of tools/, as the other commands have it.
+# This checkout in the place of tools/, whose inspect.py would hide the standard library's.
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from lrqat.cli import command, push

@@ -24,15 +24,21 @@ The way of one weight, in `writer`'s order:
     verification                   the file is read back and compared, by the same `FORMS`
 """
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from exporters.format import Format
-from exporters.onnx.inspection import inspect
-from exporters.onnx.options import Options
-from exporters.onnx.planning import default_name, plan
-from exporters.onnx.plans import Plan, PlannedTensor
-from exporters.onnx.verification import verify
-from exporters.onnx.writer import Report, write
+# Imported on first use: what `Options` has to say, for `--help`, needs no torch.
+_PLACES = {
+    "Options": "exporters.onnx.options",
+    "Plan": "exporters.onnx.plans",
+    "PlannedTensor": "exporters.onnx.plans",
+    "Report": "exporters.onnx.writer",
+    "default_name": "exporters.onnx.planning",
+    "inspect": "exporters.onnx.inspection",
+    "plan": "exporters.onnx.planning",
+    "verify": "exporters.onnx.verification",
+    "write": "exporters.onnx.writer",
+}
 
 __all__ = [
     "Options",
@@ -46,7 +52,21 @@ __all__ = [
     "write",
 ]
 
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 if TYPE_CHECKING:  # where mypy sees whether this is a format
     import exporters.onnx as package
+    from exporters.format import Format
+    from exporters.onnx.inspection import inspect
+    from exporters.onnx.options import Options
+    from exporters.onnx.planning import default_name, plan
+    from exporters.onnx.plans import Plan, PlannedTensor
+    from exporters.onnx.verification import verify
+    from exporters.onnx.writer import Report, write
 
     _FORMAT: Format[Options, Plan] = package

@@ -8,19 +8,47 @@ is given the checkpoint in a format that it loads as it is, Olive's, and its fil
 compared with the checkpoint.
 """
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from exporters.format import Format
-from exporters.onnx.writer import Report
-from exporters.onnx_genai.inspection import inspect
-from exporters.onnx_genai.options import Options
-from exporters.onnx_genai.planning import Plan, default_name, plan
-from exporters.onnx_genai.verification import verify
-from exporters.onnx_genai.writer import write
+# Imported on first use: what `Options` has to say, for `--help`, needs no torch.
+_PLACES = {
+    "Options": "exporters.onnx_genai.options",
+    "Plan": "exporters.onnx_genai.planning",
+    "Report": "exporters.onnx.writer",
+    "default_name": "exporters.onnx_genai.planning",
+    "inspect": "exporters.onnx_genai.inspection",
+    "plan": "exporters.onnx_genai.planning",
+    "verify": "exporters.onnx_genai.verification",
+    "write": "exporters.onnx_genai.writer",
+}
 
-__all__ = ["Options", "Plan", "Report", "default_name", "inspect", "plan", "verify", "write"]
+__all__ = [
+    "Options",
+    "Plan",
+    "Report",
+    "default_name",
+    "inspect",
+    "plan",
+    "verify",
+    "write",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 if TYPE_CHECKING:  # where mypy sees whether this is a format
     import exporters.onnx_genai as package
+    from exporters.format import Format
+    from exporters.onnx.writer import Report
+    from exporters.onnx_genai.inspection import inspect
+    from exporters.onnx_genai.options import Options
+    from exporters.onnx_genai.planning import Plan, default_name, plan
+    from exporters.onnx_genai.verification import verify
+    from exporters.onnx_genai.writer import write
 
     _FORMAT: Format[Options, Plan] = package

@@ -11,6 +11,8 @@ from enum import Enum, auto
 from fnmatch import fnmatch
 
 CARD = "README.md"
+# Texts under which a model may be handed on, which go with whatever is made of it.
+LICENSES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 TEMPLATES = "additional_chat_templates"  # transformers' folder of named chat templates
 
 
@@ -34,8 +36,13 @@ _PATTERNS = {
     Role.MODEL: (
         "config.json", "lrqat.json", "*.safetensors", "*.index.json", "pytorch_model*.bin",
     ),
-    Role.PEOPLE: ("*.md", "LICENSE*", "NOTICE*", "*.png", "*.jpg", "*.svg", ".gitattributes"),
+    Role.PEOPLE: (*LICENSES, "*.md", "*.png", "*.jpg", "*.svg", ".gitattributes"),
 }  # fmt: skip
+
+
+def is_license_file(name: str) -> bool:
+    """Whether a file at the top of a folder is a licence, a notice or a policy of use."""
+    return any(fnmatch(name, pattern) for pattern in LICENSES)
 
 
 def role_of(name: str) -> Role:

@@ -132,8 +132,9 @@ def _measure(out: command.Output, args: argparse.Namespace, subject: "Subject") 
 
     if args.file and recognise(args.file) in FORMATS:
         found = speed.measure(args.file, args.threads or cores())
+        threads = "1 thread" if found.threads == 1 else f"{found.threads} threads"
         out.say(
-            f"measured here in {found.runtime}, {found.threads} threads: prompt "
+            f"measured here in {found.runtime}, {threads}: prompt "
             f"{found.prompt:,.0f} tokens a second, generation {found.generation:,.0f}"
         )
         return found.to_json()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from exporters.format import FORMATS, AnyFormat, Plan, Report, load_format
+from exporters.format import FORMATS, AnyFormat, Plan, Report, load_format, load_options
 from lrqat.atomic_files import refuse_overlap, refuse_unwritable
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.cli import command
@@ -40,19 +40,20 @@ def build_parser(name: str | None = None) -> argparse.ArgumentParser:
 
 def _add_options(parser: argparse.ArgumentParser, name: str) -> None:
     group = parser.add_argument_group(f"options of {name}")
-    for field in dataclasses.fields(load_format(name).Options):
+    for field in dataclasses.fields(load_options(name)):
         flag = "--" + field.name.replace("_", "-")
         if field.type is bool:
             group.add_argument(
                 flag, action="store_true", default=argparse.SUPPRESS, help=field.metadata["help"]
             )
             continue
+        shown = field.metadata.get("default", field.default)
         group.add_argument(
             flag,
             type=_converter(field.type),
             default=argparse.SUPPRESS,
-            help=f"{field.metadata['help']} (default: "
-            f"{field.metadata.get('default', field.default)})",
+            metavar=field.name.rpartition("_")[2].upper(),
+            help=field.metadata["help"] + (f" (default: {shown})" if shown is not None else ""),
         )
 
 
@@ -79,7 +80,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     chosen = first.parse_known_args(argv)[0].format
     if chosen is None:
         return build_parser().parse_args(argv)
-    load_format(chosen)  # a wrong name gets our message, with the nearest one
+    load_options(chosen)  # a wrong name gets our message, with the nearest one
     return build_parser(chosen).parse_args(argv)
 
 
@@ -90,13 +91,15 @@ def _write(exporter: AnyFormat, plan: Plan, path: Path, overwrite: bool) -> Repo
         tqdm(desc=f"writing {path.name}", unit="tensor", total=count) as written,
         tqdm(desc="verifying", unit="tensor", total=count) as verified,
     ):
-        return exporter.write(
+        report = exporter.write(
             plan,
             path,
             overwrite=overwrite,
             progress=lambda name: written.update(1),
             verified=lambda name: verified.update(1),
         )
+        written.close()  # in a log file the last lines come in this order
+        return report
 
 
 def main(argv: Sequence[str] | None = None) -> int:

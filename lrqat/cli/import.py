@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lrqat.cli import command
+from lrqat.cli.next_steps import after_training
 from lrqat.progress import tqdm
 
 
@@ -49,5 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if report.inexact:
         out.warn(f"{len(report.inexact)} tensors were rounded to the nearest grid, as asked")
+    out.next(after_training(report.path, in_gguf=True), "or --format onnx")
     out.result(report.to_json())
     return command.OK

@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from exporters.description import Description, differing, worst
 from exporters.format import recognise
 from exporters.inspection import inspect, verify
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.cli import command
 from lrqat.errors import UserError
+from lrqat.progress import tqdm
 
 
 def build_parser() -> Any:

@@ -20,7 +20,7 @@ GROUPS = {
         "import": "take over a model that lies on a grid already, exactly",
         "export": "write GGUF (llama.cpp) or ONNX (ONNX Runtime), bit for bit",
         "inspect": "show what a file or folder holds, and whether it is exact",
-        "push": "publish a checkpoint and its exports on the Hugging Face hub, with a card",
+        "push": "publish a checkpoint and its exports on the Hugging Face hub",
     },
     "Prove": {
         "parity": "prove exported files against their checkpoint: bytes, graph, runtime",
@@ -31,13 +31,13 @@ GROUPS = {
         "doctor": "show what this machine has, and where a model runs, and how fast",
     },
     "Try": {
-        "demo": "run the whole path on a small model that it trains first",
+        "demo": "run the whole path on SmolLM2-135M, or --offline on a tiny model",
     },
 }
 COMMANDS = {name: summary for group in GROUPS.values() for name, summary in group.items()}
 DESCRIPTION = (
-    "Train a language model on the grid that its runtime computes with, and export exactly\n"
-    "the integers and scales that were trained."
+    "Train a language model on the grid that its runtime computes with, and export\n"
+    "exactly the integers and scales that were trained."
 )
 _COMPLETION = "--print-completion"
 _OPTIONS = {

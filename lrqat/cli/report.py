@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from lrqat.atomic_files import refuse_existing
 from lrqat.cli import command
 from lrqat.errors import UserError
 from lrqat.evaluation.text import EvaluationText
+from lrqat.progress import tqdm
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -5,6 +5,7 @@ A run may stand in a file: `lrqat train run.yaml`, with options that count more 
 
 import argparse
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from lrqat.training.config import TrainConfig
 from lrqat.training.run_file import write_run
 
 if TYPE_CHECKING:
+    from lrqat.cli.gguf_size import GgufSize
     from lrqat.training.plan import TrainingPlan
     from lrqat.training.report import TrainReport
 
@@ -26,7 +28,8 @@ _REMEDY = "Try a lower --learning-rate, more --steps, or --teacher self"
 
 def build_parser() -> argparse.ArgumentParser:
     parser = command.parser(__doc__ or "", essentials=_FIRST)
-    parser.add_argument("run", nargs="?", metavar="RUN.yaml", help="settings of the run")
+    said = "settings of the run, in place of options or beside them"
+    parser.add_argument("run", nargs="?", metavar="RUN.yaml", help=said)
     add_settings(parser, required=True)
     parser.add_argument("--resume", metavar="auto|STATE", help="continue from a saved state")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
@@ -61,8 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _save(out, args, config, plan)
     if args.dry_run:
         if _is_first():
-            out.next("the same without --dry-run")
-        out.result(plan.to_json() | {"gguf": size and size.to_json()})
+            _say_the_rest(out, config, plan, size, args.save_config)
         return command.OK
     from lrqat.training.run import train
 
@@ -74,6 +76,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         out.next(after_training(report.output, in_gguf=size is not None))
         out.result(report.to_json())
     return command.OK
+
+
+def _say_the_rest(
+    out: command.Output,
+    config: TrainConfig,
+    plan: "TrainingPlan",
+    size: "GgufSize | None",
+    run_file: str | None,
+) -> None:
+    """What a run says when it begins, and a plan at its end; its file may have been written."""
+    from lrqat.training.plan import estimate_duration
+
+    seconds = {}
+    if METHODS[config.method].trains:
+        duration = estimate_duration(config, plan)
+        out.say(duration.line())
+        seconds = duration.parts
+    saved = f"lrqat train {shlex.quote(run_file)}" if run_file else "the same without --dry-run"
+    out.next(saved)
+    out.result(plan.to_json() | {"seconds": seconds, "gguf": size and size.to_json()})
 
 
 def _save(

@@ -26,7 +26,9 @@ from lrqat.importing.sources import open_source
 from lrqat.importing.sources.source import Read, Source
 from lrqat.importing.writing import CheckpointWriter
 from lrqat.models import hub
+from lrqat.models.license_files import license_files
 from lrqat.models.matrices import Matrix, find_matrices
+from lrqat.models.source_facts import source_facts
 from lrqat.models.surgery import SurgeryPlan, Target
 from lrqat.models.text_part import TextPart
 
@@ -161,8 +163,14 @@ def import_model(
         writer = CheckpointWriter(staging)
         plan, reports = _write(opened, writer, allow_inexact, progress)
         report = ImportReport(source, opened.kind, reports, opened.notes, str(output))
-        base = {"name": _public(source), "revision": None, "dtype": opened.dtype}
-        writer.finish(opened.skeleton, words, plan, base, _provenance(report))
+        base = {
+            "name": _public(source),
+            "revision": None,
+            **source_facts(source).to_manifest(),
+            "dtype": opened.dtype,
+        }
+        told = _provenance(report)
+        writer.finish(opened.skeleton, words, plan, base, told, license_files(source))
     return report
 
 

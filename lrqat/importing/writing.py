@@ -4,6 +4,7 @@ Whether transformers can load everything is known at the end, and decides what t
 (`lrqat.models.standard_format`); until then they have names of their own.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,7 @@ class CheckpointWriter:
         plan: SurgeryPlan,
         base_model: dict[str, Any],
         provenance: dict[str, Any],
+        licenses: Mapping[str, bytes],
     ) -> None:
         """Name the files, and write all that is beside them; lrqat.json comes last.
 
@@ -124,6 +126,7 @@ class CheckpointWriter:
             plan: what is on which grid, and why the rest is not.
             base_model: {"name", "revision", "dtype"}.
             provenance: where the integers come from.
+            licenses: texts that go with the model, of `lrqat.models.license_files`.
         """
         standard = loads_with_transformers(plan)
         if standard:
@@ -133,7 +136,7 @@ class CheckpointWriter:
             self._embedding.drop()
             self._state.rename("lrqat")
         self._own.rename("lrqat-scales")
-        save_settings(model, tokenizer, plan, self._folder)
+        save_settings(model, tokenizer, plan, self._folder, licenses)
         manifest = manifest_of(self._tensors, plan, base_model, provenance, None, {})
         write_manifest(self._folder, manifest)
 

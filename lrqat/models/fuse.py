@@ -10,6 +10,7 @@ import copy
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ from lrqat.models.weight_misfits import refuse_not_finite
 
 # The weights of a folder that transformers could not load rightly have a name it does not look for.
 _OWN_FILES = "lrqat{suffix}.safetensors"
+_NONE: Mapping[str, bytes] = MappingProxyType({})
 _EXTRA_FILE = "lrqat-scales.safetensors"
 
 
@@ -56,6 +58,7 @@ def fuse(
     base_model: dict[str, Any],
     training: dict[str, Any] | None = None,
     reference: dict[str, Any] | None = None,
+    licenses: Mapping[str, bytes] = _NONE,
     beside: Callable[[Path], None] = lambda folder: None,
 ) -> Path:
     """Write the fused checkpoint of a prepared (and usually trained) model.
@@ -73,6 +76,7 @@ def fuse(
             floating tensors go back to it where that loses nothing.
         training: provenance: data, steps, seed, rates ... Local paths in it are cut to names.
         reference: perplexity of the fake-quant model, see `lrqat.checkpoint.manifest`.
+        licenses: texts that go with the model, of `lrqat.models.license_files`.
         beside: puts into the folder that it is given what appears with the checkpoint and is no
             part of it: lrqat.json does not list it.
 
@@ -98,7 +102,7 @@ def fuse(
             save_file(extra, staging / _EXTRA_FILE, metadata={"format": "pt"})
         if activation_tensors:
             save_file(activation_tensors, staging / ACTIVATION_FILE, metadata={"format": "pt"})
-        save_settings(model, tokenizer, plan, staging)
+        save_settings(model, tokenizer, plan, staging, licenses)
         tensors = {n: (w.grid, (w.out_features, w.in_features)) for n, w in quantized_layers(model)}
         manifest = manifest_of(tensors, plan, base_model, training, reference, activations)
         write_manifest(staging, manifest)
@@ -276,8 +280,14 @@ def _narrowest(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return (narrow if exact else wide).contiguous()
 
 
-def save_settings(model: Any, tokenizer: Any, plan: SurgeryPlan, folder: Path) -> None:
-    """Write what a checkpoint says of its model besides weights: configuration and tokenizer."""
+def save_settings(
+    model: Any,
+    tokenizer: Any,
+    plan: SurgeryPlan,
+    folder: Path,
+    licenses: Mapping[str, bytes] = _NONE,
+) -> None:
+    """Write what a checkpoint has besides weights: configuration, tokenizer, licences."""
     config = copy.deepcopy(model.config)
     settle_tying(model, config)
     # float32, so that from_pretrained without arguments loses no bit of a weight or a scale.
@@ -289,3 +299,5 @@ def save_settings(model: Any, tokenizer: Any, plan: SurgeryPlan, folder: Path) -
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    for name, text in licenses.items():
+        (folder / name).write_bytes(text)

@@ -16,8 +16,11 @@ from transformers import (
     PreTrainedTokenizerFast,
     PrinterCallback,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
+
+from lrqat.progress import tqdm
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -68,6 +71,17 @@ def make_untrained_model(
     return LlamaForCausalLM(config).eval()
 
 
+class _Shown(TrainerCallback):
+    """Moves a bar."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """After each step."""
+        self._bar.update(1)
+
+
 def train_base_model(
     model: Any, blocks: Any, *, steps: int, batch_size: int, learning_rate: float, folder: Path
 ) -> None:
@@ -91,6 +105,7 @@ def train_base_model(
         adam_beta2=0.95,
         weight_decay=0.1,
         seed=0,
+        disable_tqdm=True,  # it has a bar of ours
         save_strategy="no",
         logging_strategy="no",
         report_to=[],
@@ -105,5 +120,7 @@ def train_base_model(
     model.train()
     trainer = Trainer(model=model, args=arguments, train_dataset=blocks, data_collator=collate)
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    with tqdm(desc="the base model", unit="step", total=steps) as bar:
+        trainer.add_callback(_Shown(bar))
+        trainer.train()
     model.eval()

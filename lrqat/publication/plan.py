@@ -1,6 +1,7 @@
 """What will be published, looked at before anything is sent.
 
     lrqat.json, weights, tokenizer ...       the checkpoint, at the top: what its manifest lists
+    LICENSE, NOTICE ...                      those of the base model, with or without it
     model-q4_0.gguf, Modelfile               GGUF files, beside it
     onnx/model.onnx, onnx/model.onnx_data    ONNX folders, each under its name
     README.md                                a card of all of them
@@ -24,7 +25,7 @@ from lrqat.cards.origin import Origin
 from lrqat.checkpoint.manifest import FILE_NAME
 from lrqat.checkpoint.publishing import PICTURE
 from lrqat.checkpoint.reader import Checkpoint
-from lrqat.checkpoint.roles import CARD, Role, role_of
+from lrqat.checkpoint.roles import CARD, Role, is_license_file, role_of
 from lrqat.errors import OutputError, UserError
 from lrqat.publication.measured import known, model_paths
 from lrqat.publication.refusals import (
@@ -103,7 +104,7 @@ def plan_publication(
             raise UserError(f"two of the files are called {min(twice)}; rename one of them")
         files |= found
         artefacts.append(artefact)
-    for name, path in _at_the_top(files).items():
+    for name, path in (_licenses(opened) | _at_the_top(files)).items():
         files.setdefault(name, path)
     refuse_local_paths(files.items())
     card = model_card(
@@ -149,6 +150,12 @@ def _checkpoint(opened: Checkpoint) -> dict[str, Path]:
     files = {name: opened.path / name for name in names if (opened.path / name).is_file()}
     picture = opened.path / PICTURE
     return files | ({PICTURE: picture} if picture.is_file() else {})
+
+
+def _licenses(opened: Checkpoint) -> dict[str, Path]:
+    """Texts under which the base model was handed on: they go with its exports, too."""
+    found = {name: opened.path / name for name in sorted(opened.files) if is_license_file(name)}
+    return {name: path for name, path in found.items() if path.is_file()}
 
 
 def _export(path: Path, kind: str, checkpoint: Checkpoint) -> tuple[dict[str, Path], Artefact]:

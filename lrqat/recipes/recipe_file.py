@@ -20,10 +20,9 @@ import yaml
 from lrqat import foreign_yaml
 from lrqat.atomic_files.files import replaced_file
 from lrqat.errors import RecipeError, did_you_mean
-from lrqat.foreign_files import ForeignFileError, read_bytes
+from lrqat.foreign_files import ForeignFileError
 from lrqat.recipes.recipe import Recipe, Rule
 
-_MOST_BYTES = 1 << 16
 _MOST_RULES = 1000
 _RULES = "rules"
 _TEXTS = ("name", "description")
@@ -40,13 +39,11 @@ def read_recipe(path: Path | str) -> Recipe:
     """
     path = Path(path)
     try:
-        data = read_bytes(path, _MOST_BYTES)
+        text = foreign_yaml.read_text(path, _REMEDY)
     except ForeignFileError as error:
         raise RecipeError(str(error)) from None
     try:
-        return parse_recipe(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path} is not UTF-8 text ({error}); {_REMEDY}") from None
+        return parse_recipe(text)
     except RecipeError as error:
         raise RecipeError(f"the recipe {path} cannot be used: {error}") from None
 
@@ -84,7 +81,7 @@ def format_recipe(recipe: Recipe) -> str:
     texts = {key: getattr(recipe, key) for key in _TEXTS if getattr(recipe, key)}
     rules = {rule.pattern: rule.grid for rule in recipe.rules}
     document = {**texts, _RULES: rules}
-    return _HEAD + yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1 << 16)
+    return _HEAD + foreign_yaml.written(document)
 
 
 def write_recipe(recipe: Recipe, path: Path | str, *, overwrite: bool = False) -> None:

@@ -17,9 +17,11 @@ from lrqat.training.config import TrainConfig
 from lrqat.training.data.corpus import check_texts
 from lrqat.training.data.self_generated import refuse_short_context
 from lrqat.training.disk import bytes_written, refuse_unwritable_outputs
+from lrqat.training.duration import Duration, Work
 from lrqat.training.estimate import trainable_parameters
 from lrqat.training.machine import multiplies_bfloat16, process_memory
 from lrqat.training.memory_warnings import warnings_of
+from lrqat.training.pace import measure_pace
 from lrqat.training.phases import RunMemory, estimate_run
 from lrqat.training.recipes import find_recipe
 from lrqat.training.settings import EMBEDDING_AND_HEAD, SELF
@@ -37,6 +39,7 @@ class TrainingPlan:
         dtype: compute type.
         warnings: what the run may do and had better not.
         disk: bytes that it writes, about.
+        work: what there is to compute.
     """
 
     surgery: SurgeryPlan
@@ -44,6 +47,7 @@ class TrainingPlan:
     memory: RunMemory
     device: str
     dtype: torch.dtype
+    work: Work
     warnings: tuple[str, ...] = ()
     disk: int = 0
 
@@ -95,6 +99,7 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
         memory=memory,
         device=device,
         dtype=dtype,
+        work=Work.of(model, surgery),
         warnings=(
             *stored.notes,
             *_check_lengths(config, model),
@@ -111,6 +116,23 @@ def _of_budget(config: TrainConfig) -> tuple[str, ...]:
         "shows them before"
     )
     return (note,) if config.has_target else ()
+
+
+def estimate_duration(
+    config: TrainConfig, plan: TrainingPlan, windows: int | None = None, done: int | None = None
+) -> Duration:
+    """How long a run will take on this machine, whose pace is measured, which takes a second.
+
+    Args:
+        config: the settings.
+        plan: of the run.
+        windows: of text that is measured; None: as many as there are at most.
+        done: steps of the model that were made before, of a run that is continued from there.
+    """
+    config = config.resolved()
+    pace = measure_pace(plan.surgery, config, dtype=plan.dtype, device=plan.device)
+    windows = config.eval_windows if windows is None else windows
+    return Duration.of(config, plan.work, pace, windows=windows, done=done)
 
 
 def plan_grids(model: Any, settings: TrainConfig) -> SurgeryPlan:

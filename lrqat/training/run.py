@@ -8,7 +8,6 @@ While it runs, resumable states are kept in `output/checkpoints`; the fused chec
 """
 
 import shutil
-import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,19 +21,20 @@ from lrqat.errors import UserError
 from lrqat.evaluation.perplexity import RULE
 from lrqat.layers.methods import METHODS
 from lrqat.models.fuse import fuse
+from lrqat.models.license_files import license_files
 from lrqat.training import processes
 from lrqat.training.budget import Budgeted, FileBytes, choose_grids, no_file_bytes, with_budget
 from lrqat.training.callbacks import share_changed
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.corpus import read_corpus, sha256_of_data
 from lrqat.training.data.measured import Evaluation
-from lrqat.training.duration import Duration
 from lrqat.training.loading import describe_base, load_original, load_tokenizer
 from lrqat.training.measuring import Say, measure
-from lrqat.training.plan import TrainingPlan, plan_training
+from lrqat.training.plan import TrainingPlan, estimate_duration, plan_training
 from lrqat.training.plots import plot_training
 from lrqat.training.report import TrainReport
 from lrqat.training.stages import Outcome, run_stages
+from lrqat.training.states.folder import step_of
 from lrqat.training.states.resume import (
     find_state,
     record_run,
@@ -96,11 +96,10 @@ def _train(
     original = None if config.streamed else load_original(config, plan)
     corpus = read_corpus(config, tokenizer, original, say)
     windows = corpus.windows
-    begin = time.monotonic()
+    if METHODS[config.method].trains:
+        steps_made = None if state is None else step_of(state)
+        say(estimate_duration(config, plan, len(windows.tokens), steps_made).line())
     before = None if original is None else measure(original, windows, "full precision", say)
-    if before is not None and METHODS[config.method].trains:
-        per_token = (time.monotonic() - begin) / windows.tokens.size
-        say(Duration.of(config, per_token).line())
     chosen = None
     if config.has_target:
         chosen = saved_budget(states, state) or choose_grids(
@@ -163,6 +162,7 @@ def _publish(
         base_model=base,
         training=_describe_training(config),
         reference=_describe_reference(report, config, evaluation),
+        licenses=license_files(config.model),
         beside=describe,
     )
 

@@ -22,11 +22,9 @@ from lrqat import __version__, foreign_yaml
 from lrqat.atomic_files import replaced_file
 from lrqat.checkpoint.publishing import RUN, STATES
 from lrqat.errors import UserError, did_you_mean
-from lrqat.foreign_files import read_bytes
 from lrqat.settings import flag, groups_of
 from lrqat.training.config import TrainConfig
 
-_MOST_BYTES = 1 << 16
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _REMEDY = "see docs/run-files.md"
 
@@ -41,11 +39,9 @@ def read_run(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder; give its file: {path / STATES / RUN}")
-    data = read_bytes(path, _MOST_BYTES)
+    text = foreign_yaml.read_text(path, _REMEDY)
     try:
-        return parse_run(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error}); {_REMEDY}") from None
+        return parse_run(text)
     except ValueError as error:
         raise UserError(f"the run {path} cannot be used: {error}; {_REMEDY}") from None
 
@@ -78,8 +74,7 @@ def format_run(config: TrainConfig) -> str:
     for title, fields in groups_of(TrainConfig):
         given = {_key(f): values[f.name] for f in fields if values[f.name] not in (None, [])}
         if given:
-            written = yaml.safe_dump(given, sort_keys=False, allow_unicode=True, width=1 << 16)
-            lines += ["", f"# {title}", written.rstrip()]
+            lines += ["", f"# {title}", foreign_yaml.written(given).rstrip()]
     return "\n".join(lines) + "\n"
 
 

@@ -249,7 +249,7 @@ class ScheduleSettings(Group):
 
     title = "schedule"
 
-    steps: int = option("optimiser steps", 500, at_least(1))
+    steps: int = option("optimizer steps of the model as a whole", 500, at_least(1))
     batch_size: int = option("sequences per step and device", 4, at_least(1))
     sequence_length: int = option(  # one token has nothing to predict
         "tokens per sequence; short ones leave late positions untrained", 512, at_least(2)

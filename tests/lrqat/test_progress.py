@@ -40,3 +40,16 @@ def test_a_terminal_gets_a_line_that_moves(monkeypatch):
     terminal.isatty = lambda: True
     monkeypatch.setattr("sys.stderr", terminal)
     assert isinstance(progress.tqdm([]), tqdm.auto.tqdm)
+
+
+def test_two_bars_at_once_move_nothing_in_a_log(monkeypatch):
+    log = io.StringIO()
+    monkeypatch.setattr("sys.stderr", log)
+    with progress.tqdm(desc="above", total=2) as above:
+        with progress.tqdm(desc="below", total=2) as below:
+            below.mininterval = 0
+            below.update()
+        above.update(2)
+    lines = log.getvalue().splitlines()
+    assert {line.split(":")[0] for line in lines} == {"above", "below"}
+    assert "\x1b" not in log.getvalue()

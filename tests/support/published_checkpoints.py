@@ -33,7 +33,7 @@ def list_again(folder, *names):
     rewrite_manifest(folder, files=manifest.describe_files(folder, sorted(names)))
 
 
-def publish(folder, tokenizer, grid_for=None, training=None, base_model="small"):
+def publish(folder, tokenizer, grid_for=None, training=None, base_model="small", licenses=None):
     from lrqat.models import fuse, preparation, surgery
     from lrqat.models.small_llama import make_untrained_model
 
@@ -43,7 +43,15 @@ def publish(folder, tokenizer, grid_for=None, training=None, base_model="small")
     plan = surgery.plan_surgery(model, "q4_0", grid_for=grid_for)
     preparation.prepare(model, plan, preparation.Settings(rank=2, range_init="minmax"))
     base = {"name": base_model, "revision": None, "dtype": "float32"}
-    return fuse.fuse(model, tokenizer, folder, plan=plan, base_model=base, training=training)
+    return fuse.fuse(
+        model,
+        tokenizer,
+        folder,
+        plan=plan,
+        base_model=base,
+        training=training,
+        licenses=licenses or {},
+    )
 
 
 @pytest.fixture

@@ -1,16 +1,13 @@
-"""What enters the projections of a block, and where their weights start."""
+"""What enters the projections of a block: the importance of its channels, and second moments."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from lrqat.init import input_statistics
 from lrqat.init.importance import sum_of_squares
 from lrqat.init.input_statistics import Statistic
-from lrqat.init.second_order import compensated
-from lrqat.layers.weight import QuantizedWeight
 
 
 @dataclass(frozen=True)
@@ -45,23 +42,6 @@ def measure_block(
         statistics["moments"] = _sum_of_products
     found = input_statistics.collect(block, wanted, batches, statistics)
     return BlockInputs(found["squares"], found.get("moments", {}))
-
-
-@torch.no_grad()
-def thaw(weights: Mapping[str, QuantizedWeight], moments: Mapping[str, Tensor]) -> None:
-    """Thaw weights that have just been made, where they can from where rounding errors make up.
-
-    Args:
-        weights: by name, with their original weights at hand.
-        moments: of what enters them; what has none starts from round-to-nearest.
-    """
-    for name, weight in weights.items():
-        if name not in moments:
-            weight.thaw()
-            continue
-        shape = (weight.out_features, weight.in_features)
-        original = weight.original(torch.empty(shape, device=weight.scale.device))
-        weight.thaw(compensated(original, weight.stored(), weight.grid, moments[name]))
 
 
 def _sum_of_products(x: Tensor) -> Tensor:

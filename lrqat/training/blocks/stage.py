@@ -22,8 +22,9 @@ from lrqat.models.surgery import SurgeryPlan, Target
 from lrqat.progress import tqdm
 from lrqat.training import processes
 from lrqat.training.blocks.fitting import fit_block
-from lrqat.training.blocks.moments import BlockInputs, measure_block, thaw
+from lrqat.training.blocks.moments import BlockInputs, measure_block
 from lrqat.training.blocks.saved import FOLDER, SavedBlocks
+from lrqat.training.blocks.start import thaw
 from lrqat.training.blocks.states import HiddenStates
 from lrqat.training.blocks.walk import BlockWalk
 from lrqat.training.calibration import measure_inputs

@@ -1,6 +1,7 @@
 """Manners of the commands: what is meant, what comes next, and how it is shown."""
 
 import io
+import re
 import shlex
 
 import pytest
@@ -9,8 +10,6 @@ from rich.console import Console
 from lrqat.cli import command, doctor, evaluate, export, inspect, parity, plan, train
 from lrqat.cli.next_steps import after_export, after_training
 from lrqat.errors import UserError
-from lrqat.training.config import TrainConfig
-from lrqat.training.duration import Duration
 
 PARSERS = {
     "train": train.build_parser, "evaluate": evaluate.build_parser, "plan": plan.build_parser,
@@ -92,20 +91,11 @@ def test_a_run_says_what_comes_next_and_what_it_writes(tiny_model, text_file, tm
     said = capfd.readouterr().out
     assert "next: the same without --dry-run" in said
     assert f"MB to {tmp_path / 'x'}, with" in said
-
-
-def test_the_time_to_come_grows_with_the_work():
-    def stages(**options):
-        given = {"model": "m", "data": "d", "output": "o", "teacher": "none", "steps": 10}
-        return Duration.of(TrainConfig(**given | options).resolved(), 1e-3).stages
-
-    alone = stages(stages="model")
-    assert alone.keys() == {"steps"}
-    assert stages(stages="model", steps=20)["steps"] == pytest.approx(2 * alone["steps"])
-    assert stages(stages="model", teacher="self")["steps"] > alone["steps"]
-    assert stages(stages="blocks,model").keys() == {"blocks", "steps"}
-    assert "10.0 min to come" not in Duration({"steps": 600.0}).line()
-    assert Duration({"steps": 600.0}).line().startswith("about 10.0 min of training to come")
+    saved = [*arguments, "--dry-run", "--save-config", tmp_path / "a run.yaml"]
+    assert train.main([str(a) for a in saved]) == 0
+    # The same again would not overwrite the file.
+    assert f"next: lrqat train '{tmp_path / 'a run.yaml'}'" in capfd.readouterr().out
+    assert re.search(r"about .* to come \(measuring .*, blocks .*, steps ", said)
 
 
 def test_no_color_is_obeyed(monkeypatch):
