@@ -31,8 +31,8 @@ from lrqat.training.settings import (
     GridSettings,
     ObjectiveSettings,
     ScheduleSettings,
-    StageSettings,
 )
+from lrqat.training.stage_settings import StageSettings
 from lrqat.training.text_settings import TextSettings
 
 _FEW_BITS = 4

@@ -17,7 +17,8 @@ from lrqat.models.surgery import SurgeryPlan
 from lrqat.training.config import TrainConfig
 from lrqat.training.estimate import values_of_a_layer
 from lrqat.training.pace import Pace
-from lrqat.training.settings import BLOCK_BATCH, NONE, SELF
+from lrqat.training.settings import NONE, SELF
+from lrqat.training.stage_settings import BLOCK_BATCH
 
 _LEARNING = 3.0  # forward and backward, in forward passes
 _WALKS = 2  # over the text of the blocks: what they should do, and what enters the next

@@ -17,9 +17,6 @@ from lrqat.training.optimizers import OPTIMIZERS, refuse_unavailable
 
 SELF = "self"  # as --teacher: the model itself
 NONE = "none"  # as --teacher
-NEAREST, COMPENSATED = "nearest", "compensated"  # as --block-start
-STAGES = ("blocks,model", "blocks", "model")
-BLOCK_BATCH = 2048  # tokens of a step of a block
 SCALE_RATE = 1e-2
 # After blocks all is near where it belongs, and higher rates first lead away from there.
 AFTER_BLOCKS = {"low_rank": 5e-4, "scale": 7e-4}
@@ -191,56 +188,6 @@ class ActivationSettings(Group):
             return {"activations": self.activations, "kv_bits": self.kv_bits}
         stands_for = table.parse_setting(self.setting)
         return {"activations": stands_for.activations, "kv_bits": stands_for.kv_bits}
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageSettings(Group):
-    """What is trained before the model as a whole."""
-
-    title = "stages"
-
-    stages: str = option(
-        "blocks: every decoder block learns to do what it did, all of its weights; model: A, B and "
-        "the scales, end to end; auto: blocks,model on 4 bits or fewer, else model",
-        AUTO,
-        one_of((AUTO, *STAGES)),
-    )
-    block_start: str = option(
-        "nearest: blocks start rounded to nearest; compensated: so that rounding errors make up "
-        "for one another (GPTQ), whose blocks are nearer and whose models are not",
-        NEAREST,
-        one_of((NEAREST, COMPENSATED)),
-    )
-    block_steps: int = option(
-        f"steps of each block, of some {BLOCK_BATCH:,} tokens", 100, at_least(1)
-    )
-    block_tokens: int | None = option(
-        "tokens of the text that blocks are trained on; default: as many as their steps take, so "
-        "that none is seen twice",
-        None,
-        at_least(2),
-    )
-    block_learning_rate: float = option(
-        "peak rate of a block's weights, in steps of the grid", 1.5e-2, at_least(0)
-    )
-    block_scale_learning_rate: float = option(
-        "peak rate of a block's scales, in steps of the grid", 2e-3, at_least(0)
-    )
-
-    @property
-    def block_text(self) -> int:
-        """Tokens of the text that blocks are trained on, where there are as many."""
-        return self.block_tokens or self.block_steps * BLOCK_BATCH
-
-    @property
-    def by_blocks(self) -> bool:
-        """Whether blocks are fitted one by one; known once `stages` is no longer auto."""
-        return "blocks" in self.stages
-
-    @property
-    def as_a_whole(self) -> bool:
-        """Whether the model is trained end to end."""
-        return "model" in self.stages
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from lrqat.layers.weight import QuantizedWeight
 from lrqat.training import processes
 from lrqat.training.blocks.states import HiddenStates
 from lrqat.training.rates import units_of
-from lrqat.training.settings import BLOCK_BATCH, StageSettings
+from lrqat.training.stage_settings import BLOCK_BATCH, StageSettings
 
 _WARM_UP = 0.1
 _HELD_OUT_TOKENS = 2048  # at the end of the text; the block is measured on them

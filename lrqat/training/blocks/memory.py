@@ -8,7 +8,7 @@ from lrqat.models.surgery import SurgeryPlan
 from lrqat.training.blocks.states import MOST_IN_MEMORY
 from lrqat.training.config import TrainConfig
 from lrqat.training.estimate import values_of_a_layer
-from lrqat.training.settings import BLOCK_BATCH, COMPENSATED
+from lrqat.training.stage_settings import BLOCK_BATCH, COMPENSATED
 
 # V, where it started, its gradient, two moments, and the integers of round-to-nearest.
 _BYTES_A_WEIGHT = 4 * 5 + 1

@@ -33,7 +33,7 @@ from lrqat.training.data.blocks import TokenBlocks
 from lrqat.training.interruption import interruptible
 from lrqat.training.loading import not_one_by_one
 from lrqat.training.plan import TrainingPlan
-from lrqat.training.settings import COMPENSATED
+from lrqat.training.stage_settings import COMPENSATED
 from lrqat.training.trackers import Record, record_nothing
 
 _REST = "rest"
