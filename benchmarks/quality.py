@@ -24,7 +24,9 @@ import numpy as np
 import psutil
 import torch
 from matplotlib.figure import Figure
+from transformers import AutoModelForCausalLM
 
+from benchmarks.autoround import TYPES, autoround
 from exporters import gguf
 from lrqat.checkpoint.reader import Checkpoint
 from lrqat.demo.baseline import input_squares
@@ -63,6 +65,12 @@ def main() -> None:
         action="store_true",
         help="and what llama.cpp's own quantizer makes of the same types",
     )
+    parser.add_argument(
+        "--autoround",
+        type=Path,
+        metavar="PYTHON",
+        help="and AutoRound's files, by the interpreter that has it (benchmarks/autoround.py)",
+    )
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("more", nargs="*", help="options of `lrqat train`, after --")
     args = parser.parse_args()
@@ -74,6 +82,8 @@ def main() -> None:
             jobs[f"{grid}-{method}"] = partial(_ours, args, base, grid, method)
         if args.baseline:
             jobs[f"{grid}-llama.cpp"] = partial(_theirs, args, base, grid)
+        if args.autoround and grid in TYPES:
+            jobs[f"{grid}-AutoRound"] = partial(_autoround, args, base, grid)
     rows = [_cached(args, name, make) for name, make in jobs.items()]
     _write(args.output, rows)
 
@@ -160,6 +170,21 @@ def _theirs(args: argparse.Namespace, base: _Base, grid: str) -> dict[str, Any]:
         "grid": grid, "method": "llama.cpp, imatrix",
         "MB": (folder / gguf.default_name(checkpoint)).stat().st_size / 1e6,
         **base.score(model), "minutes": seconds / 60, "GiB": None,
+    }  # fmt: skip
+
+
+def _autoround(args: argparse.Namespace, base: _Base, grid: str) -> dict[str, Any]:
+    """AutoRound's file of the type, read by transformers."""
+    start = time.monotonic()
+    folder = args.output / f"{grid}-AutoRound"
+    path = autoround(args.autoround, args.model, Path(args.data), grid, folder)
+    minutes = (time.monotonic() - start) / 60
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    )
+    return {
+        "grid": grid, "method": "AutoRound", "MB": path.stat().st_size / 1e6,
+        **base.score(model.eval()), "minutes": minutes, "GiB": None,
     }  # fmt: skip
 
 

@@ -8,8 +8,9 @@ steps of the grid, warm-up and a cosine to zero.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from lrqat.errors import NonFiniteLossError
 from lrqat.layers.weight import QuantizedWeight
 from lrqat.training import processes
+from lrqat.training.blocks.aside import set_aside
 from lrqat.training.blocks.states import HiddenStates
 from lrqat.training.rates import units_of
 from lrqat.training.stage_settings import BLOCK_BATCH, StageSettings
@@ -48,6 +50,7 @@ def fit_block(
     settings: StageSettings,
     seed: int,
     dtype: torch.dtype,
+    folder: Path,
     between_steps: Callable[[], None] = lambda: None,
 ) -> Fit:
     """Train thawed weights, in place; where they only got worse, they stay as they began.
@@ -60,6 +63,7 @@ def fit_block(
         settings: steps and rates.
         seed: of the order of the text.
         dtype: compute type.
+        folder: where what they began with lies meanwhile.
         between_steps: called after each; what it raises passes.
 
     Raises:
@@ -73,23 +77,16 @@ def fit_block(
 
     with torch.no_grad():
         before = float(error(held_out))
-    start = [parameter.detach().clone() for parameter in _parameters(weights)]
-    optimizer = torch.optim.Adam(_groups(weights, settings), betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _Cosine(settings.block_steps))
-    for rows in _order(inputs, held_out.start, settings.block_steps, seed):
-        loss = error(rows)
-        _refuse_not_finite(loss)
-        optimizer.zero_grad()
-        loss.backward()
-        _average(weights)
-        optimizer.step()
-        schedule.step()
-        between_steps()
-    with torch.no_grad():
-        after = float(error(held_out))
+    with set_aside(_parameters(weights), folder) as restore, _Optimizers(weights, settings) as adam:
+        for rows in _order(inputs, held_out.start, settings.block_steps, seed):
+            loss = error(rows)
+            _refuse_not_finite(loss)
+            adam.step(loss)
+            between_steps()
+        with torch.no_grad():
+            after = float(error(held_out))
         if not after <= before:
-            for parameter, value in zip(_parameters(weights), start, strict=True):
-                parameter.copy_(value)
+            restore()
     return Fit(before, min(before, after))
 
 
@@ -98,6 +95,47 @@ def relative_error(made: Tensor, target: Tensor) -> Tensor:
     difference = (made.float() - target.float()).square().mean(-1)
     size = target.float().square().mean(-1)
     return (difference / size.clamp(min=torch.finfo(torch.float32).tiny)).mean()
+
+
+class _Optimizers:
+    """Adam for every parameter, inside a block of `with`.
+
+    A process that is alone takes each step in the backward pass, as soon as its gradient is there,
+    so that only one weight's is there at a time. Source: PyTorch's tutorial on saving memory by
+    fusing the optimizer step into the backward pass.
+    """
+
+    def __init__(self, weights: list[QuantizedWeight], settings: StageSettings) -> None:
+        self._of = dict(_adams(weights, settings))
+        self._peaks = [adam.param_groups[0]["lr"] for adam in self._of.values()]
+        self._rate, self._done = _Cosine(settings.block_steps), 0
+        self._alone, self._hooks = processes.count() == 1, []
+        if self._alone:
+            add = Tensor.register_post_accumulate_grad_hook
+            self._hooks = [add(parameter, self._step) for parameter in self._of]
+
+    def __enter__(self) -> "_Optimizers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def step(self, loss: Tensor) -> None:
+        """One step down the gradient of a loss."""
+        rate = self._rate(self._done)
+        for adam, peak in zip(self._of.values(), self._peaks, strict=True):
+            adam.param_groups[0]["lr"] = peak * rate
+        loss.backward()
+        if not self._alone:
+            _average(self._of)
+            for parameter in self._of:
+                self._step(parameter)
+        self._done += 1
+
+    def _step(self, parameter: Tensor) -> None:
+        self._of[parameter].step()
+        parameter.grad = None
 
 
 class _Cosine:
@@ -111,16 +149,17 @@ class _Cosine:
         return min((step + 1) / self._warm_up, down)
 
 
-def _groups(weights: list[QuantizedWeight], settings: StageSettings) -> list[dict[str, Any]]:
-    """The parameters with rates in their own units."""
-    rates, groups = {"phi": settings.block_learning_rate}, []
+def _adams(
+    weights: list[QuantizedWeight], settings: StageSettings
+) -> Iterator[tuple[Tensor, torch.optim.Adam]]:
+    """Every parameter, and its optimizer with a rate in its own unit."""
+    rates = {"phi": settings.block_learning_rate}
     for weight in weights:
         units = units_of(weight)
         for name, parameter in weight.trained().items():
             if parameter.requires_grad:
-                peak = rates.get(name, settings.block_scale_learning_rate)
-                groups.append({"params": [parameter], "lr": peak * units[name]})
-    return groups
+                peak = rates.get(name, settings.block_scale_learning_rate) * units[name]
+                yield parameter, torch.optim.Adam([parameter], lr=peak, betas=(0.9, 0.95))
 
 
 def _parameters(weights: list[QuantizedWeight]) -> Iterator[Tensor]:
@@ -145,11 +184,9 @@ def _rows(inputs: HiddenStates, tokens: int) -> int:
     return max(1, min(tokens // inputs.shape[1], len(inputs) // 2))
 
 
-def _average(weights: list[QuantizedWeight]) -> None:
+def _average(parameters: Iterable[Tensor]) -> None:
     """The mean of all processes' gradients."""
-    if processes.count() == 1:
-        return
-    for parameter in _parameters(weights):
+    for parameter in parameters:
         assert parameter.grad is not None
         dist.all_reduce(parameter.grad)
         parameter.grad /= processes.count()

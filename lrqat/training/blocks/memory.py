@@ -10,8 +10,10 @@ from lrqat.training.config import TrainConfig
 from lrqat.training.estimate import values_of_a_layer
 from lrqat.training.stage_settings import BLOCK_BATCH, COMPENSATED
 
-# V, where it started, its gradient, two moments, and the integers of round-to-nearest.
-_BYTES_A_WEIGHT = 4 * 5 + 1
+# V, two moments, and the integers of round-to-nearest.
+_BYTES_A_WEIGHT = 4 * 3 + 1
+# Of the largest beside that: its gradient, as it comes and added up, and what Adam makes of it.
+_BYTES_OF_A_STEP = 4 * 3
 # float64 copies of the largest second moments while their inverse is factorised.
 _COPIES_OF_MOMENTS = 3
 
@@ -29,10 +31,12 @@ def block_bytes(model: Any, plan: SurgeryPlan, config: TrainConfig) -> int:
     prefix = f"{anatomy(model).layers}."
     weights: Counter[str] = Counter()
     moments: Counter[str] = Counter()
+    largest = 0
     for name, target in plan.quantized.items():
         if name.startswith(prefix):
             block = name.removeprefix(prefix).partition(".")[0]
             weights[block] += target.weights
+            largest = max(largest, target.weights)
             moments[block] += 4 * target.shape[1] ** 2 if target.is_layer else 0
     if config.block_start != COMPENSATED:
         moments.clear()
@@ -43,5 +47,7 @@ def block_bytes(model: Any, plan: SurgeryPlan, config: TrainConfig) -> int:
     started = max(moments.values(), default=0)
     started += _COPIES_OF_MOMENTS * 8 * widest**2 if moments else 0
     kept = 4 * tokens * values_of_a_layer(text)
-    fitted = max(started, kept) + _BYTES_A_WEIGHT * max(weights.values(), default=0)
+    fitted = max(started, kept + _BYTES_OF_A_STEP * largest) + _BYTES_A_WEIGHT * max(
+        weights.values(), default=0
+    )
     return states + max(fitted, 4 * config.sequence_length * text.vocab_size)

@@ -7,9 +7,11 @@ A folder beside the states of the run:
     rest.safetensors               those of all weights outside of blocks
 
 A block is written before it is entered, so a killed process leaves whole blocks alone; and each
-proves what it holds (`lrqat.training.states.sealed`).
+proves what it holds (`lrqat.training.states.sealed`). What such a process had on disk for a while
+(`HiddenStates`, `set_aside`) is removed by the next.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,8 @@ class SavedBlocks:
     def __init__(self, folder: Path, *, writes: bool) -> None:
         self._folder, self._writes = folder / FOLDER, writes
         self._found = _names(self._folder)  # all processes see the same, whoever writes meanwhile
+        for scratch in self._folder.glob("*.tmp") if writes else ():
+            shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink()
 
     def __contains__(self, name: str) -> bool:
         return name in self._found

@@ -133,6 +133,7 @@ class _Stage:
     def go(self, folder: Path) -> list[BlockReport]:
         if all(name in self.saved for name in (*self.walk.names, _REST)):
             return self._all_saved()
+        self.folder = folder
         exact, inputs = self._enter(folder), self._enter(folder)
         what = "finished blocks are kept, and the run ends after this step"
         try:
@@ -200,6 +201,7 @@ class _Stage:
             self.config,
             self.config.seed + index,
             self.dtype,
+            self.folder,
             self.interruption.raise_if_asked,
         )
         for weight in weights.values():

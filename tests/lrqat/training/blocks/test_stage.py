@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from lrqat.errors import CheckpointError, ModelError, UserError
 from lrqat.models import hub
 from lrqat.training.blocks import stage
+from lrqat.training.blocks.aside import set_aside
 from lrqat.training.blocks.fitting import relative_error
 from lrqat.training.blocks.states import HiddenStates
 from lrqat.training.blocks.walk import BlockWalk
@@ -79,9 +81,24 @@ def test_a_run_that_is_stopped_between_blocks_goes_on_to_the_same_bytes(
     with pytest.raises(UserError, match="block_steps 12, this one has 13"):
         train(TrainConfig(**settings | {"block_steps": 13}), resume="auto")
     monkeypatch.setattr(stage, "fit_block", lambda *a: fitted.append(a) or fit(*a))
+    blocks = Path(settings["output"], "checkpoints", "blocks")
+    (blocks / "start-of-a-killed-one.tmp").mkdir()
+    (blocks / "hidden-of-a-killed-one.tmp").write_bytes(b"states")
     resumed = train(TrainConfig(**settings), resume="auto").output
     assert len(fitted) == 2, "finished blocks are not fitted again"
+    assert not list(blocks.glob("*.tmp"))
     assert_same_tensors(whole, resumed)
+
+
+def test_what_is_set_aside_comes_back_and_leaves_nothing(tmp_path):
+    tensors = [torch.randn(3, 4, requires_grad=True), torch.randn(2)]
+    before = [tensor.detach().clone() for tensor in tensors]
+    with set_aside(iter(tensors), tmp_path / "made") as restore:
+        for tensor in tensors:
+            tensor.detach().zero_()
+        restore()
+    assert all(map(torch.equal, tensors, before))
+    assert not list((tmp_path / "made").iterdir())
 
 
 def test_a_run_that_is_continued_in_its_second_stage_takes_the_blocks_as_they_were(
