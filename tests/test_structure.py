@@ -36,12 +36,14 @@ ALLOWED = {
     "lrqat.recipes": _CORE,
     # A GGUF file may be the base model.
     "lrqat.models": _MODEL | {"lrqat.cards", "lrqat.recipes", "exporters.gguf"},
-    # A GGUF file may be imported; what is written is what fusing writes.
+    # A GGUF file may be imported; what is written is what fusing writes. Configurations of others
+    # have patterns of names, as recipes have.
     "lrqat.importing": _CORE
     | {
         "lrqat.cards",
         "lrqat.checkpoint",
         "lrqat.models",
+        "lrqat.recipes",
         "exporters.gguf",
     },
     "lrqat.evaluation": {"lrqat", "lrqat.atomic_files"},

@@ -6,18 +6,17 @@ weights give a scale, and it the integers; then for every float16 that the minim
 scale has an interval, as in `lrqat.importing.scaled`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from lrqat.grids.grid import FloatScale, Grid
 from lrqat.importing.rounded import Rounded
-from lrqat.importing.scaled import Solved, nearest_stored
+from lrqat.importing.scaled import TOGETHER, Solved, first_best, nearest_stored
 
 _NEIGHBOURS = {torch.bfloat16: 5, torch.float16: 2, torch.float32: 1}
 _HALF = FloatScale()
-_MOST_WEIGHTS = 1 << 20  # of all starts at once
 
 
 def solve_offset(groups: Rounded, grid: Grid) -> tuple[Solved, Tensor]:
@@ -32,66 +31,75 @@ def solve_offset(groups: Rounded, grid: Grid) -> tuple[Solved, Tensor]:
     found = Solved(torch.zeros(count, size), one, torch.full((count,), -1), one.clone(),
                    one.clone())  # fmt: skip
     minimum = torch.zeros(count)
-    for scale, offset in _starts(groups, grid):
+    pairs, first = _pairs(grid), 0
+    while first < len(pairs) and not bool(found.exact.all()):
+        # The first one is right for most groups; the further, for few, are tried together.
         left = (~found.exact).nonzero().squeeze(1)
-        if not len(left):
-            break
-        each, near = _attempt(groups[left], scale[left], offset[left], grid)
-        better = each.hits > found.hits[left]
-        minimum[left[better]] = near[better]
+        together = max(1, TOGETHER // (len(left) * size)) if first else 1
+        each, near = _best(groups[left], pairs[first : first + together], grid)
+        minimum[left] = torch.where(each.hits > found.hits[left], near, minimum[left])
         found.take_better(left, each)
+        first += together
     return found, minimum
 
 
-def solvable_offset(groups: Rounded, grid: Grid) -> Tensor:
-    """Which groups `solve_offset` recovers, bool (n,); all starts at once, so for few groups."""
-    found = torch.zeros(len(groups.value), dtype=torch.bool)
-    starts = list(_starts(groups, grid))
-    step = max(1, _MOST_WEIGHTS // (groups.value.numel() * (2 * _NEIGHBOURS[groups.dtype] + 1)))
-    for i in range(0, len(starts), step):
-        scale, offset = (torch.stack(part) for part in zip(*starts[i : i + step], strict=True))
-        several = Rounded(groups.value.repeat(len(scale), 1), groups.dtype)
-        solved, _ = _attempt(several, scale.flatten(), offset.flatten(), grid)
-        found |= solved.exact.view(scale.shape).any(0)
-        if bool(found.all()):
-            break
-    return found
+def _best(groups: Rounded, pairs: Sequence[tuple[int, int]], grid: Grid) -> tuple[Solved, Tensor]:
+    """Of several starts the first that gives the most weights."""
+    scale, offset = (torch.stack(part) for part in zip(*_starts(groups, pairs), strict=True))
+    several = Rounded(groups.value.repeat(len(pairs), 1), groups.dtype)
+    tried, near = _attempt(several, scale.flatten(), offset.flatten(), grid)
+    at = first_best(tried.hits.view(scale.shape))
+    return tried.of(at), near[at]
 
 
-def _starts(groups: Rounded, grid: Grid) -> Iterator[tuple[Tensor, Tensor]]:
-    """Scales and minima (n,) to begin with, the likeliest first."""
+def _starts(groups: Rounded, pairs: Iterable[tuple[int, int]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Scales and minima (n,) by what the least and the largest weight of each group are."""
     least, most = groups.value.amin(1), groups.value.amax(1)
-    for first, last in _pairs(grid):
+    for first, last in pairs:
         scale = (most - least) / (last - first)
         scale = torch.where(scale > 0, scale, 1.0)  # all weights alike: the minimum is all
         yield scale, first * scale - least
 
 
-def _pairs(grid: Grid) -> Iterator[tuple[int, int]]:
+def _pairs(grid: Grid) -> list[tuple[int, int]]:
     """Two integers, those furthest apart first; down to an eighth of the range."""
     most = grid.q_max
-    for distance in range(most, most // 8, -1):
-        yield from ((first, first + distance) for first in range(most - distance + 1))
+    return [
+        (first, first + distance)
+        for distance in range(most, most // 8, -1)
+        for first in range(most - distance + 1)
+    ]
 
 
 def _attempt(groups: Rounded, scale: Tensor, minimum: Tensor, grid: Grid) -> tuple[Solved, Tensor]:
-    """With all minima near by, on a dimension of their own: (n, minima, size)."""
+    """With the minima near by, the nearest first; each for those groups that are not exact yet."""
     least, most = groups.ends()
     scale, minimum = _fitted(groups.value, most - least, scale, minimum, grid)
     near = _near(minimum, _NEIGHBOURS[groups.dtype])
-    moved = near[..., None]
-    q = ((groups.value[:, None] + moved) / scale[:, None, None]).round_().clamp_(0, grid.q_max)
-    low = torch.where(q > 0, (least[:, None] + moved) / q, -torch.inf).amax(2)
-    high = torch.where(q > 0, (most[:, None] + moved) / q, torch.inf).amin(2)
+    found, chosen = _with(groups, least, most, scale, near[:, 0], grid), near[:, 0].clone()
+    for i in range(1, near.shape[1]):
+        left = (~found.exact).nonzero().squeeze(1)
+        if not len(left):
+            break
+        each = _with(groups[left], least[left], most[left], scale[left], near[left, i], grid)
+        chosen[left] = torch.where(each.hits > found.hits[left], near[left, i], chosen[left])
+        found.take_better(left, each)
+    return found, chosen
+
+
+def _with(
+    groups: Rounded, least: Tensor, most: Tensor, scale: Tensor, minimum: Tensor, grid: Grid
+) -> Solved:
+    """With one minimum (n,), and the scale that follows from it."""
+    moved = minimum[:, None]
+    q = ((groups.value + moved) / scale[:, None]).round_().clamp_(0, grid.q_max)
+    unused = q <= 0
+    low = ((least + moved) / q).masked_fill_(unused, -torch.inf).amax(1)
+    high = ((most + moved) / q).masked_fill_(unused, torch.inf).amin(1)
     middle = (low + high) / 2
-    stored = nearest_stored(torch.where(middle.isfinite(), middle, scale[:, None]).abs(), _HALF)
-    products = q * stored[..., None] - moved
-    flat = Rounded(groups.value.repeat_interleave(near.shape[1], 0), groups.dtype)
-    hits = flat.equal(products.flatten(0, 1)).sum(1).view(near.shape)
-    best = hits.argmax(1, keepdim=True)
-    chosen = [part.gather(1, best).squeeze(1) for part in (stored, hits, near, low, high)]
-    q = q.gather(1, best[..., None].expand(-1, -1, q.shape[2])).squeeze(1)
-    return Solved(q, chosen[0], chosen[1], chosen[3], chosen[4]), chosen[2]
+    stored = nearest_stored(torch.where(middle.isfinite(), middle, scale).abs(), _HALF)
+    hits = groups.equal(q * stored[:, None] - moved).sum(1)
+    return Solved(q, stored, hits, low, high)
 
 
 def _fitted(

@@ -36,6 +36,8 @@ class Rounded:
         """The least and the largest number that is rounded to each weight: float32 (n, size)."""
         digits, least = _DIGITS[self.dtype]
         bits = self.value.view(torch.int32)
+        if self.dtype == torch.bfloat16:
+            return self._ends_of_bfloat16(bits)
         power = (bits & _EXPONENT).view(torch.float32)  # the power of two at or below
         half = (power * 2.0**-digits).clamp_min_(2.0**least / 2)
         # What lies halfway is rounded to even: of an odd weight, the ends are not.
@@ -46,6 +48,17 @@ class Rounded:
         above = self.value > 0
         low = self.value - torch.where(above, inner, half)
         return low, self.value + torch.where(above, half, inner)
+
+    def _ends_of_bfloat16(self, bits: Tensor) -> tuple[Tensor, Tensor]:
+        """The same in fewer operations: a bfloat16 is the upper half of a float32.
+
+        As a whole number, the bits of a float32 count up with its magnitude, subnormal numbers and
+        the steps at powers of two included.
+        """
+        half = ((bits >> 11) & 32).neg_().add_(1 << 15)  # 2^-10 of it less where bit 16 is set
+        outer = (bits + half).view(torch.float32)
+        inner = torch.where(self.value == 0, -outer, (bits - half).view(torch.float32))
+        return torch.minimum(inner, outer), torch.maximum(inner, outer)
 
     def equal(self, products: Tensor) -> Tensor:
         """Which weights products float32 (n, size) are rounded to, as bool (n, size)."""

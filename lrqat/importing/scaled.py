@@ -8,8 +8,9 @@ follow the integers, from these the interval, and from its middle the nearest nu
 stores. What counts is the comparison at the end: every q * s, rounded, is the weight.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from lrqat.importing.rounded import Rounded
 
 # Where integers are larger, rounding to bfloat16 may move a weight past the half of a step.
 _SURE = 32
-_MOST_WEIGHTS = 1 << 20  # of all starts at once
+TOGETHER = 1 << 18  # weights of several starts at once
 _NEIGHBOURS = 16  # numbers of float16 on either side of a scale that bfloat16 cannot tell apart
 
 
@@ -65,26 +66,77 @@ class Ladder:
         """The nearest scales that the codec has."""
         return nearest_stored(scale, self.codec)
 
-    def starts(self, groups: Rounded) -> Tensor:
-        """Scales to begin with, the likeliest first, NaN where there is none: (starts, n)."""
+    def starts(self, groups: Rounded) -> "Starts":
+        """Scales to begin with."""
+        levels = _levels_at_extremum(self.levels, self.grid.signed_scale)
+        width = None
+        if self.span:
+            width = (groups.value.amax(1) - groups.value.amin(1)) / self.span
+            width = torch.where(width > 0, width, torch.nan)
         extremum = groups.extremum()
-        sizes = sorted({abs(level) for level in self.levels} - {0}, reverse=True)
-        # At which level the extremum is, with a positive scale or a negative one.
-        levels = [
-            level for size in sizes for level in ((size, -size) if self._turns(size) else (size,))
-        ]
-        at = torch.tensor(levels)[:, None] * torch.where(extremum < 0, -1, 1)
-        known = torch.isin(at, torch.tensor(sorted(self.levels)))
-        starts = torch.where(known & (extremum != 0), extremum / at, torch.nan)
-        if not self.span:
-            return starts
-        width = (groups.value.amax(1) - groups.value.amin(1)) / self.span
-        return torch.cat([torch.where(width > 0, width, torch.nan)[None], starts])
+        largest = torch.where(extremum != 0, extremum.abs(), torch.nan)
+        return Starts(largest, extremum < 0, levels, width)
 
-    def _turns(self, size: int) -> bool:
-        """Whether a negative scale gives something new where no integer is larger than `size`."""
-        inner = {level for level in self.levels if abs(level) <= size}
-        return self.grid.signed_scale and inner != {-level for level in inner}
+
+@cache
+def _levels_at_extremum(levels: frozenset[int], signed: bool) -> tuple[tuple[int, bool, bool], ...]:
+    """At which level the weight with the largest magnitude may be, the outermost first.
+
+    Returns:
+        What its magnitude is divided by (negative: the scale is), and whether the ladder has that
+        level for a positive extremum, and its negative for a negative one.
+    """
+    found = []
+    for size in sorted({abs(level) for level in levels} - {0}, reverse=True):
+        # A negative scale gives something new where larger integers have no mirror image.
+        inner = {level for level in levels if abs(level) <= size}
+        turns = signed and inner != {-level for level in inner}
+        tried = (size, -size) if turns else (size,)
+        found += [(level, level in levels, -level in levels) for level in tried]
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Scales to begin with, the likeliest first, each computed when it is asked for.
+
+    Attributes:
+        largest: magnitude of the largest weight of each group, NaN for zeros: (n,).
+        negative: whether that weight is negative, bool (n,).
+        levels: of `_levels_at_extremum`.
+        width: range of a group divided by that of its integers, which goes first; None: it says
+            nothing.
+    """
+
+    largest: Tensor
+    negative: Tensor
+    levels: tuple[tuple[int, bool, bool], ...]
+    width: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.levels) + (self.width is not None)
+
+    def __getitem__(self, i: int) -> Tensor:
+        """A scale for each group, NaN where there is none: float32 (n,)."""
+        if self.width is not None and i == 0:
+            return self.width
+        level, for_positive, for_negative = self.levels[i - (self.width is not None)]
+        start = self.largest / level
+        if for_positive and for_negative:
+            return start
+        return start.masked_fill_(self.negative != for_negative, torch.nan)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def together(self, first: int, last: int) -> Tensor:
+        """Several of them: (starts, n)."""
+        return torch.stack([self[i] for i in range(first, min(last, len(self)))])
+
+    def of(self, rows: Tensor) -> "Starts":
+        """Those of some groups."""
+        width = None if self.width is None else self.width[rows]
+        return Starts(self.largest[rows], self.negative[rows], self.levels, width)
 
 
 @dataclass
@@ -110,11 +162,15 @@ class Solved:
         """Which groups are recovered, bool (n,)."""
         return self.hits == self.q.shape[1]
 
+    def of(self, rows: Tensor) -> "Solved":
+        """What was found for some of the groups."""
+        return Solved(*(getattr(self, each.name)[rows] for each in fields(self)))
+
     def take_better(self, rows: Tensor, other: "Solved") -> None:
         """Take over what is better for the groups `rows`."""
         better = other.hits > self.hits[rows]
-        for name in ("q", "scale", "hits", "low", "high"):
-            getattr(self, name)[rows[better]] = getattr(other, name)[better]
+        for each in fields(self):
+            getattr(self, each.name)[rows[better]] = getattr(other, each.name)[better]
 
 
 def solve(groups: Rounded, ladder: Ladder) -> Solved:
@@ -128,45 +184,55 @@ def solve(groups: Rounded, ladder: Ladder) -> Solved:
                    one.clone(), one.clone())  # fmt: skip
     if 0 not in ladder.levels:
         found.q.fill_(min(ladder.levels, key=abs))
-    for i, start in enumerate(ladder.starts(groups)):
-        left = (start.isfinite() & ~found.exact).nonzero().squeeze(1)
-        if len(left):
-            found.take_better(left, _attempt(groups[left], start[left], ladder))
-        if i == 0:
-            _try_neighbours(groups, ladder, found)
-        if bool(found.exact.all()):
-            break
-    return found
-
-
-def solvable(groups: Rounded, ladder: Ladder) -> Tensor:
-    """Which groups `solve` recovers, bool (n,); all starts at once, so for few groups only."""
     starts = ladder.starts(groups)
-    found = (groups.value == 0).all(1) & (0 in ladder.levels)
-    step = max(1, _MOST_WEIGHTS // groups.value.numel())
-    for part in starts.split(step):
-        several = Rounded(groups.value.repeat(len(part), 1), groups.dtype)
-        solved = _attempt(several, part.flatten().nan_to_num(1.0), ladder)
-        found |= (solved.exact.view(part.shape) & part.isfinite()).any(0)
-        if bool(found.all()):
-            break
-    if not bool(found.all()):
-        found |= solve(groups, ladder).exact if _needs_neighbours(groups, ladder) else found
+    first = 0
+    while first < len(starts) and not bool(found.exact.all()):
+        # The first one is right for most groups; the further, for few, are tried together.
+        left = (~found.exact).nonzero().squeeze(1)
+        count = max(1, TOGETHER // (len(left) * size)) if first else 1
+        tried = starts.of(left).together(first, first + count)
+        usable = tried.isfinite().any(0).nonzero().squeeze(1)
+        if len(usable):
+            rows = left[usable]
+            found.take_better(rows, _best(groups[rows], tried[:, usable], ladder))
+        if not first:
+            _try_neighbours(groups, starts, ladder, found)
+        first += count
     return found
+
+
+def _best(groups: Rounded, starts: Tensor, ladder: Ladder) -> Solved:
+    """Of several starts (starts, n) the first that gives the most weights."""
+    if len(starts) == 1:
+        return _attempt(groups, starts[0], ladder)
+    count, rows = starts.shape
+    several = Rounded(groups.value.repeat(count, 1), groups.dtype)
+    tried = _attempt(several, starts.flatten().nan_to_num(1.0), ladder)
+    hits = torch.where(starts.isfinite(), tried.hits.view(count, rows), -2)
+    return replace(tried, hits=hits.flatten()).of(first_best(hits))
+
+
+def first_best(hits: Tensor) -> Tensor:
+    """Where the first of the largest numbers of each column of (k, n) is, in the flat tensor."""
+    count, rows = hits.shape
+    sooner = torch.arange(count, 0, -1)[:, None]
+    return (hits * (count + 1) + sooner).argmax(0) * rows + torch.arange(rows)
 
 
 def _attempt(groups: Rounded, start: Tensor, ladder: Ladder) -> Solved:
     value, (least, most) = groups.value, groups.ends()
-    magnitude = value.abs()
-    largest = magnitude == magnitude.amax(1, keepdim=True)
     scale = start
     coarse = groups.is_coarse and max(-ladder.low, ladder.high) > _SURE
     for sure in (True, False) if coarse else (False,):
         q = ladder.nearest(value / scale[:, None])
-        used = (q != 0) & (largest | (q.abs() <= _SURE) if sure else q != 0)
+        unused = q == 0
+        if sure:
+            magnitude = value.abs()
+            largest = magnitude == magnitude.amax(1, keepdim=True)
+            unused |= ~largest & (q.abs() > _SURE)
         ends = least / q, most / q
-        low = torch.where(used, torch.minimum(*ends), -torch.inf).amax(1)
-        high = torch.where(used, torch.maximum(*ends), torch.inf).amin(1)
+        low = torch.minimum(*ends).masked_fill_(unused, -torch.inf).amax(1)
+        high = torch.maximum(*ends).masked_fill_(unused, torch.inf).amin(1)
         middle = (low + high) / 2
         scale = torch.where(middle.isfinite() & (middle != 0), middle, scale)
     scale = ladder.stored(scale)
@@ -191,13 +257,13 @@ def _judged(
     return Solved(q, scale, hits, low, high)
 
 
-def _try_neighbours(groups: Rounded, ladder: Ladder, found: Solved) -> None:
+def _try_neighbours(groups: Rounded, starts: Starts, ladder: Ladder, found: Solved) -> None:
     """Where weights are too coarse to go by integers: every float16 near the first start."""
     left = (~found.exact).nonzero().squeeze(1)
     if not len(left) or not _needs_neighbours(groups, ladder):
         return
     tried = groups[left]
-    start = ladder.starts(tried)[0].half()
+    start = starts[0][left].half()
     for step in sorted(range(-_NEIGHBOURS, _NEIGHBOURS + 1), key=abs):
         scale = (start.view(torch.int16) + step).view(torch.float16).float()
         known = scale.isfinite() & (scale != 0)

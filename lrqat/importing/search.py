@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from lrqat.grids.grid import GRIDS, Grid, ScaleCodec, TwoLevelScale
-from lrqat.importing.offset import solvable_offset
+from lrqat.importing.offset import solve_offset
 from lrqat.importing.recovery import Recovered, is_recoverable, recover
 from lrqat.importing.rounded import KNOWN, Rounded
-from lrqat.importing.scaled import Ladder, solvable
+from lrqat.importing.scaled import Ladder, solve
 
 _ROWS, _COLUMNS = 4, 1024  # of a sample; a multiple of every block
 _FIRST = 8  # groups that are looked at first
@@ -123,8 +123,8 @@ def _solves(sample: Tensor, grid: Grid, codec: ScaleCodec | None) -> bool:
 
 def _solvable(groups: Rounded, grid: Grid, codec: ScaleCodec | None) -> Tensor:
     if grid.minimum is not None:
-        return solvable_offset(groups, grid)
-    return solvable(groups, Ladder.of(grid, codec))
+        return solve_offset(groups, grid)[0].exact
+    return solve(groups, Ladder.of(grid, codec)).exact
 
 
 def _parts(groups: Rounded) -> Iterator[slice]:

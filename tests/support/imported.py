@@ -8,18 +8,18 @@ from safetensors.torch import load_file, save_file
 from exporters.gguf.blocks import integer_blocks
 from lrqat.models.small_llama import make_tokenizer
 from tests.support.checkpoints import TEXT
-from tests.support.zoo import VOCABULARY, make
+from tests.support.zoo import CONFIGS, VOCABULARY, make_from
 
 PROJECTION = "_proj.weight"
 
 
 def folder_of(path, change, config="llama", dtype=torch.bfloat16, **settings):
-    """A Hugging Face folder of a random model.
+    """A Hugging Face folder of a random model of a configuration, or its name.
 
     `change` is given the name and value of each projection, and returns tensors by the end of
     their names, which take its place.
     """
-    model = make(config).to(dtype)
+    model = make_from(CONFIGS[config]() if isinstance(config, str) else config).to(dtype)
     if settings:
         model.config.quantization_config = settings
     model.config.save_pretrained(path)

@@ -76,8 +76,10 @@ def _quantization(name: str) -> dict[str, Any] | None:
     config = hub.read_config(name)
     for part in (config, config.get_text_config()):
         found = getattr(part, "quantization_config", None)
+        if found and not isinstance(found, dict):
+            raise ModelError(f"quantization_config of {name} is no JSON object; use an intact copy")
         if found:
-            return dict(found if isinstance(found, dict) else found.to_dict())
+            return dict(found)
     for file, method in _BESIDE.items():
         if (Path(name) / file).is_file():
             return {"quant_method": method} | read_json(Path(name) / file)

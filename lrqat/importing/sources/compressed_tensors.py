@@ -13,7 +13,8 @@ compressors/*/base.py, utils/match.py.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,11 +24,20 @@ from lrqat.errors import ModelError
 from lrqat.importing.sources.bits import unpack
 from lrqat.importing.sources.fp4 import mxfp4, nvfp4
 from lrqat.importing.sources.integers import Integers
+from lrqat.importing.sources.parts import (
+    BYTES,
+    FLOAT8,
+    FLOATS,
+    INDICES,
+    WORDS,
+    Parts,
+    name_of,
+)
+from lrqat.recipes.patterns import MOST_WAYS, ways
 
-Load = Callable[[str], Tensor | None]
-
+_PATTERN = "re:"
 _PACKED, _SCALE = ".weight_packed", ".weight_scale"
-_BITS = (2, 4, 8)
+_BITS, _FLOAT_BITS = (2, 4, 8), 4
 _INSTEAD = "import a model that was written with 2, 4 or 8 bits, or train from its original"
 
 
@@ -39,14 +49,14 @@ class CompressedTensors:
     def __init__(self, settings: dict[str, Any]) -> None:
         """From `quantization_config`. Raises ModelError for what is not understood."""
         groups = settings.get("config_groups")
-        if not isinstance(groups, dict) or not all(isinstance(g, dict) for g in groups.values()):
+        if not isinstance(groups, dict) or not groups:
             raise ModelError("quantization_config of compressed-tensors has no config_groups")
-        self._groups, self._format = list(groups.values()), settings.get("format")
+        form = settings.get("format")
+        self._groups = [_Group.of(name, said, form) for name, said in groups.items()]
         self.notes = [
-            "its activations were rounded too, which the checkpoint does not do: "
-            f"{group['input_activations'].get('num_bits')} bits"
-            for group in self._groups
-            if isinstance(group.get("input_activations"), dict)
+            f"its activations were rounded too, which the checkpoint does not do: {said:.20} bits"
+            for said in (group.activations for group in self._groups)
+            if said
         ][:1]
         if settings.get("transform_config"):
             raise ModelError(
@@ -61,98 +71,149 @@ class CompressedTensors:
         scaled = (n.removesuffix(_SCALE) for n in known if n.endswith(_SCALE))
         return {*ends, *(module for module in scaled if f"{module}.weight" in known)}
 
-    def read(self, load: Load, module: str) -> tuple[Integers, str]:
+    def read(self, parts: Parts) -> tuple[Integers, str]:
         """See `Layout`."""
-        group = self._group(module)
-        weights = group.get("weights")
-        bits = weights.get("num_bits") if isinstance(weights, dict) else None
-        if not isinstance(weights, dict) or bits not in _BITS:
+        group = self._group(parts.module)
+        bits, form = group.weights.get("num_bits"), group.form
+        if type(bits) is not int or bits not in _BITS:
             raise ModelError(
-                f"{module} has {bits} bits, of which there are several layouts; {_INSTEAD}"
+                f"{parts.module} has {bits!r:.40} bits, of which there are several layouts; "
+                f"{_INSTEAD}"
             )
-        form = group.get("format") or self._format
-        if weights.get("type") == "float":
-            return self._floats(load, module, str(form), bits)
-        if load("weight_g_idx") is not None and not _in_order(load("weight_g_idx")):
+        if group.weights.get("type") == "float":
+            return _floats(parts, bits), form
+        order = parts.get("weight_g_idx", INDICES, 1)
+        if order is not None and not _in_order(order):
             raise ModelError(
-                f"{module} has its columns in another order (weight_g_idx), which no runtime's "
-                "file has a place for; quantize again without activation ordering"
+                f"{parts.module} has its columns in another order (weight_g_idx), which no "
+                "runtime's file has a place for; quantize again without activation ordering"
             )
-        q = _packed(load, module, bits) if load("weight_packed") is not None else load("weight")
-        scale = load("weight_scale")
-        if q is None or q.dtype not in (torch.int8, torch.int16) or scale is None or scale.ndim > 2:
-            raise ModelError(f"{module} has no integers with scales by group, row or tensor")
-        scale = _spread(scale, len(q))
-        symmetric = weights.get("symmetric") is not False
+        q = _integers(parts, bits)
+        scale = _spread(parts.need("weight_scale", FLOATS, 0, 1, 2), len(q))
+        size = parts.group_size(q.shape[1], scale.shape[1])
+        if len(scale) != len(q):
+            raise parts.refusal(f"{len(scale)} rows of scales for {len(q)} of integers")
+        symmetric = group.weights.get("symmetric") is not False
         if not symmetric:
-            q = q.to(torch.int16) - _zero_points(load, module, bits, q, scale)
-        size = q.shape[1] // scale.shape[1]
+            zero = _zero_points(parts, bits, scale)
+            q = q.to(torch.int16) - zero.repeat_interleave(size, 1)
         by = f"groups of {size}" if scale.shape[1] > 1 else "one scale a row"
         offset = "" if symmetric else ", zero-points"
-        said = f"{form}, {bits} bits, {by}{offset}, {_name(scale.dtype)} scales"
+        said = f"{form}, {bits} bits, {by}{offset}, {name_of(scale.dtype)} scales"
         return Integers(q.to(torch.int16), scale, bits, symmetric), said
 
-    def _group(self, module: str) -> dict[str, Any]:
+    def _group(self, module: str) -> "_Group":
         """By name, by pattern, and else by class: all modules that are quantized are linear."""
         for group in self._groups:
-            targets = [str(target) for target in group.get("targets") or ()]
-            patterns = [t.removeprefix("re:") for t in targets if t.startswith("re:")]
-            if module in targets or any(re.match(pattern, module) for pattern in patterns):
+            if module in group.targets or any(p.match(module) for p in group.patterns):
                 return group
         for group in self._groups:
-            if "Linear" in (group.get("targets") or ()):
+            if "Linear" in group.targets:
                 return group
         if len(self._groups) == 1:
             return self._groups[0]
         raise ModelError(f"quantization_config does not say how {module} is quantized")
 
-    def _floats(self, load: Load, module: str, form: str, bits: int) -> tuple[Integers, str]:
-        packed, scale, shared = (
-            load(f"weight_{end}") for end in ("packed", "scale", "global_scale")
-        )
-        if bits == 4 and packed is not None and scale is not None:
-            if shared is not None:
-                # compressed-tensors divides by it, ModelOpt multiplies with its reciprocal.
-                return nvfp4(packed, scale, 1 / float(shared), torch.bfloat16), form
-            return mxfp4(packed, scale, torch.bfloat16), form
+
+@dataclass(frozen=True)
+class _Group:
+    """What `config_groups` says of some modules.
+
+    Attributes:
+        targets: their names or classes.
+        patterns: regular expressions that their names begin with.
+        weights: how their weights are stored.
+        form: the layout's name.
+        activations: bits of their activations, for people; "": these are not rounded.
+    """
+
+    targets: frozenset[str]
+    patterns: tuple[re.Pattern[str], ...]
+    weights: dict[str, Any]
+    form: str
+    activations: str
+
+    @classmethod
+    def of(cls, name: str, said: Any, form: Any) -> "_Group":
+        """One group. Raises ModelError for what is no group."""
+        said = said if isinstance(said, dict) else {}
+        targets, weights = said.get("targets") or [], said.get("weights")
+        if not isinstance(targets, list) or not isinstance(weights, dict):
+            raise ModelError(
+                f"quantization_config's group {name!r:.60} does not say what it is for (targets) "
+                "and how weights are stored (weights); use an intact copy"
+            )
+        names = frozenset(str(target) for target in targets)
+        inputs = said.get("input_activations")
+        return cls(
+            frozenset(each for each in names if not each.startswith(_PATTERN)),
+            tuple(_compiled(each.removeprefix(_PATTERN)) for each in sorted(names)
+                  if each.startswith(_PATTERN)),
+            weights,
+            f"{said.get('format') or form!s:.40}",
+            str(inputs.get("num_bits")) if isinstance(inputs, dict) else "",
+        )  # fmt: skip
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        if ways(pattern) <= MOST_WAYS:
+            return re.compile(pattern)
+        reason = "it could match in too many ways"
+    except ValueError as error:
+        reason = str(error)
+    raise ModelError(
+        f"quantization_config names modules by {pattern!r:.100}, which is not searched for: "
+        f"{reason}; write the names of the modules into its targets"
+    )
+
+
+def _floats(parts: Parts, bits: int) -> Integers:
+    packed = parts.get("weight_packed", BYTES, 2) if bits == _FLOAT_BITS else None
+    if packed is None:
         raise ModelError(
-            f"{module} is stored in floats of {bits} bits, which no grid has; train from the "
+            f"{parts.module} is stored in floats of {bits} bits, which no grid has; train from the "
             "floating-point original"
         )
+    shared = parts.number("weight_global_scale")
+    if shared is not None:
+        # compressed-tensors divides by it, ModelOpt multiplies with its reciprocal.
+        return nvfp4(parts, packed, parts.need("weight_scale", FLOAT8, 2), 1 / shared)
+    return mxfp4(parts, packed, parts.need("weight_scale", BYTES, 2))
 
 
-def _in_order(order: Tensor | None) -> bool:
-    return order is None or bool((order[1:] >= order[:-1]).all()) or bool((order < 0).all())
+def _in_order(order: Tensor) -> bool:
+    return bool((order[1:] >= order[:-1]).all()) or bool((order < 0).all())
 
 
-def _packed(load: Load, module: str, bits: int) -> Tensor:
-    packed, shape = load("weight_packed"), load("weight_shape")
-    if packed is None or shape is None or shape.numel() != 2:
-        raise ModelError(f"{module} has no weight_shape of a matrix")
-    rows, columns = (int(size) for size in shape)
-    if packed.ndim != 2 or len(packed) != rows or columns < 1:
-        raise ModelError(f"{module} has packed integers of another shape than {(rows, columns)}")
-    return _unpacked(packed, bits, columns, module) - (1 << bits - 1)
+def _integers(parts: Parts, bits: int) -> Tensor:
+    """(out, in), packed or one by one."""
+    packed = parts.get("weight_packed", WORDS, 2)
+    if packed is None:
+        return parts.need("weight", (torch.int8,), 2)
+    shape = parts.need("weight_shape", INDICES, 1).tolist()
+    if len(shape) != 2 or len(packed) != shape[0] or shape[1] < 1:
+        raise parts.refusal(f"packed integers of another shape than {shape}")
+    return _unpacked(parts, packed, bits, shape[1]) - (1 << bits - 1)
 
 
-def _zero_points(load: Load, module: str, bits: int, q: Tensor, scale: Tensor) -> Tensor:
-    """One for every weight: int16, (out, in)."""
-    stored = load("weight_zero_point")
-    if stored is None:
-        raise ModelError(f"{module} has no weight_zero_point, and quantization_config asks for one")
-    if stored.dtype == torch.int32:
-        stored = _unpacked(stored.T.contiguous(), bits, len(q), module).T - (1 << bits - 1)
-    zero = _spread(stored, len(q)).to(torch.int16)
+def _zero_points(parts: Parts, bits: int, scale: Tensor) -> Tensor:
+    """Of every scale: int16 (out, groups)."""
+    stored = parts.need("weight_zero_point", (torch.int8, *WORDS), 0, 1, 2)
+    if stored.dtype == torch.int32 and stored.ndim == 2:
+        words = stored.T.contiguous()
+        stored = _unpacked(parts, words, bits, len(scale)).T - (1 << bits - 1)
+    zero = _spread(stored, len(scale))
     if zero.shape != scale.shape:
-        raise ModelError(f"{module} has {tuple(zero.shape)} zero-points for {tuple(scale.shape)}")
-    return zero.repeat_interleave(q.shape[1] // scale.shape[1], 1)
+        raise parts.refusal(f"{tuple(zero.shape)} zero-points for {tuple(scale.shape)} scales")
+    return zero.to(torch.int16)
 
 
-def _unpacked(words: Tensor, bits: int, count: int, module: str) -> Tensor:
+def _unpacked(parts: Parts, words: Tensor, bits: int, count: int) -> Tensor:
     try:
         return unpack(words, bits, count)
     except ValueError as error:
-        raise ModelError(f"{module}: {error}; use an intact copy") from None
+        raise parts.refusal(str(error)) from None
 
 
 def _spread(part: Tensor, rows: int) -> Tensor:
@@ -160,7 +221,3 @@ def _spread(part: Tensor, rows: int) -> Tensor:
     part = part.reshape(1, 1) if part.numel() == 1 else part
     part = part[:, None] if part.ndim == 1 else part
     return part.expand(rows, -1) if len(part) == 1 else part
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

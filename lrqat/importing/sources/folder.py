@@ -5,7 +5,7 @@ the same for all: the configuration without its quantization, the model's own na
 and the tensors that no layout claims.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lrqat.errors import ModelError
 from lrqat.importing.sources.integers import Integers, on_grid
+from lrqat.importing.sources.parts import Parts
 from lrqat.importing.sources.source import Read
 from lrqat.models import hub
 from lrqat.models.stored_model import open_model
@@ -32,12 +33,11 @@ class Layout(Protocol):
     def modules(self, names: Iterable[str]) -> set[str]:
         """Names of the modules whose weight is quantized, of the names of all tensors."""
 
-    def read(self, load: Callable[[str], Tensor | None], module: str) -> tuple[Integers, str]:
+    def read(self, parts: Parts) -> tuple[Integers, str]:
         """The weight of a module, and how it is stored, for people.
 
         Args:
-            load: end of a name, as in "qweight" -> that tensor of the module; None: there is none.
-            module: its name.
+            parts: the module's tensors.
 
         Raises:
             ModelError: tensors that are missing or do not belong together.
@@ -84,8 +84,9 @@ class FolderSource:
         if missing:
             raise ModelError(
                 f"{len(missing)} weights of {self.name} are not in its files one by one, the first "
-                f"{missing[0]!r} (experts in separate files are not imported yet); use an intact "
-                "copy, or a model without experts"
+                f"{missing[0]!r}; use an intact copy. If these are experts, which are stored in "
+                "another form than the model has them: start from its floating-point original "
+                "(`lrqat train --model`)"
             )
         # Those of one file together, which is kept open.
         plain = [n for n in state if self._tensor_of[n] not in self._quantized]
@@ -106,7 +107,7 @@ class FolderSource:
         if self._layout is None or module is None:
             values = self._weights(tensor)
             return Read(_TYPES.get(values.dtype, str(values.dtype)), values)
-        integers, said = self._layout.read(lambda end: self._load(f"{module}.{end}"), module)
+        integers, said = self._layout.read(Parts(module, self._load))
         if tuple(integers.q.shape) != self.shapes[parameter]:
             raise ModelError(
                 f"{module} of {self.name} has the shape {tuple(integers.q.shape)}, and the model's "

@@ -4,17 +4,18 @@
            qzeros  int32 (groups, out * bits / 32): zero-points, less 1 in version 1
            scales  (groups, out);  g_idx int32 (in), the group of every input
     AWQ    qweight int32 (in, out * bits / 32), packed along the outputs, eight of a word in the
-           order 0 2 4 6 1 3 5 7
+           order 0 2 4 6 1 3 5 7; of 8 bits, four in the order 0 2 1 3
            qzeros  int32 (groups, out * bits / 32), the same;  scales (groups, out)
 
     weight = scale * (q - zero-point), both from 0
 
-Sources: gptqmodel, nn_modules/qlinear/__init__.py; awq, modules/linear/gemm.py; auto_round,
+Sources: gptqmodel, nn_modules/qlinear/__init__.py; awq, modules/linear/gemm.py; vLLM,
+marlin_utils.py `awq_to_marlin_zero_points` (8 bits); auto_round,
 export/export_to_autoround/export.py `dynamic_import_quant_linear_for_packing`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -23,12 +24,12 @@ from torch import Tensor
 from lrqat.errors import ModelError
 from lrqat.importing.sources.bits import unpack
 from lrqat.importing.sources.integers import Integers
-
-Load = Callable[[str], Tensor | None]
+from lrqat.importing.sources.parts import FLOATS, INDICES, WORDS, Parts
 
 _WEIGHT = ".qweight"
-_GPTQ_BITS, _AWQ_BITS = (2, 3, 4, 8), (4,)
-_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where the integers of an AWQ word are
+_GPTQ_BITS = (2, 3, 4, 8)
+# Where the integers of an AWQ word are, by their bits.
+_ORDERS = {4: (0, 4, 1, 5, 2, 6, 3, 7), 8: (0, 2, 1, 3)}
 
 
 class _Packed(ABC):
@@ -40,41 +41,41 @@ class _Packed(ABC):
     def __init__(self, settings: dict[str, Any]) -> None:
         """From `quantization_config`. Raises ModelError for bits that it does not have."""
         self.notes: list[str] = []
-        self._bits = settings.get("bits", settings.get("w_bit"))
-        if self._bits not in self._known:
+        bits = settings.get("bits", settings.get("w_bit"))
+        if type(bits) is not int or bits not in self._known:
             raise ModelError(
-                f"{self.kind} of {self._bits} bits is not read here, but of "
+                f"{self.kind} of {bits!r:.40} bits is not read here, but of "
                 f"{', '.join(map(str, self._known))}; train from the floating-point original"
             )
+        self._bits = bits
         self._symmetric = settings.get("sym") is True or settings.get("zero_point") is False
-        self._by_module = settings.get("dynamic") or settings.get("extra_config") or {}
 
     def modules(self, names: Iterable[str]) -> set[str]:
         """See `Layout`."""
         return {name.removesuffix(_WEIGHT) for name in names if name.endswith(_WEIGHT)}
 
-    def read(self, load: Load, module: str) -> tuple[Integers, str]:
+    def read(self, parts: Parts) -> tuple[Integers, str]:
         """See `Layout`."""
-        words, zeros, scales = (load(end) for end in ("qweight", "qzeros", "scales"))
-        if words is None or zeros is None or scales is None or scales.ndim != 2:
-            raise ModelError(f"{module} lacks qweight, qzeros or scales; use an intact copy")
-        bits, groups, outputs = int(self._bits or 0), *scales.shape
+        words, zeros = parts.need("qweight", WORDS, 2), parts.need("qzeros", WORDS, 2)
+        scales = parts.need("scales", FLOATS, 2)
+        bits, groups, outputs = self._bits, *scales.shape
         try:
             q, zero = self._unpack(words, bits, outputs), self._unpack_zeros(zeros, bits, outputs)
         except ValueError as error:
             raise ModelError(
-                f"{module}: {error} of {bits} bits; bits by module are not read here"
+                f"{parts.module}: {error} of {bits} bits; bits by module are not read here"
             ) from None
-        if q.shape[1] % groups or zero.shape != scales.shape:
-            raise ModelError(f"{module} has {groups} groups for {q.shape[1]} inputs")
-        size = q.shape[1] // groups
-        self._refuse_order(load("g_idx"), size, module)
+        size = parts.group_size(q.shape[1], groups)
+        if zero.shape != scales.shape:
+            raise parts.refusal(f"{tuple(zero.shape)} zero-points for {tuple(scales.shape)} scales")
+        self._refuse_order(parts, q.shape[1], size)
         # Symmetric models have one zero-point in the middle.
         symmetric = bool((zero == 1 << bits - 1).all())
         if self._symmetric and not symmetric:
             raise ModelError(
-                f"{module} is said to be symmetric, and its zero-points are {int(zero.min())} to "
-                f"{int(zero.max())}: the file is of another version than it says"
+                f"{parts.module} is said to be symmetric, and its zero-points are "
+                f"{int(zero.min())} to {int(zero.max())}: the file is of another version than it "
+                "says"
             )
         shifted = q - zero.T.to(torch.int16).repeat_interleave(size, 1)
         offset = "" if symmetric else ", zero-points"
@@ -89,12 +90,13 @@ class _Packed(ABC):
     def _unpack_zeros(self, words: Tensor, bits: int, outputs: int) -> Tensor:
         """Int16 (groups, out)."""
 
-    def _refuse_order(self, order: Tensor | None, size: int, module: str) -> None:
+    def _refuse_order(self, parts: Parts, columns: int, size: int) -> None:
         """Inputs that are grouped by their importance lie apart in a row."""
-        if order is not None and not torch.equal(order.long(), torch.arange(len(order)) // size):
+        order = parts.get("g_idx", INDICES, 1)
+        if order is not None and not torch.equal(order.long(), torch.arange(columns) // size):
             raise ModelError(
-                f"{module} has its inputs grouped in another order (g_idx, desc_act), which no "
-                "runtime's file has a place for; quantize again with desc_act=False"
+                f"{parts.module} has its inputs grouped in another order (g_idx, desc_act), which "
+                "no runtime's file has a place for; quantize again with desc_act=False"
             )
 
 
@@ -120,7 +122,7 @@ class Gptq(_Packed):
 class Awq(_Packed):
     """The `Layout` of AWQ (GEMM)."""
 
-    kind, _known = "AWQ", _AWQ_BITS
+    kind, _known = "AWQ", tuple(_ORDERS)
 
     def __init__(self, settings: dict[str, Any]) -> None:
         """From `quantization_config`. Raises ModelError for other layouts than GEMM."""
@@ -135,8 +137,9 @@ class Awq(_Packed):
     def _unpack_zeros(self, words: Tensor, bits: int, outputs: int) -> Tensor:
         if words.ndim != 2 or words.shape[1] * 32 != outputs * bits:
             raise ValueError(f"{tuple(words.shape)} words are none of {outputs} outputs")
-        found = unpack(words, bits, outputs).view(len(words), -1, len(_ORDER))
-        return found[:, :, list(_ORDER)].reshape(len(words), outputs)
+        order = list(_ORDERS[bits])
+        found = unpack(words, bits, outputs).view(len(words), -1, len(order))
+        return found[:, :, order].reshape(len(words), outputs)
 
 
 def auto_round(settings: dict[str, Any]) -> "Gptq | Awq":

@@ -5,7 +5,8 @@
         config.json
 
 The hash is of the file's path, size and time, and of the version that read it. The tokenizer is
-read anew each time, since it takes a second, and another one may be given in its place.
+read anew each time, since it takes a second, and another one may be given in its place. Those used
+last are kept (`kept_folders`).
 """
 
 import hashlib
@@ -24,6 +25,7 @@ from lrqat import __version__
 from lrqat.atomic_files import replaced_folder, write_json
 from lrqat.errors import ModelError, refusing
 from lrqat.models.configuration import build_config
+from lrqat.models.from_gguf.kept_folders import note_use, remove_oldest
 from lrqat.optional_libraries import load
 
 _CONFIG = "config.json"
@@ -60,6 +62,7 @@ def model_folder(name: str | Path) -> Path:
     path = existing(name)
     folder = _cache() / f"{path.stem}-{_identity(path)}"
     if _is_made(folder, path):
+        note_use(folder / _CONFIG)
         return folder
     header, config = read_file(path)
     from lrqat.models.from_gguf.configuration import read_generation
@@ -70,6 +73,7 @@ def model_folder(name: str | Path) -> Path:
         write_weights(path, header, _skeleton(path, config), config, staging)
         write_json(staging / "generation_config.json", read_generation(header))
         write_json(staging / _CONFIG, config)  # its presence says that the folder is complete
+    remove_oldest(folder.parent, _CONFIG)
     return folder
 
 

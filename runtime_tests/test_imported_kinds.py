@@ -1,0 +1,41 @@
+"""Trained elsewhere, imported, exported to GGUF and ONNX, for each kind of source.
+
+Weights are the source's own dequantisation, bit for bit, in the checkpoint and in both files (L0),
+and both runtimes compute with them what PyTorch does (L1, L2).
+"""
+
+import pytest
+import torch
+
+from lrqat.checkpoint.reader import Checkpoint
+from lrqat.importing.run import import_model
+from lrqat.runtimes.parity import prove
+from tests.support.checkpoints import TEXT
+from tests.support.gguf_bases import gguf_of
+from tests.support.imported import weights_of
+from tests.support.proofs import assert_proved, export_both
+from tests.support.quantized_sources import KINDS, config, write
+
+
+def assert_runtimes_compute(source, wanted, dtype, output):
+    import_model(str(source), output)
+    checkpoint = Checkpoint.open(output)
+    for name, weights in wanted.items():
+        assert name.removesuffix(".weight") in checkpoint.quantized_names
+        assert torch.equal(weights_of(checkpoint, name).to(dtype), weights), name
+    assert_proved(prove(output, export_both(output), TEXT, context=64, limit=2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
+def test_what_others_quantized_is_what_both_runtimes_compute(name, tmp_path):
+    source, wanted = write(KINDS[name], tmp_path / "source")
+    assert_runtimes_compute(source, wanted, KINDS[name].dtype, tmp_path / "imported")
+
+
+@pytest.mark.slow
+def test_a_gguf_file_is_what_both_runtimes_compute(tmp_path):
+    first, path = gguf_of(config(), tmp_path, grid="q5_0", keep=())
+    wanted = {f"{name}.weight": weights_of(first, f"{name}.weight")
+              for name in first.quantized_names}  # fmt: skip
+    assert_runtimes_compute(path, wanted, torch.float32, tmp_path / "imported")
