@@ -43,7 +43,7 @@ def read_all(path):
     return [opened.read(name) for name in opened.shapes]
 
 
-@fuzz(20)
+@fuzz(6)
 @given(data=ANY)
 def test_quantization_configs(source, folder, data):
     name = data.draw(st.sampled_from(QUANTIZED))
@@ -55,7 +55,7 @@ def test_quantization_configs(source, folder, data):
     outcome(lambda: read_all(copy))
 
 
-@fuzz(10)
+@fuzz(4)
 @given(data=ANY)
 def test_settings_in_files_of_their_own(source, folder, data):
     """As older versions of the libraries wrote them."""
@@ -140,14 +140,14 @@ def altered_copy(source, folder, data):
     return copy
 
 
-@fuzz(40)
+@fuzz(8)
 @given(data=ANY)
 def test_tensors_of_quantized_folders(source, folder, data):
     copy = altered_copy(source, folder, data)
     outcome(lambda: read_all(copy))
 
 
-@fuzz(8)
+@fuzz(2)
 @given(data=ANY)
 def test_imports_from_end_to_end(source, folder, data):
     copy = altered_copy(source, folder, data)
