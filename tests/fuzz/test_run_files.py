@@ -11,8 +11,9 @@ from tests.fuzz.harness import altered_bytes, fuzz, outcome
 REQUIRED = {"model": "m", "data": "d", "output": "o"}
 CORPUS = [
     format_run(TrainConfig(**REQUIRED)).encode(),
-    b"model: a\ndata: [b.jsonl:0.8, c.txt]\ngrid: &g q4_0\noutput: o\nlearning_rate: 1e-4\n"
-    b"gradient-checkpointing: yes\nblock-steps: 10\nseed: 0x1F\n",
+    b"model: a\ndata: [b.jsonl:0.8, c.txt]\ngrid: q4_0\noutput: o\nlearning_rate: 1e-4\n"
+    b"gradient-checkpointing: yes\nblock-steps: 10\nseed: 31\n",
+    b"model: a\ndata: [b.jsonl:0.8, c.txt]\ngrid: &g q4_0\noutput: *g\nseed: 0x1F\n",
 ]
 
 
@@ -22,7 +23,7 @@ def path(tmp_path_factory):
 
 
 def read_and_repeat(path):
-    config = TrainConfig(**REQUIRED | read_run(path))
+    config = TrainConfig(**REQUIRED | read_run(path)).resolved()
     assert TrainConfig(**parse_run(format_run(config))) == config
     return config
 
