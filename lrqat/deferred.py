@@ -5,6 +5,7 @@ checking what a user wrote, and in plans, where torch would take seconds to impo
 """
 
 import importlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -27,3 +28,19 @@ class Deferred:
     def found(self) -> Any:
         """What is there."""
         return getattr(importlib.import_module(self._module), self._name)
+
+
+def deferred_names(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a package whose names are imported when they are first asked for.
+
+    Args:
+        package: its `__name__`.
+        places: the module of each name.
+    """
+
+    def find(name: str) -> Any:
+        if name in places:
+            return getattr(importlib.import_module(places[name]), name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return find

@@ -8,8 +8,9 @@ is given the checkpoint in a format that it loads as it is, Olive's, and its fil
 compared with the checkpoint.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lrqat.deferred import deferred_names
 
 # Imported on first use: what `Options` has to say, for `--help`, needs no torch.
 _PLACES = {
@@ -35,11 +36,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _PLACES:
-        return getattr(importlib.import_module(_PLACES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
+__getattr__ = deferred_names(__name__, _PLACES)
 
 if TYPE_CHECKING:  # where mypy sees whether this is a format
     import exporters.onnx_genai as package

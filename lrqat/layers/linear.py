@@ -137,7 +137,7 @@ class LRQATLinear(QuantizedWeight):
                 self._built[self.exact] = self._build(x)
             return F.linear(x, self._built[self.exact])
         if self.exact:
-            return F.linear(x, self.original(_like_weight(self, x)))
+            return F.linear(x, self._build(x))
         keep_output = torch.is_grad_enabled() and per_row.suits(self)
         return _Project.apply(x, self, keep_output, *self.trained().values())
 

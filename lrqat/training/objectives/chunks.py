@@ -18,11 +18,6 @@ _LEAST_CHUNK_TOKENS = 64  # fewer make a matmul slow
 LossOfChunk = Callable[[Tensor, slice], Tensor]
 
 
-def chunk_tokens(vocabulary: int) -> int:
-    """Tokens of a chunk. An output head that is trained is put on its grid for each chunk anew."""
-    return max(_LEAST_CHUNK_TOKENS, _CHUNK_BYTES // (4 * vocabulary))
-
-
 def chunked_loss(
     loss_of: LossOfChunk,
     features: Tensor,
@@ -43,7 +38,7 @@ def chunked_loss(
         vocabulary: logits per position, from which the size of a chunk follows.
         count: what the sum is divided by; None: positions.
     """
-    chunk = chunk_tokens(vocabulary)
+    chunk = max(_LEAST_CHUNK_TOKENS, _CHUNK_BYTES // (4 * vocabulary))
     learning = torch.is_grad_enabled() and any(t.requires_grad for t in (features, *trained))
     count = len(features) if count is None else count
     return _ChunkedLoss.apply(loss_of, chunk, count, learning, features, *trained)
