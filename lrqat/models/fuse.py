@@ -36,6 +36,7 @@ from lrqat.grids.grid import Float8Scale, Grid, TwoLevelScale
 from lrqat.grids.packing import pack_grid
 from lrqat.grids.quantize import dequantize
 from lrqat.grids.scale_codecs import tensor_and_groups, two_levels
+from lrqat.layers.norms import settle_norms
 from lrqat.layers.weight import QuantizedWeight
 from lrqat.models.preparation import quantized_layers
 from lrqat.models.standard_format import loads_with_transformers, quantization_config
@@ -89,6 +90,7 @@ def fuse(
     """
     path = Path(path)
     activations, activation_tensors = _activations(model)
+    settle_norms(model)
     state, extra = _state(model, plan, getattr(torch, str(base_model["dtype"])))
     refuse_not_finite(str(base_model["name"]), state.items())
     standard = loads_with_transformers(plan)

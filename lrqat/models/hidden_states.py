@@ -54,6 +54,16 @@ def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
     raise ModelError(f"{type(model).__name__} has no list of {count} decoder layers")
 
 
+def decoder(model: Any) -> nn.Module:
+    """The part of `model` that its decoder layers are in, with the norm after them.
+
+    Raises:
+        ModelError: it has no decoder layers.
+    """
+    found: nn.Module = model.get_submodule(decoder_layers(model)[0].rpartition(".")[0])
+    return found
+
+
 def anatomy(model: Any) -> Anatomy:
     """Find the decoder layers and the head of `model`.
 

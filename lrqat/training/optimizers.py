@@ -16,6 +16,7 @@ RATE_OF = {
     "lora_b": "low_rank",
     "scale": "scale",
     "minimum": "scale",
+    "original": "scale",  # of the weight of a norm, see `lrqat.layers.norms`
     "weight": "weight",
 }
 Groups = list[dict[str, Any]]

@@ -9,6 +9,7 @@ that is. So every rate counts the steps of the grid by which weights move:
     B      as many times its own size: rate x rms of B x `_B_SHARE`
     s      when a scale does: rate x mean |s| x grid step / rms of the integers
     o      a minimum moves them as it moves: rate x mean |s| x grid step
+    norms  as many times what they multiply by: rate x mean gain x `_NORM_SHARE`
 
 Adam moves every entry by about its rate in each step, whatever the size of the gradient.
 """
@@ -18,9 +19,11 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
+from lrqat.layers.norms import thawed_norms
 from lrqat.layers.weight import QuantizedWeight
 
 _B_SHARE = 8.0
+_NORM_SHARE = 4.0
 # A factor is rounded to a power of this, so that the optimiser has few groups of parameters.
 _BASE = math.sqrt(2)
 
@@ -33,18 +36,17 @@ def rate_factors(model: nn.Module) -> dict[str, float]:
     Args:
         model: a prepared model; A, B and the scales are where training begins.
     """
-    found: dict[str, float] = {}
+    return {name: _rounded(unit) for name, unit in units_in(model).items()}
+
+
+def units_in(model: nn.Module) -> dict[str, float]:
+    """What a rate of 1 is worth to each trained parameter, by name; thawed, V for A and B."""
+    found = {name: _NORM_SHARE * gain for name, _, gain in thawed_norms(model)}
     for name, module in model.named_modules():
         if isinstance(module, QuantizedWeight):
             prefix = f"{name}." if name else ""
-            units = units_of(module)
-            found |= {f"{prefix}{own}": _rounded(unit) for own, unit in units.items()}
+            found |= {f"{prefix}{own}": unit for own, unit in _units(module)}
     return found
-
-
-def units_of(weight: QuantizedWeight) -> dict[str, float]:
-    """What a rate of 1 is worth to each parameter of a weight; of a thawed one, V for A and B."""
-    return dict(_units(weight))
 
 
 def _units(weight: QuantizedWeight) -> Iterator[tuple[str, float]]:

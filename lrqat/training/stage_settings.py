@@ -43,6 +43,12 @@ class StageSettings(Group):
         "peak rate of a block's scales, in steps of the grid", 2e-3, at_least(0)
     )
 
+    train_norms: bool = option(
+        "train the weights of norms, too, in the blocks and after them; they stay unquantized, so "
+        "the file is no larger",
+        True,
+    )
+
     @property
     def block_text(self) -> int:
         """Tokens of the text that blocks are trained on, where there are as many."""

@@ -9,6 +9,8 @@ from typing import Any
 from transformers import set_seed
 
 from lrqat.layers.methods import METHODS
+from lrqat.layers.norms import thaw_norms
+from lrqat.models.hidden_states import decoder
 from lrqat.models.preparation import freeze_scales
 from lrqat.training import processes
 from lrqat.training.allocator import give_back
@@ -112,6 +114,8 @@ def _prepare(
     model, reports = prepare_by_blocks(original, config, plan, blocks, states, record)
     if not config.trains_scales:
         freeze_scales(model)
+    elif config.train_norms and config.as_a_whole:
+        thaw_norms(decoder(model))
     batches = calibration_batches(
         blocks, tokens=config.importance_tokens, batch_size=config.batch_size, device=plan.device
     )

@@ -15,17 +15,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrqat.errors import NonFiniteLossError
-from lrqat.layers.weight import QuantizedWeight
 from lrqat.training import processes
 from lrqat.training.blocks.aside import set_aside
 from lrqat.training.blocks.states import HiddenStates
-from lrqat.training.rates import units_of
+from lrqat.training.rates import units_in
 from lrqat.training.stage_settings import BLOCK_BATCH, StageSettings
 
 _WARM_UP = 0.1
+_BETAS = (0.9, 0.95)
 _HELD_OUT_TOKENS = 2048  # at the end of the text; the block is measured on them
 
 
@@ -44,7 +44,7 @@ class Fit:
 
 def fit_block(
     run: Callable[[Tensor, Tensor | slice], Tensor],
-    weights: list[QuantizedWeight],
+    block: nn.Module,
     inputs: HiddenStates,
     targets: HiddenStates,
     settings: StageSettings,
@@ -53,11 +53,11 @@ def fit_block(
     folder: Path,
     between_steps: Callable[[], None] = lambda: None,
 ) -> Fit:
-    """Train thawed weights, in place; where they only got worse, they stay as they began.
+    """Train a block's thawed weights and norms; where they only got worse, they stay as they were.
 
     Args:
         run: the block, (batch, length, hidden) of some sequences, and which, to the same.
-        weights: those of the block.
+        block: itself.
         inputs: what enters it.
         targets: what it should make of that.
         settings: steps and rates.
@@ -77,7 +77,8 @@ def fit_block(
 
     with torch.no_grad():
         before = float(error(held_out))
-    with set_aside(_parameters(weights), folder) as restore, _Optimizers(weights, settings) as adam:
+    trained = [parameter for _, parameter, _ in _trained(block)]
+    with set_aside(trained, folder) as restore, _Optimizers(block, settings) as adam:
         for rows in _order(inputs, held_out.start, settings.block_steps, seed):
             loss = error(rows)
             _refuse_not_finite(loss)
@@ -105,8 +106,8 @@ class _Optimizers:
     fusing the optimizer step into the backward pass.
     """
 
-    def __init__(self, weights: list[QuantizedWeight], settings: StageSettings) -> None:
-        self._of = dict(_adams(weights, settings))
+    def __init__(self, block: nn.Module, settings: StageSettings) -> None:
+        self._of = dict(_adams(block, settings))
         self._peaks = [adam.param_groups[0]["lr"] for adam in self._of.values()]
         self._rate, self._done = _Cosine(settings.block_steps), 0
         self._alone, self._hooks = processes.count() == 1, []
@@ -149,22 +150,21 @@ class _Cosine:
         return min((step + 1) / self._warm_up, down)
 
 
-def _adams(
-    weights: list[QuantizedWeight], settings: StageSettings
-) -> Iterator[tuple[Tensor, torch.optim.Adam]]:
-    """Every parameter, and its optimizer with a rate in its own unit."""
+def _adams(block: nn.Module, settings: StageSettings) -> Iterator[tuple[Tensor, torch.optim.Adam]]:
+    """Every trained parameter, and its optimizer with a rate in its own unit."""
     rates = {"phi": settings.block_learning_rate}
-    for weight in weights:
-        units = units_of(weight)
-        for name, parameter in weight.trained().items():
-            if parameter.requires_grad:
-                peak = rates.get(name, settings.block_scale_learning_rate) * units[name]
-                yield parameter, torch.optim.Adam([parameter], lr=peak, betas=(0.9, 0.95))
+    for name, parameter, unit in _trained(block):
+        rate = rates.get(name.rpartition(".")[2], settings.block_scale_learning_rate)
+        # fused: without temporaries as large as the weight
+        yield parameter, torch.optim.Adam([parameter], lr=rate * unit, betas=_BETAS, fused=True)
 
 
-def _parameters(weights: list[QuantizedWeight]) -> Iterator[Tensor]:
-    for weight in weights:
-        yield from (p for p in weight.trained().values() if p.requires_grad)
+def _trained(block: nn.Module) -> Iterator[tuple[str, nn.Parameter, float]]:
+    """Every trained parameter of a thawed block: name, itself, and its unit."""
+    for name, unit in units_in(block).items():
+        parameter = block.get_parameter(name)
+        if parameter.requires_grad:
+            yield name, parameter, unit
 
 
 def _order(inputs: HiddenStates, count: int, steps: int, seed: int) -> Iterator[Tensor]:

@@ -12,8 +12,8 @@ from lrqat.training.stage_settings import BLOCK_BATCH, COMPENSATED
 
 # V, two moments, and the integers of round-to-nearest.
 _BYTES_A_WEIGHT = 4 * 3 + 1
-# Of the largest beside that: its gradient, as it comes and added up, and what Adam makes of it.
-_BYTES_OF_A_STEP = 4 * 3
+# Of the largest beside that: its gradient, as it comes and added up.
+_BYTES_OF_A_STEP = 4 * 2
 # float64 copies of the largest second moments while their inverse is factorised.
 _COPIES_OF_MOMENTS = 3
 

@@ -2,7 +2,8 @@
 
 A folder beside the states of the run:
 
-    model.layers.0.safetensors     Phi0, scales, minima, zero-points of the block's weights, by name
+    model.layers.0.safetensors     Phi0, scales, minima, zero-points of the block's weights, and its
+                                   norms, by name
     ...
     rest.safetensors               those of all weights outside of blocks
 
@@ -12,10 +13,12 @@ proves what it holds (`lrqat.training.states.sealed`). What such a process had o
 """
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lrqat.errors import CheckpointError
 from lrqat.layers.weight import QuantizedWeight
@@ -52,36 +55,40 @@ class SavedBlocks:
     def __contains__(self, name: str) -> bool:
         return name in self._found
 
-    def save(self, name: str, weights: dict[str, QuantizedWeight], note: dict[str, Any]) -> None:
+    def save(
+        self,
+        name: str,
+        weights: Mapping[str, QuantizedWeight],
+        norms: Mapping[str, Tensor],
+        note: dict[str, Any],
+    ) -> None:
         """Write a block that is finished, and a note in JSON."""
         if not self._writes:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            f"{weight}.{part}": tensor
-            for weight, of in weights.items()
-            for part, tensor in _parts(of).items()
-        }
-        write_sealed(self._path(name), tensors, note)
+        write_sealed(self._path(name), _tensors(weights, norms), note)
 
     @torch.no_grad()
-    def load(self, name: str, weights: dict[str, QuantizedWeight]) -> dict[str, Any]:
-        """Put a finished block into weights that have just been made; its note.
+    def load(
+        self, name: str, weights: Mapping[str, QuantizedWeight], norms: Mapping[str, Tensor]
+    ) -> dict[str, Any]:
+        """Put a finished block into weights that have just been made, and norms; its note.
 
         Raises:
             CheckpointError: the file was altered, or is of other weights.
         """
         path = self._path(name)
         saved, note = read_sealed(path)
-        for weight, of in weights.items():
-            for part, tensor in _parts(of).items():
-                value = saved.get(f"{weight}.{part}")
-                if value is None or value.shape != tensor.shape or value.dtype != tensor.dtype:
-                    raise CheckpointError(
-                        f"{path} is of another model, grid or --phi; start anew with --overwrite"
-                    )
-                tensor.data.copy_(value)
-            of.restart()
+        for own, tensor in _tensors(weights, norms).items():
+            value = saved.get(own)
+            if value is None or value.shape != tensor.shape or value.dtype != tensor.dtype:
+                raise CheckpointError(
+                    f"{path} is of another model, grid or --phi, or of a run without "
+                    "--train-norms; start anew with --overwrite"
+                )
+            tensor.copy_(value)
+        for weight in weights.values():
+            weight.restart()
         return note
 
     def _path(self, name: str) -> Path:
@@ -92,6 +99,13 @@ def _names(folder: Path) -> frozenset[str]:
     return frozenset(path.name.removesuffix(_SUFFIX) for path in folder.glob(f"*{_SUFFIX}"))
 
 
-def _parts(weight: QuantizedWeight) -> dict[str, torch.Tensor]:
-    parts = {name: getattr(weight, name) for name in ("phi", "scale", "minimum", "zero_point")}
-    return {name: part.detach() for name, part in parts.items() if part is not None}
+def _tensors(
+    weights: Mapping[str, QuantizedWeight], norms: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """What is kept of a block, by its names in the file."""
+    return {
+        f"{name}.{part}": tensor.detach()
+        for name, weight in weights.items()
+        for part in ("phi", "scale", "minimum", "zero_point")
+        if (tensor := getattr(weight, part)) is not None
+    } | {name: norm.detach() for name, norm in norms.items()}

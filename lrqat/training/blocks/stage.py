@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from lrqat.architectures import is_output_head
 from lrqat.init import imatrix_file
 from lrqat.layers.frozen import downcast_for
+from lrqat.layers.norms import settle_norms, thaw_norms, trainable_norms
 from lrqat.layers.weight import QuantizedWeight
 from lrqat.models.hidden_states import anatomy
 from lrqat.models.preparation import prepare, quantized_layers
@@ -193,9 +195,12 @@ class _Stage:
         weights = self._weights(name)
         nearest = {n: weight.integers() for n, weight in weights.items()}
         thaw(weights, measured.moments)
+        block = self.walk.block(index)
+        if self.config.train_norms:
+            thaw_norms(block)
         fit = fit_block(
             lambda hidden, rows: self.walk.run(index, hidden, rows),
-            list(weights.values()),
+            block,
             inputs,
             targets,
             self.config,
@@ -206,11 +211,13 @@ class _Stage:
         )
         for weight in weights.values():
             weight.freeze(downcast_for(self.config.phi, weight.grid))
+        settle_norms(block)
         changed = {n: int((weights[n].integers() != q).sum()) for n, q in nearest.items()}
         share = sum(changed.values()) / max(1, sum(q.numel() for q in nearest.values()))
         shares = {n: changed[n] / q.numel() for n, q in nearest.items()}
         report = BlockReport(name, **asdict(fit), changed=share, weights=shares)
-        self.saved.save(name, weights, {n: v for n, v in asdict(report).items() if n != "name"})
+        note = {n: v for n, v in asdict(report).items() if n != "name"}
+        self.saved.save(name, weights, self._norms(index), note)
         errors = {"error_before": fit.before, "error_after": fit.after, "changed": share}
         self.record("blocks", errors, index + 1)
         return report
@@ -247,14 +254,20 @@ class _Stage:
             importance=measured.importance,
             directions=measured.directions,
         )
-        self.saved.save(_REST, self._weights(_REST), {})
+        self.saved.save(_REST, self._weights(_REST), {}, {})
 
     def _load(self, name: str) -> dict[str, Any]:
         """Make the weights of a block, or of the rest, that was finished before; its note."""
         wanted = self._outside() if name == _REST else self._inside(name)
         cheap = replace(self.config, range_init="minmax", lora_init="random")
         prepare(self.model, self._part(wanted), cheap)
-        return self.saved.load(name, self._weights(name))
+        norms = {} if name == _REST else self._norms(self.walk.names.index(name))
+        return self.saved.load(name, self._weights(name), norms)
+
+    def _norms(self, index: int) -> dict[str, nn.Parameter]:
+        """What is trained of the norms of a block, by name."""
+        found = trainable_norms(self.walk.block(index)) if self.config.train_norms else {}
+        return {f"{self.walk.names[index]}.{name}": norm for name, norm in found.items()}
 
     def _fill(self, name: str) -> None:
         """Read the weights of a block, if they are not there."""

@@ -53,6 +53,21 @@ def test_blocks_learn_what_they_did(settings):
     assert report.kl_start >= report.kl_after
 
 
+@pytest.mark.parametrize("train_norms", [True, False])
+def test_norms_learn_with_the_blocks_and_stay_in_their_type(settings, train_norms):
+    settings |= {"stages": "blocks", "block_steps": 4, "dtype": "float32"}
+    output = train(TrainConfig(**settings, train_norms=train_norms)).output
+    before, after = (
+        {n: t for n, t in load_file(Path(f, "model.safetensors")).items() if "layernorm" in n}
+        for f in (settings["model"], output)
+    )
+    assert before.keys() == after.keys()
+    assert len(before) == 4
+    for name, norm in before.items():
+        assert after[name].dtype == norm.dtype
+        assert torch.equal(after[name], norm) == (not train_norms)
+
+
 def test_auto_is_for_few_bits_and_lr_qat():
     def stages(**options):
         return TrainConfig(model="m", data="d", output="o", **options).resolved().stages
