@@ -15,14 +15,13 @@ from torch import nn
 from lrqat.architectures import is_output_head
 from lrqat.init import imatrix_file
 from lrqat.layers.frozen import downcast_for
-from lrqat.layers.norms import settle_norms, thaw_norms, trainable_norms
-from lrqat.layers.weight import QuantizedWeight
+from lrqat.layers.norms import settle_norms, thaw_norms
 from lrqat.models.hidden_states import anatomy
-from lrqat.models.preparation import prepare, quantized_layers
+from lrqat.models.preparation import prepare
 from lrqat.models.streaming import StreamedModel, open_streamed
-from lrqat.models.surgery import SurgeryPlan, Target
 from lrqat.progress import tqdm
 from lrqat.training import processes
+from lrqat.training.blocks.block_parts import REST, BlockParts
 from lrqat.training.blocks.fitting import fit_block
 from lrqat.training.blocks.moments import BlockInputs, measure_block
 from lrqat.training.blocks.saved import FOLDER, SavedBlocks
@@ -38,7 +37,6 @@ from lrqat.training.plan import TrainingPlan
 from lrqat.training.stage_settings import COMPENSATED
 from lrqat.training.trackers import Record, record_nothing
 
-_REST = "rest"
 _REST_TOKENS = 4096  # that the importance of the head's inputs is measured on
 
 
@@ -125,6 +123,7 @@ class _Stage:
         self.model, self.config, self.plan, self.saved = model, config, plan, saved
         positions = self.text.positions(slice(None))
         self.walk = BlockWalk(model, config.sequence_length, positions)
+        self.parts = BlockParts(model, plan.surgery, self.walk.names)
         self.dtype = next(model.parameters()).dtype
         layers = {n: t.shape[1] for n, t in plan.surgery.quantized.items() if t.is_layer}
         heads = [name for name in layers if is_output_head(name)]
@@ -133,7 +132,7 @@ class _Stage:
         )
 
     def go(self, folder: Path) -> list[BlockReport]:
-        if all(name in self.saved for name in (*self.walk.names, _REST)):
+        if all(name in self.saved for name in (*self.walk.names, REST)):
             return self._all_saved()
         self.folder = folder
         exact, inputs = self._enter(folder), self._enter(folder)
@@ -161,7 +160,7 @@ class _Stage:
 
     def _all_saved(self) -> list[BlockReport]:
         notes = {}
-        for name in (*self.walk.names, _REST):
+        for name in (*self.walk.names, REST):
             self._fill(name)
             notes[name] = self._load(name)
         return [BlockReport(name, **notes[name]) for name in self.walk.names]
@@ -191,8 +190,8 @@ class _Stage:
     ) -> BlockReport:
         importance = measured.importance | self.given
         prepared = replace(self.config, phi="fp32", lora_init="random")
-        prepare(self.model, self._part(self._inside(name)), prepared, importance=importance)
-        weights = self._weights(name)
+        prepare(self.model, self.parts.plan(name), prepared, importance=importance)
+        weights = self.parts.weights(name)
         nearest = {n: weight.integers() for n, weight in weights.items()}
         thaw(weights, measured.moments)
         block = self.walk.block(index)
@@ -217,14 +216,15 @@ class _Stage:
         shares = {n: changed[n] / q.numel() for n, q in nearest.items()}
         report = BlockReport(name, **asdict(fit), changed=share, weights=shares)
         note = {n: v for n, v in asdict(report).items() if n != "name"}
-        self.saved.save(name, weights, self._norms(index), note)
+        self.saved.save(name, weights, self._norms(name), note)
         errors = {"error_before": fit.before, "error_after": fit.after, "changed": share}
         self.record("blocks", errors, index + 1)
         return report
 
     def _measure(self, index: int, name: str, inputs: HiddenStates) -> BlockInputs:
         """What the blocks before hand on to the projections of a block, by module name."""
-        layers = [n for n, target in self._inside(name).items() if target.is_layer]
+        quantized = self.parts.plan(name).quantized
+        layers = [n for n, target in quantized.items() if target.is_layer]
         most = self.config.importance_tokens
         found = measure_block(
             self.walk.as_module(index, inputs.row_slices(most)),
@@ -239,10 +239,10 @@ class _Stage:
 
     def _rest(self, inputs: HiddenStates) -> None:
         """What is in no block: embedding and head, which are put on their grids as ever."""
-        if _REST in self.saved:
-            self._load(_REST)
+        if REST in self.saved:
+            self._load(REST)
             return
-        part = self._part(self._outside())
+        part = self.parts.plan(REST)
         count = min(len(inputs), max(1, _REST_TOKENS // inputs.shape[1]))
         # One at a time: logits of a large vocabulary are what takes most memory of all.
         batches = [inputs.batch(slice(i, i + 1), self.dtype) for i in range(count)]
@@ -254,20 +254,17 @@ class _Stage:
             importance=measured.importance,
             directions=measured.directions,
         )
-        self.saved.save(_REST, self._weights(_REST), {}, {})
+        self.saved.save(REST, self.parts.weights(REST), {}, {})
 
     def _load(self, name: str) -> dict[str, Any]:
         """Make the weights of a block, or of the rest, that was finished before; its note."""
-        wanted = self._outside() if name == _REST else self._inside(name)
         cheap = replace(self.config, range_init="minmax", lora_init="random")
-        prepare(self.model, self._part(wanted), cheap)
-        norms = {} if name == _REST else self._norms(self.walk.names.index(name))
-        return self.saved.load(name, self._weights(name), norms)
+        prepare(self.model, self.parts.plan(name), cheap)
+        return self.saved.load(name, self.parts.weights(name), self._norms(name))
 
-    def _norms(self, index: int) -> dict[str, nn.Parameter]:
+    def _norms(self, name: str) -> dict[str, nn.Parameter]:
         """What is trained of the norms of a block, by name."""
-        found = trainable_norms(self.walk.block(index)) if self.config.train_norms else {}
-        return {f"{self.walk.names[index]}.{name}": norm for name, norm in found.items()}
+        return self.parts.norms(name) if self.config.train_norms else {}
 
     def _fill(self, name: str) -> None:
         """Read the weights of a block, if they are not there."""
@@ -282,26 +279,3 @@ class _Stage:
         states = HiddenStates(shape, torch.device(self.plan.device), folder)
         states.become(lambda rows: self.walk.embed(tokens[rows], rows))
         return states
-
-    def _inside(self, block: str) -> dict[str, Target]:
-        """The targets of a block."""
-        quantized = self.plan.surgery.quantized
-        return {n: target for n, target in quantized.items() if n.startswith(f"{block}.")}
-
-    def _outside(self) -> dict[str, Target]:
-        inside = tuple(f"{name}." for name in self.walk.names)
-        quantized = self.plan.surgery.quantized
-        return {n: target for n, target in quantized.items() if not n.startswith(inside)}
-
-    def _part(self, targets: dict[str, Target]) -> SurgeryPlan:
-        return replace(self.plan.surgery, quantized=targets)
-
-    def _weights(self, name: str) -> dict[str, QuantizedWeight]:
-        """Trained weights by name, of a block or of the rest."""
-        inside = tuple(f"{block}." for block in self.walk.names)
-        wanted = f"{name}."
-        return {
-            n: weight
-            for n, weight in quantized_layers(self.model)
-            if (not n.startswith(inside) if name == _REST else n.startswith(wanted))
-        }
