@@ -76,7 +76,8 @@ def _trained(plan: TrainingPlan, config: TrainConfig) -> str:
     if not method.trains:
         return "nothing is trained: weights are rounded to nearest"
     rank = f" (rank {config.rank})" if method.low_rank else ""
-    return f"{plan.trainable:,} trainable parameters{rank}"
+    norms = " and the norms" if config.norms_after_blocks and config.trains_scales else ""
+    return f"{plan.trainable:,} trainable parameters{rank}{norms}"
 
 
 def show_grids(out: Output, surgery: SurgeryPlan, *, verbose: bool = False) -> None:
