@@ -8,7 +8,7 @@ import pytest
 from lrqat.cli import train
 
 SMALL = ["--batch-size", "2", "--sequence-length", "32", "--context", "32", "--eval-windows", "2"]
-SMALL += ["--importance-tokens", "64", "--rank", "4"]
+SMALL += ["--importance-tokens", "64", "--rank", "4", "--block-steps", "2"]
 
 
 @pytest.fixture
