@@ -21,11 +21,10 @@ def trained_on(manifest: Mapping[str, Any]) -> str:
         for name, sha256 in zip_longest(names, _listed(said.get("data_sha256")))
         if isinstance(name, str)
     ]
-    tokens = said.get("tokens")
-    learned = isinstance(tokens, int) and tokens > 0
+    learned = _tokens(said)
     settings = {key: said[key] for key in _SETTINGS if isinstance(said.get(key), str | int)}
     lines = [
-        f"{tokens:,} tokens of:" if learned else "Inputs were measured on:",
+        f"{learned} of:" if learned else "Inputs were measured on:",
         "",
         *rows,
         *(["", ", ".join(f"{k} `{in_code_span(str(v))}`" for k, v in settings.items())]
@@ -33,6 +32,13 @@ def trained_on(manifest: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     title = "Trained on" if learned else "Text"
     return f"## {title}\n\n" + "\n".join(lines) + "\n"
+
+
+def _tokens(said: Mapping[str, Any]) -> str:
+    """How many tokens each stage saw; nothing where none did."""
+    counts = {"": said.get("tokens"), " block by block": said.get("tokens_of_blocks")}
+    seen = [f"{n:,} tokens{how}" for how, n in counts.items() if isinstance(n, int) and n > 0]
+    return ", and ".join(reversed(seen))
 
 
 def _listed(value: Any) -> list[Any]:

@@ -33,6 +33,7 @@ from lrqat.training.measuring import Say, measure
 from lrqat.training.plan import TrainingPlan, estimate_duration, plan_training
 from lrqat.training.plots import plot_training
 from lrqat.training.report import TrainReport
+from lrqat.training.stage_settings import BLOCK_BATCH
 from lrqat.training.stages import Outcome, run_stages
 from lrqat.training.states.folder import step_of
 from lrqat.training.states.resume import (
@@ -171,8 +172,10 @@ def _describe_training(config: TrainConfig) -> dict[str, Any]:
     """All settings, the tokens seen, and the hash of every text that is a file."""
     trains = METHODS[config.method].trains and config.as_a_whole
     steps = config.steps if trains else 0
+    of_a_block = config.block_steps * BLOCK_BATCH if config.by_blocks else 0
     said = config.to_json() | {
         "tokens": steps * config.tokens_per_step * processes.count(),
+        "tokens_of_blocks": of_a_block * processes.count(),
         "data_sha256": sha256_of_data(config),
     }
     sources = config.sources

@@ -75,7 +75,10 @@ def test_the_card_has_the_figures_that_were_counted_and_measured(checkpoint):
     assert "| KL from full precision | 0.01235 |" in card
     assert "| same most likely token | 97.00% |" in card
     assert "| `m.gguf` | llama.cpp | pass | pass | FAIL | 12.5100 | 12.5000 | 1.0e-05 |" in card
-    assert "4,096 tokens of:" in card
+    assert "\n4,096 tokens of:" in card
+    checkpoint.manifest["training"]["tokens_of_blocks"] = 204800
+    both = card_of(checkpoint, proved, repository="me/tiny")
+    assert "\n204,800 tokens block by block, and 4,096 tokens of:" in both
     assert "- `a.txt`, sha256 `ab12`" in card
     stored = sum((checkpoint.path / n).stat().st_size for n in checkpoint.files if "model" in n)
     assert f"| `this folder` | {stored:,} |" in card
