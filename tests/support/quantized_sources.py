@@ -135,7 +135,7 @@ def compressed(form, dtype, grid, **arguments):
         return parts, library.decompress(dict(parts), scheme)["weight"].to(dtype)
 
     said = args.model_dump(mode="json").items()
-    names = (*arguments, "type", "symmetric")
+    names = (*arguments, "type", "symmetric", "strategy")
     group = {"targets": ["Linear"], "weights": {k: v for k, v in said if k in names}}
     settings = {"quant_method": "compressed-tensors", "format": form, "ignore": ["lm_head"],
                 "config_groups": {"group_0": group}}  # fmt: skip
@@ -148,6 +148,10 @@ def scales_for(value, arguments, dtype):
     groups = value.float().view(len(value), -1, size)
     if arguments.strategy == "tensor":
         groups = value.float().view(1, 1, -1)
+    if arguments.strategy == "block":
+        height, width = arguments.block_structure
+        blocks = value.float().view(len(value) // height, height, -1, width)
+        groups = blocks.transpose(1, 2).flatten(2)
     steps = 2**arguments.num_bits - 1
     if arguments.symmetric:
         scale = groups.abs().amax(-1) / (steps / 2)

@@ -89,15 +89,18 @@ class CompressedTensors:
                 "runtime's file has a place for; quantize again without activation ordering"
             )
         q = _integers(parts, bits)
-        scale = _spread(parts.need("weight_scale", FLOATS, 0, 1, 2), len(q))
+        stored = parts.need("weight_scale", FLOATS, 0, 1, 2)
+        rows = _rows_of_a_scale(parts, group.weights, q, stored)
+        scale = _spread(stored, len(q), rows)
         size = parts.group_size(q.shape[1], scale.shape[1])
         if len(scale) != len(q):
             raise parts.refusal(f"{len(scale)} rows of scales for {len(q)} of integers")
         symmetric = group.weights.get("symmetric") is not False
         if not symmetric:
-            zero = _zero_points(parts, bits, scale)
+            zero = _zero_points(parts, bits, stored, scale, rows)
             q = q.to(torch.int16) - zero.repeat_interleave(size, 1)
         by = f"groups of {size}" if scale.shape[1] > 1 else "one scale a row"
+        by = by if rows == 1 else f"blocks of {rows} x {size}"
         offset = "" if symmetric else ", zero-points"
         said = f"{form}, {bits} bits, {by}{offset}, {name_of(scale.dtype)} scales"
         return Integers(q.to(torch.int16), scale, bits, symmetric), said
@@ -197,13 +200,35 @@ def _integers(parts: Parts, bits: int) -> Tensor:
     return _unpacked(parts, packed, bits, shape[1]) - (1 << bits - 1)
 
 
-def _zero_points(parts: Parts, bits: int, scale: Tensor) -> Tensor:
-    """Of every scale: int16 (out, groups)."""
+def _rows_of_a_scale(parts: Parts, said: dict[str, Any], q: Tensor, scale: Tensor) -> int:
+    """How many rows share a scale: of the strategy "block", the height of a block, and else 1.
+
+    Source: compressed_tensors/quantization/lifecycle/forward.py, QuantizationStrategy.BLOCK.
+    """
+    if said.get("strategy") != "block":
+        return 1
+    block = said.get("block_structure")
+    if (
+        not isinstance(block, list)
+        or [type(side) for side in block] != [int, int]
+        or min(block) < 1
+    ):
+        raise parts.refusal(f"blocks of {block!r:.40} (block_structure) and not of [height, width]")
+    height, width = block
+    if tuple(scale.shape) != (-(-len(q) // height), -(-q.shape[1] // width)) or q.shape[1] % width:
+        raise parts.refusal(
+            f"{tuple(scale.shape)} scales for {tuple(q.shape)} integers in blocks of {block}"
+        )
+    return height
+
+
+def _zero_points(parts: Parts, bits: int, scales: Tensor, scale: Tensor, rows: int) -> Tensor:
+    """Of every scale: int16 (out, groups); `scales` are those that are stored."""
     stored = parts.need("weight_zero_point", (torch.int8, *WORDS), 0, 1, 2)
     if stored.dtype == torch.int32 and stored.ndim == 2:
         words = stored.T.contiguous()
-        stored = _unpacked(parts, words, bits, len(scale)).T - (1 << bits - 1)
-    zero = _spread(stored, len(scale))
+        stored = _unpacked(parts, words, bits, len(scales)).T - (1 << bits - 1)
+    zero = _spread(stored, len(scale), rows)
     if zero.shape != scale.shape:
         raise parts.refusal(f"{tuple(zero.shape)} zero-points for {tuple(scale.shape)} scales")
     return zero.to(torch.int16)
@@ -216,8 +241,9 @@ def _unpacked(parts: Parts, words: Tensor, bits: int, count: int) -> Tensor:
         raise parts.refusal(str(error)) from None
 
 
-def _spread(part: Tensor, rows: int) -> Tensor:
-    """Of a tensor, or of rows, as (out, groups)."""
+def _spread(part: Tensor, out: int, rows: int = 1) -> Tensor:
+    """Of a tensor, of rows, or of blocks of some rows, as (out, groups)."""
     part = part.reshape(1, 1) if part.numel() == 1 else part
     part = part[:, None] if part.ndim == 1 else part
-    return part.expand(rows, -1) if len(part) == 1 else part
+    part = part.repeat_interleave(rows, 0)[:out] if rows > 1 else part
+    return part.expand(out, -1) if len(part) == 1 else part

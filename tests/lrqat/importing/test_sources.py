@@ -33,6 +33,14 @@ FURTHER = {
     "compressed-tensors, one scale": compressed(
         "naive-quantized", torch.float16, "int8-channel", num_bits=8, strategy="tensor"
     ),
+    "compressed-tensors, blocks": compressed(
+        "int-quantized", torch.float16, "int8-g32", num_bits=8, strategy="block",
+        block_structure=[16, 32],
+    ),
+    "compressed-tensors, packed blocks, zero-points": compressed(
+        "pack-quantized", torch.float16, "int4-asym-g32", num_bits=4, strategy="block",
+        block_structure=[16, 32], symmetric=False,
+    ),
     "AWQ, 8 bits": awq(8),
     "ModelOpt, any float32 of the tensor": modelopt(lambda least: least * 1.1, "int5-g16"),
 }  # fmt: skip
