@@ -3,6 +3,7 @@
 Here and in the other plugins nothing is imported before a fixture is: workers start sooner.
 """
 
+import gc
 import os
 from pathlib import Path
 
@@ -130,3 +131,9 @@ def onnx_folder(make_fused, tmp_path_factory):
         return made[grid]
 
     return make
+
+
+def pytest_collection_finish():
+    """Leave what the libraries brought out of every later collection, which take half a second."""
+    gc.collect()
+    gc.freeze()

@@ -16,7 +16,7 @@ def options(tiny_model, text_file, tmp_path):
         "model": tiny_model, "data": text_file, "eval-data": text_file, "output": tmp_path / "out",
         "steps": 2, "stages": "model", "batch-size": 1, "sequence-length": 32, "rank": 4,
         "context": 32,
-        "eval-windows": 2, "teacher": "self",
+        "eval-windows": 2, "teacher": "self", "importance-tokens": 128,
     }  # fmt: skip
     flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
     return [*flags, "--grids", "q4_0", "int2-g32", "--methods", "rtn", "lr-qat"]
