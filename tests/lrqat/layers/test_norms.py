@@ -7,6 +7,7 @@ from torch import nn
 from lrqat.layers.norms import gain_of, settle_norms, thaw_norms, thawed_norms, trainable_norms
 from lrqat.models.float32 import in_float32
 from lrqat.models.hidden_states import decoder
+from lrqat.training.states.sharding import fill, skeleton
 from tests.support.zoo import MODELS, make
 
 
@@ -75,3 +76,15 @@ def test_a_trained_norm_computes_as_it_will_be_stored():
         assert model.model.norm.weight[1] == 1
         assert model.model.norm.weight[0] == torch.tensor(1.1).bfloat16()
         assert torch.equal(model.float()(input_ids=tokens).logits, trained)
+
+
+def test_a_copy_without_values_is_filled_again():
+    """As FSDP's whole model is made of its shards."""
+    model = make("gpt2").eval()
+    tokens = torch.arange(12)[None]
+    thaw_norms(decoder(model))
+    bare = skeleton(model)
+    with torch.no_grad():
+        for _, parameter, _ in thawed_norms(model):
+            parameter.mul_(1.5)
+        assert torch.equal(fill(bare, model)(tokens).logits, model(tokens).logits)
