@@ -76,7 +76,7 @@ def _trained(plan: TrainingPlan, config: TrainConfig) -> str:
     if not method.trains:
         return "nothing is trained: weights are rounded to nearest"
     rank = f" (rank {config.rank})" if method.low_rank else ""
-    norms = " and the norms" if config.norms_after_blocks and config.trains_scales else ""
+    norms = " and the norms" if config.norms_after_blocks else ""
     return f"{plan.trainable:,} trainable parameters{rank}{norms}"
 
 

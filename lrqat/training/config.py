@@ -77,6 +77,11 @@ class TrainConfig(
                 "add --range-init importance"
             )
 
+    @property
+    def norms_after_blocks(self) -> bool:
+        """Whether the norms learn with the model as a whole, at the rate of the scales."""
+        return self.train_norms and self.by_blocks and self.as_a_whole and self.trains_scales
+
     def resolved(self) -> "TrainConfig":
         """The same with a value for everything that depends on other settings.
 

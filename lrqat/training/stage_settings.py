@@ -56,11 +56,6 @@ class StageSettings(Group):
         return self.block_tokens or max(2, self.block_steps * BLOCK_BATCH // _PASSES)
 
     @property
-    def norms_after_blocks(self) -> bool:
-        """Whether the norms learn with the model as a whole, too."""
-        return self.train_norms and self.by_blocks and self.as_a_whole
-
-    @property
     def by_blocks(self) -> bool:
         """Whether blocks are fitted one by one; known once `stages` is no longer auto."""
         return "blocks" in self.stages

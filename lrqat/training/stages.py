@@ -114,7 +114,7 @@ def _prepare(
     model, reports = prepare_by_blocks(original, config, plan, blocks, states, record)
     if not config.trains_scales:
         freeze_scales(model)
-    elif config.norms_after_blocks:
+    if config.norms_after_blocks:
         thaw_norms(decoder(model))
     batches = calibration_batches(
         blocks, tokens=config.importance_tokens, batch_size=config.batch_size, device=plan.device

@@ -134,6 +134,6 @@ def onnx_folder(make_fused, tmp_path_factory):
 
 
 def pytest_collection_finish():
-    """Leave what the libraries brought out of every later collection, which take half a second."""
+    """Leave what the libraries brought out of later collections, each of which took 0.5 s."""
     gc.collect()
     gc.freeze()
