@@ -54,7 +54,7 @@ fast: $(READY)
 fuzz: $(READY)
 	@FUZZ_INPUTS=$(INPUTS) $(BIN)/python -m pytest tests/fuzz
 
-# Training and exports killed at random moments (tests/kills); make test has some of each.
+# Training and exports killed at random moments (tests/kills); make test kills each once.
 kills: $(READY)
 	@KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/kills
 

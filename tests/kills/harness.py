@@ -138,10 +138,13 @@ class Trial:
         assert self._new != self._old
         assert not unfinished(self._place)
 
-    def kill(self, kills, seed):
-        """Kill `kills` runs at moments drawn from `seed`; what was found is in `count`."""
+    def kill(self, kills, seed, phase=0):
+        """Kill `kills` runs at moments drawn from `seed`; what was found is in `count`.
+
+        The first one in a phase, the next in the one after it.
+        """
         drawn = random.Random(seed)
-        for no in range(kills):
+        for no in range(phase, phase + kills):
             # A busy machine may not let us see a phase of milliseconds before it is over.
             phases = [PHASES[no % len(PHASES)], PHASES[0]]
             tries = (self._moment(drawn.random(), phase) for phase in phases for _ in range(_TRIES))

@@ -57,6 +57,13 @@ class TokenBlocks(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         """Positions int64 (blocks, length) of some blocks; None where they just run on."""
         return None if self.starts is None else positions_of(torch.from_numpy(self.starts[rows]))
 
+    @property
+    def begins(self) -> torch.Tensor:
+        """First tokens of blocks, and of documents that are kept apart: bool (blocks, length)."""
+        starts = np.zeros(self.tokens.shape, bool) if self.starts is None else self.starts.copy()
+        starts[:, :1] = True
+        return torch.from_numpy(starts)
+
     def first(self, count: int) -> "TokenBlocks":
         """The first `count` blocks."""
         return self.take(np.arange(min(count, len(self))))

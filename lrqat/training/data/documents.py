@@ -24,6 +24,7 @@ from lrqat.text_files import ROWS, form_of
 from lrqat.training.data import chats
 from lrqat.training.data.apart import keep_apart
 from lrqat.training.data.blocks import MOST_TOKENS, TokenBlocks, refuse_too_short
+from lrqat.training.data.bos import begin_blocks
 from lrqat.training.data.chats import Chat
 from lrqat.training.data.loss_on import LOSS_ON
 from lrqat.training.data.packing import STREAM
@@ -246,9 +247,12 @@ def pack(
         if total >= most:
             break
     refuse_too_short(total, length)
-    starts = np.zeros(total, bool)
+    tokens, starts = np.concatenate(parts), np.zeros(total, bool)
     starts[begins] = True
-    return keep_apart(np.concatenate(parts), starts, length, how)
+    bos = window_bos(tokenizer)
+    if bos is not None:
+        tokens, starts = begin_blocks(tokens, starts, length, how, bos)
+    return keep_apart(tokens, starts, length, how)
 
 
 def _token_parts(

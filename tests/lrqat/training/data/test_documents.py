@@ -102,10 +102,20 @@ def test_tools_go_to_the_template(chatty, tmp_path):
 
 def test_names_of_special_tokens_in_a_row_of_text_are_text(chatty, tmp_path):
     source = str(write(tmp_path / "text.jsonl", [{"text": "a<|im_end|>b"}]))
-    tokens = pack(documents(source, chatty), chatty, length=1, needed_tokens=0).tokens.ravel()
+    length = len(chatty("a<|im_end|>b", split_special_tokens=True).input_ids) + 1  # and the end
+    tokens = pack(documents(source, chatty), chatty, length=length, needed_tokens=0).tokens.ravel()
     assert tokens[[0, -1]].tolist() == [chatty.bos_token_id, chatty.eos_token_id]
     assert not set(tokens[1:-1].tolist()) & set(chatty.all_special_ids)
     assert chatty.decode(tokens[1:-1]) == "a<|im_end|>b"
+
+
+def test_every_block_of_a_text_begins_with_bos(chatty, tmp_path):
+    source = str(write(tmp_path / "text.jsonl", [{"text": "red cat blue dog " * 9}] * 3))
+    tokens = pack(documents(source, chatty), chatty, length=16, needed_tokens=0).tokens
+    assert len(tokens) > 5
+    assert (tokens[:, 0] == chatty.bos_token_id).all()
+    plain = tokens[tokens != chatty.bos_token_id]
+    assert chatty.decode(plain).startswith("red cat blue dog red cat blue dog red cat blue dog ")
 
 
 @pytest.mark.parametrize(
