@@ -7,7 +7,6 @@ from lrqat.settings import AUTO, Group, at_least, one_of, option
 STAGES = ("blocks,model", "blocks", "model")
 NEAREST, COMPENSATED = "nearest", "compensated"  # as --block-start
 BLOCK_BATCH = 2048  # tokens of a step of a block
-_PASSES = 5  # over a block's text; on 2 bits one pass over more of it gave far worse models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +31,8 @@ class StageSettings(Group):
         f"steps of each block, of some {BLOCK_BATCH:,} tokens", 100, at_least(1)
     )
     block_tokens: int | None = option(
-        f"tokens of the text that blocks are trained on; default: what their steps take, by "
-        f"{_PASSES}, so that each is seen {_PASSES} times",
+        "tokens of the text that blocks are trained on; default: what their steps take, so that none "
+        "is seen twice",
         None,
         at_least(2),
     )
@@ -53,7 +52,7 @@ class StageSettings(Group):
     @property
     def block_text(self) -> int:
         """Tokens of the text that blocks are trained on, where there are as many."""
-        return self.block_tokens or max(2, self.block_steps * BLOCK_BATCH // _PASSES)
+        return self.block_tokens or self.block_steps * BLOCK_BATCH
 
     @property
     def by_blocks(self) -> bool:

@@ -10,6 +10,7 @@ Models", 2024, section 3.2 (Block-AP).
     states    hidden states of all sequences, between two blocks
     moments   what enters the projections of a block, and where V starts
     memory    what a block needs
+    loss      what the steps of a block minimise
     fitting   the steps of one block
     saved     finished blocks on disk, for a run that is continued
     stage     the loop over the blocks

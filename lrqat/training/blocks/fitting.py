@@ -1,10 +1,7 @@
 """The steps of one block: its weights, thawed, learn what the full-precision block does.
 
-    loss = mean over tokens of  |y - t|^2 / |t|^2         y, t (tokens, hidden)
-
-Relative for each token: the first tokens of a text have states a hundred times larger than the
-others, and would be all that counts. Straight-through on all entries of V; Adam with rates in
-steps of the grid, warm-up and a cosine to zero.
+Straight-through on all entries of V; Adam with rates in steps of the grid, warm-up and a cosine to
+zero. What is minimised is in `lrqat.training.blocks.loss`.
 """
 
 import math
@@ -20,7 +17,8 @@ from torch import Tensor, nn
 from lrqat.errors import NonFiniteLossError
 from lrqat.training import processes
 from lrqat.training.blocks.aside import set_aside
-from lrqat.training.blocks.states import HiddenStates
+from lrqat.training.blocks.loss import block_loss
+from lrqat.training.blocks.states import Examples, HiddenStates
 from lrqat.training.rates import units_in
 from lrqat.training.stage_settings import BLOCK_BATCH, StageSettings
 
@@ -31,7 +29,7 @@ _HELD_OUT_TOKENS = 2048  # at the end of the text; the block is measured on them
 
 @dataclass(frozen=True)
 class Fit:
-    """What the steps of a block gave: mean relative squared errors of text that was held out.
+    """What the steps of a block gave: its loss on text that was held out.
 
     Attributes:
         before: of the block as it was rounded.
@@ -45,8 +43,7 @@ class Fit:
 def fit_block(
     run: Callable[[Tensor, Tensor | slice], Tensor],
     block: nn.Module,
-    inputs: HiddenStates,
-    targets: HiddenStates,
+    examples: Examples,
     settings: StageSettings,
     seed: int,
     dtype: torch.dtype,
@@ -58,8 +55,7 @@ def fit_block(
     Args:
         run: the block, (batch, length, hidden) of some sequences, and which, to the same.
         block: itself.
-        inputs: what enters it.
-        targets: what it should make of that.
+        examples: text for it.
         settings: steps and rates.
         seed: of the order of the text.
         dtype: compute type.
@@ -69,11 +65,13 @@ def fit_block(
     Raises:
         NonFiniteLossError: the loss is not finite.
     """
+    inputs, targets = examples.inputs, examples.targets
     held_out = slice(len(inputs) - _rows(inputs, _HELD_OUT_TOKENS), len(inputs))
 
     def error(rows: Any) -> Tensor:
         made = run(inputs.batch(rows, dtype), rows)
-        return relative_error(made, targets.batch(rows, dtype))
+        begins = examples.begins[rows].to(made.device)
+        return block_loss(made, targets.batch(rows, dtype), begins)
 
     with torch.no_grad():
         before = float(error(held_out))
@@ -89,13 +87,6 @@ def fit_block(
         if not after <= before:
             restore()
     return Fit(before, min(before, after))
-
-
-def relative_error(made: Tensor, target: Tensor) -> Tensor:
-    """Mean over tokens of |made - target|^2 / |target|^2, both (..., hidden); float32."""
-    difference = (made.float() - target.float()).square().mean(-1)
-    size = target.float().square().mean(-1)
-    return (difference / size.clamp(min=torch.finfo(torch.float32).tiny)).mean()
 
 
 class _Optimizers:

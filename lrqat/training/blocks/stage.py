@@ -26,7 +26,7 @@ from lrqat.training.blocks.fitting import fit_block
 from lrqat.training.blocks.moments import BlockInputs, measure_block
 from lrqat.training.blocks.saved import FOLDER, SavedBlocks
 from lrqat.training.blocks.start import thaw
-from lrqat.training.blocks.states import HiddenStates
+from lrqat.training.blocks.states import Examples, HiddenStates
 from lrqat.training.blocks.walk import BlockWalk
 from lrqat.training.calibration import measure_inputs
 from lrqat.training.config import TrainConfig
@@ -46,7 +46,7 @@ class BlockReport:
 
     Attributes:
         name: of the block.
-        before: mean relative squared error of a token as it was rounded, on text held out.
+        before: its loss (`lrqat.training.blocks.loss`) as it was rounded, on text held out.
         after: the same when it was fitted.
         changed: share of the integers that are not those of round-to-nearest.
         weights: the same of every weight, by name; a state of an earlier lrqat does not say it.
@@ -176,18 +176,12 @@ class _Stage:
         if measured is None:
             report = BlockReport(name, **self._load(name))
         else:
-            report = self._fit(index, name, measured, inputs, exact)
+            examples = Examples(inputs, exact, self.text.begins)
+            report = self._fit(index, name, measured, examples)
         inputs.become(lambda rows: self.walk.run(index, inputs.batch(rows, self.dtype), rows))
         return report
 
-    def _fit(
-        self,
-        index: int,
-        name: str,
-        measured: BlockInputs,
-        inputs: HiddenStates,
-        targets: HiddenStates,
-    ) -> BlockReport:
+    def _fit(self, index: int, name: str, measured: BlockInputs, examples: Examples) -> BlockReport:
         importance = measured.importance | self.given
         prepared = replace(self.config, phi="fp32", lora_init="random")
         prepare(self.model, self.parts.plan(name), prepared, importance=importance)
@@ -200,8 +194,7 @@ class _Stage:
         fit = fit_block(
             lambda hidden, rows: self.walk.run(index, hidden, rows),
             block,
-            inputs,
-            targets,
+            examples,
             self.config,
             self.config.seed + index,
             self.dtype,

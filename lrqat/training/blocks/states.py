@@ -6,6 +6,7 @@ channel; what it computes is not.
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -69,3 +70,18 @@ class HiddenStates:
         step = max(1, _BATCH_TOKENS // self.shape[1])
         end = len(self) if most is None else min(len(self), max(1, most // self.shape[1]))
         return (slice(start, min(start + step, end)) for start in range(0, end, step))
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a block learns from.
+
+    Attributes:
+        inputs: what enters it.
+        targets: what it should make of that.
+        begins: first tokens of sequences and documents, bool (sequences, length).
+    """
+
+    inputs: HiddenStates
+    targets: HiddenStates
+    begins: Tensor
