@@ -60,7 +60,7 @@ def find_gguf_size(config: TrainConfig, surgery: SurgeryPlan) -> GgufSize | None
         load_format("gguf")
         from exporters import gguf
 
-        stored = open_model(config.model, trust_remote_code=config.trust_remote_code)
+        stored = open_model(config.source, trust_remote_code=config.trust_remote_code)
         with planned_outcome(config, surgery, stored) as checkpoint:
             plan = gguf.plan(checkpoint)
             nbytes = gguf.file_bytes(plan)

@@ -21,6 +21,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command.parser(__doc__ or "")
     parser.add_argument("model", metavar="MODEL", help="model folder, .gguf file or hub id")
     parser.add_argument("--tokenizer", metavar="FOLDER", help="its tokenizer, if not its own")
+    parser.add_argument("--text-model", action="store_true",
+                        help="of a model that takes images or sound too, the language model inside "
+                        "it alone")  # fmt: skip
     parser.add_argument("--adapter", metavar="FOLDER", help="PEFT LoRA that is merged into it")
     parser.add_argument("--data", required=True, action="append", metavar="SOURCE",
                         help="text to measure on, as for train; may be given again")  # fmt: skip
@@ -53,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for_=args.for_,
         tokenizer=args.tokenizer,
         adapter=args.adapter,
+        text_model=args.text_model,
         trust_remote_code=args.trust_remote_code,
         say=out.say,
         file_bytes=gguf_bytes,

@@ -19,6 +19,9 @@ from lrqat.models.from_gguf.folder import folder_of, is_gguf, tokenizer_folder
 from lrqat.models.tying import settle_tying
 from lrqat.models.weight_misfits import quiet_loading, refuse_misfit, refuse_not_finite
 
+_CAUSAL = "one that AutoModelForCausalLM can load"
+_WITH_TEXT = "--text-model for the language model inside it"
+
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     """The configuration of a causal language model to train; no weights are read.
@@ -31,12 +34,17 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
         ModelError: nothing there, not a model, not a causal language model, or already quantised.
     """
     config = read_config(name, trust_remote_code=trust_remote_code)
+    refuse_quantized(name, config)
+    return config
+
+
+def refuse_quantized(name: str, config: Any) -> None:
+    """Raise ModelError for a model whose files hold quantised weights."""
     if getattr(config, "quantization_config", None):
         raise ModelError(
             f"{name} is quantised already: train its floating-point original, or take it over as "
             f"it is with `lrqat import {name} --output FOLDER`"
         )
-    return config
 
 
 def read_config(name: str, *, trust_remote_code: bool = False) -> Any:
@@ -48,6 +56,22 @@ def read_config(name: str, *, trust_remote_code: bool = False) -> Any:
 
     Raises:
         ModelError: nothing there, not a model, or not a causal language model.
+    """
+    config = read_any_config(name, trust_remote_code=trust_remote_code)
+    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or trust_remote_code
+    if not known or getattr(config, "is_encoder_decoder", False):
+        inside = config.get_text_config() is not config
+        raise ModelError(
+            f"{name} is a {config.model_type!r} model ({config.architectures}), not a causal "
+            f"language model; give {_WITH_TEXT if inside else _CAUSAL}"
+        )
+    return config
+
+
+def read_any_config(name: str, *, trust_remote_code: bool = False) -> Any:
+    """The configuration of any model; no weights are read. Arguments and errors as `read_config`.
+
+    It need not be a causal language model.
     """
     name = str(folder_of(name))
     folder = Path(name)
@@ -77,12 +101,6 @@ def read_config(name: str, *, trust_remote_code: bool = False) -> Any:
         if not trust_remote_code:  # whose code may do as it likes anyway
             refuse_unbuildable(name, values)
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or trust_remote_code
-    if not known or getattr(config, "is_encoder_decoder", False):
-        raise ModelError(
-            f"{name} is a {config.model_type!r} model ({config.architectures}), "
-            "not a causal language model; give one that AutoModelForCausalLM can load"
-        )
     return with_own_attention(config)
 
 
@@ -97,11 +115,28 @@ def load_model(name: str, *, dtype: torch.dtype, trust_remote_code: bool = False
     """
     name = str(folder_of(name))
     config = load_config(name, trust_remote_code=trust_remote_code)
+    model = load_weights(name, config, AutoModelForCausalLM, dtype, trust_remote_code)
+    settle_tying(model, model.config)
+    return model.eval()
+
+
+def load_weights(
+    name: str, config: Any, loader: Any, dtype: torch.dtype | str, trust_remote_code: bool
+) -> Any:
+    """A model with exactly the weights of its files. Raises ModelError, as `load_model`.
+
+    Args:
+        name: a local folder, or an id on the hub.
+        config: of the model.
+        loader: an auto class of transformers.
+        dtype: "auto" for that of the files.
+        trust_remote_code: run Python code that the model brings.
+    """
     remedy = "use an intact copy of the model"
     what, cause = f"cannot load the weights of {name!r}", cause_of_model(name)
     with refusing(ModelError, what, remedy, cause=cause), quiet_loading():
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = loader.from_pretrained(
                 name,
                 config=config,
                 dtype=dtype,
@@ -114,8 +149,7 @@ def load_model(name: str, *, dtype: torch.dtype, trust_remote_code: bool = False
     model, info = loaded
     refuse_misfit(name, model, info)
     refuse_not_finite(name, model.state_dict().items())
-    settle_tying(model, model.config)
-    return model.eval()
+    return model
 
 
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:

@@ -92,7 +92,7 @@ def open_streamed(
     weights = stored.weights
     if weights is None:
         return None
-    model = _without_weights(stored.config, dtype, trust_remote_code)
+    model = unfilled_model(stored.config, dtype, trust_remote_code)
     tied: dict[str, str] = dict(model.all_tied_weights_keys)
     stored_as = _match(model, weights, model.state_dict(), tied, dtype)
     if stored_as is None:
@@ -158,8 +158,8 @@ def load_streamed(
     return streamed.complete(device)
 
 
-def _without_weights(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:
-    """The model with its parameters on meta and its buffers computed."""
+def unfilled_model(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+    """A model of `config`: its parameters on the meta device, its buffers computed."""
     # Building it draws random numbers, and those that follow must not depend on that.
     with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
         return AutoModelForCausalLM.from_config(

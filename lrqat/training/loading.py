@@ -31,7 +31,7 @@ def load_original(settings: ModelSettings, plan: TrainingPlan) -> Any:
 def load_merged(settings: ModelSettings, dtype: torch.dtype) -> Any:
     """The model with its adapter, if it has one, in full precision. Raises ModelError."""
     trust = settings.trust_remote_code
-    model = hub.load_model(settings.model, dtype=dtype, trust_remote_code=trust)
+    model = hub.load_model(settings.source, dtype=dtype, trust_remote_code=trust)
     if settings.adapter is not None:
         Adapter.open(settings.adapter).merge(model)
     return model
@@ -56,9 +56,10 @@ def load_tokenizer(settings: ModelSettings) -> Any:
         ModelError: it cannot be loaded, or is another model's.
     """
     trust = settings.trust_remote_code
-    tokenizer = hub.load_tokenizer(settings.tokenizer or settings.model, trust_remote_code=trust)
+    tokenizer = hub.load_tokenizer(settings.tokenizer or settings.source, trust_remote_code=trust)
     if settings.tokenizer:
-        rows = hub.load_config(settings.model, trust_remote_code=trust).get_text_config().vocab_size
+        config = hub.load_config(settings.source, trust_remote_code=trust)
+        rows = config.get_text_config().vocab_size
         refuse_other_tokens(settings.tokenizer, tokenizer, settings.model, rows)
     return tokenizer
 
@@ -95,7 +96,7 @@ def load_prepared(
         )
     else:
         model = load_streamed(
-            config.model,
+            config.source,
             plan.surgery,
             config,
             dtype=plan.dtype,
@@ -127,7 +128,7 @@ def _preparing(names: Any) -> Any:
 def describe_base(settings: ModelSettings) -> dict[str, Any]:
     """Name, revision, stored type, licence ... of the model, for the checkpoint."""
     name = settings.model
-    stored = hub.load_config(name, trust_remote_code=settings.trust_remote_code)
+    stored = hub.load_config(settings.source, trust_remote_code=settings.trust_remote_code)
     return {
         **_public_name(name, getattr(stored, "_commit_hash", None)),
         **source_facts(name).to_manifest(),

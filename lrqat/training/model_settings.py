@@ -1,6 +1,7 @@
 """The settings of a run's model: where it comes from, and where it computes."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from lrqat.settings import AUTO, Group, about, one_of, option
 
@@ -20,6 +21,9 @@ class ModelSettings(Group):
     adapter: str | None = option(
         "folder of a PEFT LoRA adapter, merged into the model before anything else", None
     )
+    text_model: bool = option(
+        "of a model that takes images or sound too, the language model inside it alone", False
+    )
     dtype: str = option(
         "compute type of the steps; auto: bfloat16 on GPUs, and on CPUs that are faster with it "
         "for models stored so, else float32; results are measured in float32 whatever this is",
@@ -33,3 +37,16 @@ class ModelSettings(Group):
         "read, round and drop the weights one at a time; the model is never whole in memory", False
     )
     trust_remote_code: bool = option("run Python code that the model brings", False)
+
+    @cached_property
+    def source(self) -> str:
+        """What weights are read from: `model`, or the folder of the text model inside it.
+
+        Raises:
+            ModelError: there is none.
+        """
+        if not self.text_model:
+            return self.model
+        from lrqat.models.nested import text_folder
+
+        return str(text_folder(self.model, trust_remote_code=self.trust_remote_code))

@@ -33,7 +33,7 @@ def planned_outcome(
     Raises:
         ModelError: see `planned_checkpoint`.
     """
-    read_generation_config(stored.skeleton, config.model)
+    read_generation_config(stored.skeleton, config.source)
     tokenizer = load_tokenizer(config)
     with planned_checkpoint(
         stored,

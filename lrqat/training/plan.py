@@ -78,7 +78,7 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
         UserError: anything about the model, the grid or the settings that would stop the run.
     """
     config = config.resolved()
-    stored = open_model(config.model, trust_remote_code=config.trust_remote_code)
+    stored = open_model(config.source, trust_remote_code=config.trust_remote_code)
     model = stored.skeleton
     if config.adapter is not None:
         Adapter.open(config.adapter).check(model)

@@ -70,7 +70,7 @@ class Planner:
         given = {name: value for name, value in settings.items() if value is not None}
         config = TrainConfig(model=model, data=data, output="", **given).resolved()
         trust = config.trust_remote_code
-        stored = open_model(model, trust_remote_code=trust)
+        stored = open_model(config.source, trust_remote_code=trust)
         for note in stored.notes:
             say(note)
         surgery = plan_grids(stored.skeleton, config)

@@ -31,8 +31,8 @@ class StageSettings(Group):
         f"steps of each block, of some {BLOCK_BATCH:,} tokens", 100, at_least(1)
     )
     block_tokens: int | None = option(
-        "tokens of the text that blocks are trained on; default: what their steps take, so that none "
-        "is seen twice",
+        "tokens of the text that blocks are trained on; default: what their steps take, so that "
+        "none is seen twice",
         None,
         at_least(2),
     )

@@ -1,18 +1,14 @@
 """The Hugging Face folder of a GGUF file, made once and kept in the user's cache.
 
-    ~/.cache/lrqat/gguf/NAME-HASH/      (under XDG_CACHE_HOME where that is set)
+    ~/.cache/lrqat/gguf/NAME-HASH/      see `lrqat.models.kept_folders`
         model.safetensors               bfloat16
         config.json
 
-The hash is of the file's path, size and time, and of the version that read it. The tokenizer is
-read anew each time, since it takes a second, and another one may be given in its place. Those used
-last are kept (`kept_folders`).
+The tokenizer is read anew each time, since it takes a second, and another one may be given in its
+place.
 """
 
-import hashlib
-import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,16 +17,14 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from lrqat import __version__
-from lrqat.atomic_files import replaced_folder, write_json
+from lrqat.atomic_files import write_json
 from lrqat.errors import ModelError, refusing
 from lrqat.models.configuration import build_config
-from lrqat.models.from_gguf.kept_folders import note_use, remove_oldest
+from lrqat.models.kept_folders import file_identity, kept_folder
 from lrqat.optional_libraries import load
 
 _CONFIG = "config.json"
 _MAGIC = b"GGUF"
-_LONGEST_SECONDS = 3600.0  # to read a file: some hundred megabytes a second
 
 
 def is_gguf(name: str | Path) -> bool:
@@ -60,33 +54,18 @@ def model_folder(name: str | Path) -> Path:
         OutputError: the folder cannot be written.
     """
     path = existing(name)
-    folder = _cache() / f"{path.stem}-{_identity(path)}"
-    if _is_made(folder, path):
-        note_use(folder / _CONFIG)
-        return folder
+    return kept_folder("gguf", path.stem, file_identity(path), lambda made: _write(path, made))
+
+
+def _write(path: Path, folder: Path) -> None:
     header, config = read_file(path)
     from lrqat.models.from_gguf.configuration import read_generation
     from lrqat.models.from_gguf.weights import write_weights
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with replaced_folder(folder, True, _CONFIG) as staging, _explained(path):
-        write_weights(path, header, _skeleton(path, config), config, staging)
-        write_json(staging / "generation_config.json", read_generation(header))
-        write_json(staging / _CONFIG, config)  # its presence says that the folder is complete
-    remove_oldest(folder.parent, _CONFIG)
-    return folder
-
-
-def _is_made(folder: Path, path: Path) -> bool:
-    """Whether the folder is there; of several processes of a run, the first one makes it."""
-    end = time.monotonic() + _LONGEST_SECONDS
-    while not (folder / _CONFIG).is_file():
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            return False
-        if time.monotonic() > end:
-            raise ModelError(f"{path} has not been read by the first process; start it alone first")
-        time.sleep(0.2)
-    return True
+    with _explained(path):
+        write_weights(path, header, _skeleton(path, config), config, folder)
+        write_json(folder / "generation_config.json", read_generation(header))
+        write_json(folder / _CONFIG, config)
 
 
 @contextmanager
@@ -159,17 +138,6 @@ def existing(name: str | Path) -> Path:
     if not path.is_file():
         raise ModelError(f"no GGUF file at {name}; check the path")
     return path.resolve()
-
-
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "lrqat" / "gguf"
-
-
-def _identity(path: Path) -> str:
-    found = path.stat()
-    said = f"{__version__} {path} {found.st_size} {found.st_mtime_ns}"
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 def read_file(path: Path) -> tuple[Any, dict[str, Any]]:

@@ -93,7 +93,7 @@ def prepare_by_blocks(
         stage = _Stage(original, config, plan, saved, text, record)
         return original, stage.go(folder / FOLDER)
     streamed = open_streamed(
-        config.model,
+        config.source,
         dtype=plan.dtype,
         device=plan.device,
         trust_remote_code=config.trust_remote_code,

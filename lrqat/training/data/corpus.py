@@ -89,7 +89,7 @@ def _sources(config: TrainConfig, tokenizer: Any, model: Any, say: Say) -> tuple
         return config.sources
     length, folder = config.sequence_length, Path(config.output)
     writing = Writing(length, _blocks(config) * length, config.batch_size, config.seed)
-    path = answers_file(folder, prompts, config.model, writing)
+    path = answers_file(folder, prompts, config.source, writing)
     if processes.is_main() and not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
 

@@ -66,7 +66,7 @@ def prepare_teacher(
     choice = choose_teacher(config, model, kv_bits=config.kv_bits)
     if choice is None:
         return Distillation(None, None, blocks)
-    name = config.model if config.teacher == SELF else config.teacher
+    name = config.source if config.teacher == SELF else config.teacher
     second = None if choice.second is None else _load(name, config, plan.device, plan.dtype)
     logits = _in_full_precision(model) if second is None else torch_logits(second)
     text: Any = blocks
@@ -111,7 +111,7 @@ def _cached(config: TrainConfig, name: str, teacher: Any, blocks: TokenBlocks) -
     folder = Path(str(config.teacher_cache))
     key = CacheKey.of(
         blocks,
-        teacher=_identity(name, teacher, config.adapter if name == config.model else None),
+        teacher=_identity(name, teacher, config.adapter if name == config.source else None),
         k=config.teacher_top_k,
         vocabulary=teacher.config.get_text_config().vocab_size,
     )

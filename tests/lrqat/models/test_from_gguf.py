@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from exporters.gguf.file.header import GgufFileError
 from lrqat.cli import plan, train
 from lrqat.errors import ModelError
-from lrqat.models import hub
+from lrqat.models import hub, kept_folders
 from lrqat.models.from_gguf import folder as gguf_folder
 from lrqat.models.stored_model import open_model
 from lrqat.models.streaming import read_generation_config
@@ -144,7 +144,7 @@ def test_a_file_that_is_not_understood_is_refused(tiny, tmp_path, changes, match
     path = rewritten(tiny, tmp_path / "other.gguf", **changes)
     with pytest.raises(ModelError, match=match):
         open_model(str(path))
-    assert not list(gguf_folder._cache().glob("other-*"))
+    assert not list(kept_folders.cache("gguf").glob("other-*"))
 
 
 def test_a_file_that_is_damaged_is_refused(tiny, tmp_path):

@@ -3,7 +3,7 @@
 import os
 import time
 
-from lrqat.models.from_gguf.kept_folders import note_use, remove_oldest
+from lrqat.models.kept_folders import note_use, remove_oldest
 
 DAY = 86_400
 
