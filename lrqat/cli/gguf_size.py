@@ -5,9 +5,9 @@ from typing import Any
 
 from exporters.format import load_format
 from lrqat.errors import RecipeError, UserError
-from lrqat.models.stored_model import open_model
 from lrqat.models.surgery import SurgeryPlan
 from lrqat.recipes.file_size import Nearest, nearest_recipe
+from lrqat.training.base_model import open_base
 from lrqat.training.config import TrainConfig
 from lrqat.training.outcome import planned_outcome
 from lrqat.training.recipes import model_shape
@@ -60,7 +60,7 @@ def find_gguf_size(config: TrainConfig, surgery: SurgeryPlan) -> GgufSize | None
         load_format("gguf")
         from exporters import gguf
 
-        stored = open_model(config.source, trust_remote_code=config.trust_remote_code)
+        stored = open_base(config)
         with planned_outcome(config, surgery, stored) as checkpoint:
             plan = gguf.plan(checkpoint)
             nbytes = gguf.file_bytes(plan)

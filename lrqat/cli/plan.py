@@ -24,7 +24,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--text-model", action="store_true",
                         help="of a model that takes images or sound too, the language model inside "
                         "it alone")  # fmt: skip
-    parser.add_argument("--adapter", metavar="FOLDER", help="PEFT LoRA that is merged into it")
+    parser.add_argument("--adapter", metavar="FOLDER[:WEIGHT]", action="append", default=[],
+                        help="PEFT LoRA that is merged into it; several add up")  # fmt: skip
     parser.add_argument("--data", required=True, action="append", metavar="SOURCE",
                         help="text to measure on, as for train; may be given again")  # fmt: skip
     parser.add_argument("--target-size", help="bytes of the GGUF file, as 70MB")
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         target_bits=args.target_bits,
         for_=args.for_,
         tokenizer=args.tokenizer,
-        adapter=args.adapter,
+        adapter=tuple(args.adapter),
         text_model=args.text_model,
         trust_remote_code=args.trust_remote_code,
         say=out.say,

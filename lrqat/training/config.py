@@ -151,7 +151,7 @@ def _refuse_measuring(config: TrainConfig) -> None:
     """Refuse what needs a whole model, in a run that is streamed."""
     if config.writes_own:
         raise UserError("--streamed has no whole model, which --data self needs to write text")
-    if config.adapter is not None:
+    if config.adapter:
         raise UserError(
             "--streamed reads weights as they are stored, without --adapter; train without "
             "--streamed, or merge the adapter first (peft: merge_and_unload, save_pretrained)"

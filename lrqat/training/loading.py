@@ -8,7 +8,7 @@ from transformers import set_seed
 
 from lrqat.errors import ModelError
 from lrqat.models import hub
-from lrqat.models.adapter import Adapter
+from lrqat.models.adapters.merging import Adapters, folder_and_weight
 from lrqat.models.from_gguf.folder import is_gguf
 from lrqat.models.from_gguf.other_tokenizer import refuse_other_tokens
 from lrqat.models.preparation import freeze_scales, prepare
@@ -16,6 +16,7 @@ from lrqat.models.source_facts import source_facts
 from lrqat.models.streaming import load_streamed
 from lrqat.models.trial import refuse_unrunnable
 from lrqat.progress import tqdm
+from lrqat.training.base_model import load_merged, open_base
 from lrqat.training.calibration import calibration_batches, measure_inputs, quantize_activations
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.blocks import TokenBlocks
@@ -26,15 +27,6 @@ from lrqat.training.plan import TrainingPlan, device_of, dtype_of
 def load_original(settings: ModelSettings, plan: TrainingPlan) -> Any:
     """The model in full precision, on the device of the run. Raises ModelError."""
     return _runnable(load_merged(settings, plan.dtype).to(plan.device))
-
-
-def load_merged(settings: ModelSettings, dtype: torch.dtype) -> Any:
-    """The model with its adapter, if it has one, in full precision. Raises ModelError."""
-    trust = settings.trust_remote_code
-    model = hub.load_model(settings.source, dtype=dtype, trust_remote_code=trust)
-    if settings.adapter is not None:
-        Adapter.open(settings.adapter).merge(model)
-    return model
 
 
 def load_whole(settings: ModelSettings) -> Any:
@@ -50,16 +42,16 @@ def _runnable(model: Any) -> Any:
 
 
 def load_tokenizer(settings: ModelSettings) -> Any:
-    """The tokenizer of the model, or the one that `--tokenizer` names.
+    """The tokenizer of the model, or of an adapter that changed it, or that `--tokenizer` names.
 
     Raises:
         ModelError: it cannot be loaded, or is another model's.
     """
-    trust = settings.trust_remote_code
-    tokenizer = hub.load_tokenizer(settings.tokenizer or settings.source, trust_remote_code=trust)
+    own = Adapters.open(settings.adapter).tokenizer if settings.adapter else None
+    name = settings.tokenizer or own or settings.source
+    tokenizer = hub.load_tokenizer(name, trust_remote_code=settings.trust_remote_code)
     if settings.tokenizer:
-        config = hub.load_config(settings.source, trust_remote_code=trust)
-        rows = config.get_text_config().vocab_size
+        rows = open_base(settings).skeleton.get_input_embeddings().weight.shape[0]
         refuse_other_tokens(settings.tokenizer, tokenizer, settings.model, rows)
     return tokenizer
 
@@ -132,9 +124,16 @@ def describe_base(settings: ModelSettings) -> dict[str, Any]:
     return {
         **_public_name(name, getattr(stored, "_commit_hash", None)),
         **source_facts(name).to_manifest(),
-        **({"adapter": Path(settings.adapter).resolve().name} if settings.adapter else {}),
+        **_adapters(settings.adapter),
         "dtype": str(stored.dtype or torch.float32).removeprefix("torch."),
     }
+
+
+def _adapters(entries: tuple[str, ...]) -> dict[str, str]:
+    """The adapters without paths of this machine, those with a weight as NAME:WEIGHT."""
+    named = [folder_and_weight(entry) for entry in entries]
+    names = [Path(f).resolve().name + ("" if w == 1 else f":{w:g}") for f, w in named]
+    return {"adapter": " + ".join(names)} if names else {}
 
 
 def _public_name(name: str, revision: str | None) -> dict[str, str | None]:

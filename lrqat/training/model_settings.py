@@ -18,8 +18,10 @@ class ModelSettings(Group):
     tokenizer: str | None = option(
         "folder or hub id of the tokenizer, if not the model's own", None
     )
-    adapter: str | None = option(
-        "folder of a PEFT LoRA adapter, merged into the model before anything else", None
+    adapter: tuple[str, ...] = option(
+        "folder of a PEFT LoRA adapter, merged into the model before anything else; FOLDER:0.5 for "
+        "half of it; several add up",
+        (),
     )
     text_model: bool = option(
         "of a model that takes images or sound too, the language model inside it alone", False

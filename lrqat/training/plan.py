@@ -7,12 +7,12 @@ import torch
 
 from lrqat.errors import UserError, first_line
 from lrqat.evaluation.perplexity import refuse_beyond
-from lrqat.models.adapter import Adapter
 from lrqat.models.positions import learned_positions, trained_positions, warning_beyond
 from lrqat.models.preparation import check_settings
 from lrqat.models.stored_model import open_model
 from lrqat.models.surgery import SurgeryPlan, plan_surgery
 from lrqat.settings import AUTO
+from lrqat.training.base_model import open_base
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.corpus import check_texts
 from lrqat.training.data.self_generated import refuse_short_context
@@ -78,10 +78,8 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
         UserError: anything about the model, the grid or the settings that would stop the run.
     """
     config = config.resolved()
-    stored = open_model(config.source, trust_remote_code=config.trust_remote_code)
+    stored = open_base(config)
     model = stored.skeleton
-    if config.adapter is not None:
-        Adapter.open(config.adapter).check(model)
     surgery = plan_grids(model, config)
     check_settings(surgery, config)
     check_texts(config)

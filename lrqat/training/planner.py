@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from lrqat.budget.prices import Allotment, Prices
-from lrqat.models.stored_model import open_model
 from lrqat.models.surgery import SurgeryPlan
 from lrqat.recipes.recipe import Recipe
+from lrqat.training.base_model import open_base
 from lrqat.training.budget import (
     FileBytes,
     Say,
@@ -69,8 +69,7 @@ class Planner:
         """
         given = {name: value for name, value in settings.items() if value is not None}
         config = TrainConfig(model=model, data=data, output="", **given).resolved()
-        trust = config.trust_remote_code
-        stored = open_model(config.source, trust_remote_code=trust)
+        stored = open_base(config)
         for note in stored.notes:
             say(note)
         surgery = plan_grids(stored.skeleton, config)

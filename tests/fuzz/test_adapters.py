@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from lrqat.models.adapter import Adapter
+from lrqat.models.adapters.merging import Adapters
 from tests.fuzz.harness import altered_bytes, altered_json, fuzz, outcome
 from tests.support.zoo import make
 
@@ -34,4 +34,4 @@ def test_adapters(folder, data):
     (folder / "adapter_config.json").write_text(json.dumps(config))
     weights = data.draw(altered_bytes([save(pair)]))
     (folder / "adapter_model.safetensors").write_bytes(weights)
-    outcome(lambda: Adapter.open(folder).merge(model))
+    outcome(lambda: Adapters.open((str(folder),)).merge(model))

@@ -14,12 +14,13 @@ from lrqat.evaluation.perplexity import LogitsFunction
 from lrqat.layers.methods import METHODS
 from lrqat.layers.modes import full_precision
 from lrqat.models import hub
+from lrqat.models.adapters.merging import folder_and_weight
 from lrqat.models.reference import torch_logits
 from lrqat.progress import tqdm
 from lrqat.training import processes
+from lrqat.training.base_model import load_merged
 from lrqat.training.config import TrainConfig
 from lrqat.training.data.blocks import TokenBlocks
-from lrqat.training.loading import load_merged
 from lrqat.training.model_settings import ModelSettings
 from lrqat.training.objectives.cache_key import CacheKey
 from lrqat.training.objectives.losses import Teacher
@@ -111,7 +112,7 @@ def _cached(config: TrainConfig, name: str, teacher: Any, blocks: TokenBlocks) -
     folder = Path(str(config.teacher_cache))
     key = CacheKey.of(
         blocks,
-        teacher=_identity(name, teacher, config.adapter if name == config.source else None),
+        teacher=_identity(name, teacher, config.adapter if name == config.source else ()),
         k=config.teacher_top_k,
         vocabulary=teacher.config.get_text_config().vocab_size,
     )
@@ -127,10 +128,12 @@ def _teacher_bar(items: Any) -> Iterator[Any]:
     return iter(tqdm(items, desc="teacher", unit="batch"))
 
 
-def _identity(name: str, model: Any, adapter: str | None = None) -> str:
+def _identity(name: str, model: Any, adapters: tuple[str, ...] = ()) -> str:
     """What tells this teacher from a retrained one: name, and revision or times of its weights."""
-    if adapter is not None:
-        return f"{_identity(name, model)} + {_identity(adapter, model)}"
+    if adapters:
+        named = [folder_and_weight(entry) for entry in adapters]
+        added = (f"{weight} {_identity(folder, model)}" for folder, weight in named)
+        return " + ".join([_identity(name, model), *added])
     folder = Path(name)
     if not folder.exists():
         return f"{name}@{getattr(model.config, '_commit_hash', None)}"

@@ -9,6 +9,7 @@ from lrqat.checkpoint.publishing import RUN as RUN_FILE
 from lrqat.checkpoint.publishing import STATES
 from lrqat.errors import OutputError, UserError
 from lrqat.foreign_files import read_json
+from lrqat.models.adapters.merging import folder_and_weight
 from lrqat.recipes.recipe_file import read_recipe, write_recipe
 from lrqat.training.blocks.saved import has_blocks
 from lrqat.training.budget import Budgeted
@@ -59,7 +60,6 @@ def refuse_overwritten_inputs(config: TrainConfig, overwrite: bool, resume: str 
     given = {
         "--model": config.model,
         "--eval-data": config.eval_data,
-        "--adapter": config.adapter,
         "--teacher": config.teacher,
         "--imatrix": config.imatrix,
         "--recipe": config.recipe,
@@ -67,6 +67,7 @@ def refuse_overwritten_inputs(config: TrainConfig, overwrite: bool, resume: str 
     }
     # Else it is an id on the hub, or a word such as self.
     named = [*(("--data", source.name) for source in config.sources), *given.items()]
+    named += [("--adapter", folder_and_weight(entry)[0]) for entry in config.adapter]
     inputs = [(name, path) for name, path in named if path and Path(path).exists()]
     states = Path(config.output).resolve() / STATES
     outside = [(name, path) for name, path in inputs if Path(path).resolve().parent != states]

@@ -50,5 +50,5 @@ def test_what_has_no_text_model_inside_is_refused(nested, tiny_model):
     with pytest.raises(ModelError, match="is a text model itself; leave --text-model out"):
         text_folder(str(tiny_model))
     _, folder = nested("qwen3_vl")
-    with pytest.raises(ModelError, match=r"'qwen3_vl' model .*; give --text-model for the language"):
+    with pytest.raises(ModelError, match=r"'qwen3_vl' model .*; give --text-model for"):
         hub.load_config(folder)
