@@ -144,15 +144,12 @@ class QuantizedWeight(nn.Module):
 
     @torch.no_grad()
     def freeze(self, downcast: Downcast) -> None:
-        """Keep V in the form of `downcast` as Phi0, from which A and B start anew.
+        """Keep the integers in the form of `downcast` as Phi0, from which A and B start anew.
 
-        No integer changes: where the form would round one over an edge, Phi0 is the integer itself.
+        Not V itself: training leaves many of its entries beside an edge of rounding, where the next
+        small change of A, B and the scales would turn their integers at random.
         """
-        latent, q = self.phi.detach(), integers(self.phi.detach().clone(), self.grid)
-        phi = downcast.encode(latent, self.grid)
-        kept = downcast.decode(phi, self.grid, self.in_features, latent.dtype)
-        same = integers(kept.clone(), self.grid) == q
-        phi = phi if same.all() else downcast.encode(torch.where(same, latent, q), self.grid)
+        phi = downcast.encode(integers(self.phi.detach().clone(), self.grid), self.grid)
         self.downcast, self.thawed = downcast, False
         self.phi = nn.Parameter(phi, requires_grad=False)
         self.restart()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lrqat.errors import NonFiniteLossError
 from lrqat.training import processes
 from lrqat.training.blocks.aside import set_aside
-from lrqat.training.blocks.loss import block_loss
+from lrqat.training.blocks.loss import BlockLoss, block_loss
 from lrqat.training.blocks.states import Examples, HiddenStates
 from lrqat.training.rates import units_in
 from lrqat.training.stage_settings import BLOCK_BATCH, StageSettings
@@ -29,7 +29,7 @@ _HELD_OUT_TOKENS = 2048  # at the end of the text; the block is measured on them
 
 @dataclass(frozen=True)
 class Fit:
-    """What the steps of a block gave: its loss on text that was held out.
+    """What the steps of a block gave: its `block_loss` on text that was held out.
 
     Attributes:
         before: of the block as it was rounded.
@@ -44,6 +44,7 @@ def fit_block(
     run: Callable[[Tensor, Tensor | slice], Tensor],
     block: nn.Module,
     examples: Examples,
+    loss_of: BlockLoss,
     settings: StageSettings,
     seed: int,
     dtype: torch.dtype,
@@ -56,6 +57,7 @@ def fit_block(
         run: the block, (batch, length, hidden) of some sequences, and which, to the same.
         block: itself.
         examples: text for it.
+        loss_of: what is minimised.
         settings: steps and rates.
         seed: of the order of the text.
         dtype: compute type.
@@ -68,25 +70,28 @@ def fit_block(
     inputs, targets = examples.inputs, examples.targets
     held_out = slice(len(inputs) - _rows(inputs, _HELD_OUT_TOKENS), len(inputs))
 
-    def error(rows: Any) -> Tensor:
+    def judged(by: BlockLoss, rows: Any) -> Tensor:
         made = run(inputs.batch(rows, dtype), rows)
         begins = examples.begins[rows].to(made.device)
-        return block_loss(made, targets.batch(rows, dtype), begins)
+        return by(made, targets.batch(rows, dtype), begins)
 
-    with torch.no_grad():
-        before = float(error(held_out))
+    @torch.no_grad()
+    def errors() -> tuple[float, float]:
+        return float(judged(loss_of, held_out)), float(judged(block_loss, held_out))
+
+    before, reported = errors()
     trained = [parameter for _, parameter, _ in _trained(block)]
     with set_aside(trained, folder) as restore, _Optimizers(block, settings) as adam:
         for rows in _order(inputs, held_out.start, settings.block_steps, seed):
-            loss = error(rows)
+            loss = judged(loss_of, rows)
             _refuse_not_finite(loss)
             adam.step(loss)
             between_steps()
-        with torch.no_grad():
-            after = float(error(held_out))
-        if not after <= before:
-            restore()
-    return Fit(before, min(before, after))
+        after, found = errors()
+        if after <= before:
+            return Fit(reported, found)
+        restore()
+    return Fit(reported, reported)
 
 
 class _Optimizers:

@@ -23,6 +23,7 @@ from lrqat.progress import tqdm
 from lrqat.training import processes
 from lrqat.training.blocks.block_parts import REST, BlockParts
 from lrqat.training.blocks.fitting import fit_block
+from lrqat.training.blocks.loss import BlockLoss, block_loss, logits_loss
 from lrqat.training.blocks.moments import BlockInputs, measure_block
 from lrqat.training.blocks.saved import FOLDER, SavedBlocks
 from lrqat.training.blocks.start import thaw
@@ -195,6 +196,7 @@ class _Stage:
             lambda hidden, rows: self.walk.run(index, hidden, rows),
             block,
             examples,
+            self._loss(index),
             self.config,
             self.config.seed + index,
             self.dtype,
@@ -213,6 +215,12 @@ class _Stage:
         errors = {"error_before": fit.before, "error_after": fit.after, "changed": share}
         self.record("blocks", errors, index + 1)
         return report
+
+    def _loss(self, index: int) -> BlockLoss:
+        """What a block minimises."""
+        if index + 1 < len(self.walk.names):
+            return block_loss
+        return logits_loss(self.walk.tail(), self.model.config.get_text_config().vocab_size)
 
     def _measure(self, index: int, name: str, inputs: HiddenStates) -> BlockInputs:
         """What the blocks before hand on to the projections of a block, by module name."""

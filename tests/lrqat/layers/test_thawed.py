@@ -61,6 +61,7 @@ def test_frozen_again_it_has_the_integers_it_had_and_starts_from_them(phi):
     assert (integers_then != layer_on("q4_0").integers()).float().mean() > 0.2
     layer.freeze(DOWNCASTS[phi])
     assert torch.equal(layer.integers(), integers_then)
+    assert torch.equal(layer.latent(slice(None)), integers_then.float())
     assert torch.equal(layer.integers(), layer.start_integers())
     assert not layer.lora_a.any()
     assert not layer.keeps_original
