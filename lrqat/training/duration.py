@@ -123,10 +123,12 @@ class _Run:
         return windows * (passes * alone + compared * built)
 
     def blocks(self) -> float:
-        """Every block's steps, and the walks of the text through them."""
+        """Every block's steps, the last one's logits, and the walks of the text through them."""
         config, work, pace = self._config, self._work, self._pace
         forward = pace.product * work.products + self._between(config.sequence_length)
-        a_step = BLOCK_BATCH * _LEARNING * forward + pace.thawed * work.built
+        # Of the logits the original's are computed, and the others forwards and backwards.
+        logits = _LEARNING * pace.product * work.head + work.vocabulary * pace.logit
+        a_step = BLOCK_BATCH * (_LEARNING * forward + logits) + pace.thawed * work.built
         text = config.block_text
         walked = _WALKS * text + min(text, config.importance_tokens)
         return config.block_steps * a_step + walked * forward
