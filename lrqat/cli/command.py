@@ -7,6 +7,7 @@ terminal would obey in names that others chose.
 
 import argparse
 import json
+import logging
 import os
 import sys
 import warnings
@@ -190,5 +191,7 @@ def _quiet_libraries() -> None:
         imported = sys.modules.get("transformers")
         if imported is not None:  # by tools/train.py, and it asks only then
             imported.logging.set_verbosity_error()
+    # peft imports it where it is installed, and it misses a package that nobody asked for.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.formatwarning = lambda message, *where, **more: f"warning: {shown(str(message))}\n"
     warnings.filterwarnings("ignore", module=r"(torch|transformers|datasets|onnxscript)\b")
