@@ -105,7 +105,9 @@ class TrainConfig(
         """`learning_rate` and `scale_learning_rate`, or what they are where nobody said."""
         low_rank, scale = LORA_INITS[self.lora_init].learning_rate, SCALE_RATE
         if after_blocks:
-            low_rank, scale = AFTER_BLOCKS["low_rank"], AFTER_BLOCKS["scale"]
+            two = find_grid(self.grid).bits <= 2
+            low_rank = AFTER_BLOCKS["low_rank"]
+            scale = AFTER_BLOCKS["scale of 2 bits" if two else "scale"]
         of_method = METHODS[self.method].learning_rate
         low_rank = low_rank if of_method is None else of_method
         return {

@@ -18,8 +18,9 @@ from lrqat.training.optimizers import OPTIMIZERS, refuse_unavailable
 SELF = "self"  # as --teacher: the model itself
 NONE = "none"  # as --teacher
 SCALE_RATE = 1e-2
-# After blocks all is near where it belongs, and higher rates first lead away from there.
-AFTER_BLOCKS = {"low_rank": 5e-4, "scale": 7e-4}
+# After blocks all is near where it belongs, and higher rates first lead away from there; least so
+# on 2 bits, where there is most left to learn.
+AFTER_BLOCKS = {"low_rank": 5e-4, "scale": 7e-4, "scale of 2 bits": 2e-3}
 EMBEDDING_AND_HEAD = "q8_0"  # their grid; costs next to nothing, and halves what F16 would take
 
 
@@ -211,7 +212,7 @@ class ScheduleSettings(Group):
     )
     scale_learning_rate: float | None = option(
         f"peak rate of the scales, in steps of the grid; default: {SCALE_RATE:g}, and after blocks "
-        f"{AFTER_BLOCKS['scale']:g}",
+        f"{AFTER_BLOCKS['scale']:g}, on 2 bits {AFTER_BLOCKS['scale of 2 bits']:g}",
         None,
         at_least(0),
     )

@@ -74,6 +74,12 @@ def test_starts_and_their_rate_follow_from_what_can_be_measured(given, starts):
     assert config.resolved() == config
 
 
+@pytest.mark.parametrize(("grid", "rate"), [("q2_0", 2e-3), ("tq2_0", 2e-3), ("q4_0", 7e-4)])
+def test_scales_of_2_bits_learn_faster_after_blocks(grid, rate):
+    given = GIVEN | {"grid": grid, "stages": "blocks,model"}
+    assert TrainConfig(**given).resolved().scale_learning_rate == rate
+
+
 def test_settings_are_recorded_as_they_are_used():
     recorded = TrainConfig(**GIVEN, stages="model", setting="4-8-4", grid_for=("a=q8_0",)).to_json()
     assert recorded["setting"] == "4-8-4"
