@@ -54,7 +54,7 @@ def text_folder(name: str, *, trust_remote_code: bool = False) -> Path:
     if config.get_text_config() is config:
         raise ModelError(f"{name} is a text model itself; leave --text-model out")
     hub.refuse_quantized(name, config)
-    local = Path(name) if Path(name).is_dir() else Path(snapshot_download(name))
+    local = _local(name)
     files = sorted(file for file in local.iterdir() if file.is_file())
     return kept_folder(
         "text",
@@ -71,9 +71,22 @@ def _write(local: Path, config: Any, trust_remote_code: bool, folder: Path) -> N
     text = _text_of(local, whole, alone)
     _refuse_other_logits(local, whole, text)
     tokenizer = hub.load_tokenizer(local, trust_remote_code=trust_remote_code)
-    with refusing(ModelError, f"cannot write the text model of {local}", "see what is wrong"):
+    with refusing(
+        ModelError,
+        f"cannot write the text model of {local}",
+        "free space there, or name another cache with XDG_CACHE_HOME",
+    ):
         tokenizer.save_pretrained(folder)
         text.save_pretrained(folder)
+
+
+def _local(name: str) -> Path:
+    if Path(name).is_dir():
+        return Path(name)
+    with refusing(
+        ModelError, f"cannot download {name!r}", "check the connection, or give a local folder"
+    ):
+        return Path(snapshot_download(name))
 
 
 def _loader(local: Path, config: Any) -> Any:

@@ -70,20 +70,22 @@ def fit_block(
     inputs, targets = examples.inputs, examples.targets
     held_out = slice(len(inputs) - _rows(inputs, _HELD_OUT_TOKENS), len(inputs))
 
-    def judged(by: BlockLoss, rows: Any) -> Tensor:
-        made = run(inputs.batch(rows, dtype), rows)
-        begins = examples.begins[rows].to(made.device)
-        return by(made, targets.batch(rows, dtype), begins)
+    def made(rows: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """What a loss takes."""
+        output = run(inputs.batch(rows, dtype), rows)
+        return output, targets.batch(rows, dtype), examples.begins[rows].to(output.device)
 
     @torch.no_grad()
     def errors() -> tuple[float, float]:
-        return float(judged(loss_of, held_out)), float(judged(block_loss, held_out))
+        """Of the text held out: what decides, and what is reported of every block alike."""
+        found = made(held_out)
+        return float(loss_of(*found)), float(block_loss(*found))
 
     before, reported = errors()
     trained = [parameter for _, parameter, _ in _trained(block)]
     with set_aside(trained, folder) as restore, _Optimizers(block, settings) as adam:
         for rows in _order(inputs, held_out.start, settings.block_steps, seed):
-            loss = judged(loss_of, rows)
+            loss = loss_of(*made(rows))
             _refuse_not_finite(loss)
             adam.step(loss)
             between_steps()

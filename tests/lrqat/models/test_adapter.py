@@ -93,14 +93,13 @@ def test_an_embedding_of_more_tokens_resizes_the_model(tmp_path):
 
 def test_several_add_up_by_their_weights(tmp_path):
     theirs = trained_by_peft("llama", tmp_path / "one")
-    other = trained_by_peft("llama", tmp_path / "two", seed=1, use_rslora=True)
+    trained_by_peft("llama", tmp_path / "two", seed=1, use_rslora=True)
     theirs.load_adapter(tmp_path / "two", "two")
     theirs.add_weighted_adapter(["default", "two"], [0.5, 2.0], "sum", combination_type="cat")
     theirs.set_adapter("sum")
     ours = make("llama")
     merge(ours, f"{tmp_path / 'one'}:0.5", f"{tmp_path / 'two'}:2")
     assert_same(ours, theirs.merge_and_unload(), atol=1e-5)
-    assert other is not theirs
 
 
 def test_what_is_no_sum_stands_alone(tmp_path):
