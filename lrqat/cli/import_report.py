@@ -1,7 +1,8 @@
 """What was found on which grid, for people; of `import`, and of `inspect` on a folder."""
 
 from lrqat.cli import command
-from lrqat.importing.run import ImportReport, TensorReport
+from lrqat.importing.examination import TensorReport
+from lrqat.importing.run import ImportReport
 
 
 def show_import(out: command.Output, report: ImportReport) -> None:

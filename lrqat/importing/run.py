@@ -1,14 +1,12 @@
-"""Importing from end to end: read each tensor, find its grid, hold it against the source, write it.
+"""Importing from end to end: look at each matrix, and write what was found.
 
     report = import_model("model.gguf", "imported")
 
 A weight is put on a grid only if its integers and scales give back every value that the source's
-own dequantisation gives, in its type. What does not fit stays unquantized and is named with the
-grid that comes nearest.
+own dequantisation gives, in its type (`lrqat.importing.examination`).
 """
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,55 +14,20 @@ from typing import Any
 from lrqat.architectures import BESIDE_TEXT
 from lrqat.atomic_files import explain_os_errors, refuse_existing, refuse_overlap, refuse_unwritable
 from lrqat.checkpoint.publishing import held, published
-from lrqat.checkpoint.reader import QuantizedTensor
 from lrqat.checkpoint.weight_kinds import WeightKind
 from lrqat.errors import UserError
 from lrqat.grids.grid import GRIDS
-from lrqat.importing import search
-from lrqat.importing.recovery import measured
+from lrqat.importing.examination import Progress, TensorReport, examine_all
 from lrqat.importing.sources import open_source
-from lrqat.importing.sources.source import Read, Source
+from lrqat.importing.sources.source import Source
 from lrqat.importing.writing import CheckpointWriter
 from lrqat.models import hub
 from lrqat.models.license_files import license_files
-from lrqat.models.matrices import Matrix, find_matrices
 from lrqat.models.source_facts import source_facts
 from lrqat.models.surgery import SurgeryPlan, Target
 from lrqat.models.text_part import TextPart
 
-Progress = Callable[[str], None]
-
 _NOT_ON_A_GRID = "its weights lie on no grid"
-
-
-@dataclass(frozen=True)
-class TensorReport:
-    """What became of a matrix.
-
-    Attributes:
-        name: of the module.
-        stored: how the source stores it.
-        weights: how many it has.
-        grid: the grid that it was put on, or None.
-        nearest: the grid that came nearest, where it is not exact.
-        share: of the weights that are exact on either.
-        difference: the largest difference from a weight of the source.
-        note: what was converted, or why no grid holds it.
-    """
-
-    name: str
-    stored: str
-    weights: int
-    grid: str | None
-    nearest: str | None
-    share: float
-    difference: float
-    note: str = ""
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether all of it is on a grid, bit for bit."""
-        return self.grid is not None and self.share == 1
 
 
 @dataclass(frozen=True)
@@ -102,15 +65,6 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class _Examined:
-    """A matrix, and what becomes of it."""
-
-    read: Read
-    tensor: QuantizedTensor | None
-    report: TensorReport
-
-
 def examine(source: str, *, progress: Progress = lambda name: None) -> ImportReport:
     """On which grid each matrix of a model lies; nothing is written.
 
@@ -122,10 +76,8 @@ def examine(source: str, *, progress: Progress = lambda name: None) -> ImportRep
         UserError: there is none, or it cannot be read.
     """
     opened = open_source(source)
-    found = []
-    for _, examined in _matrices(opened, allow_inexact=False, progress=progress):
-        found.append(examined.report)
-    return ImportReport(source, opened.kind, found, opened.notes)
+    found = examine_all(opened, allow_inexact=False, progress=progress)
+    return ImportReport(source, opened.kind, [each.report for each in found], opened.notes)
 
 
 def import_model(
@@ -179,20 +131,23 @@ def _write(
 ) -> tuple[SurgeryPlan, list[TensorReport]]:
     beside = dict.fromkeys(TextPart(source.skeleton).beside(), BESIDE_TEXT)
     plan, reports = SurgeryPlan(GRIDS["q4_0"], {}, beside), []
-    seen = set()
-    for (name, matrix), examined in _matrices(source, allow_inexact, progress):
-        reports.append(examined.report)
-        seen.add(_parameter(name))
-        if examined.tensor is None:
-            writer.add_floating(_parameter(name), examined.read.values)
+    seen: set[str] = set()
+    for each in examine_all(source, allow_inexact=allow_inexact, progress=progress):
+        reports.append(each.report)
+        seen.update(each.parameters)
+        name, matrix = each.name, each.matrix
+        if not each.tensors:
+            is_stack = matrix.kind == WeightKind.EXPERTS
+            writer.add_floating(name if is_stack else f"{name}.weight", each.values())
             if matrix.kind != WeightKind.EMBEDDING:
                 plan.kept[name] = matrix.never or _NOT_ON_A_GRID
             if matrix.tied_to:
                 plan.kept[matrix.tied_to] = _NOT_ON_A_GRID
             continue
-        writer.add_weight(examined.tensor, matrix.kind)
+        for tensor in each.tensors:
+            writer.add_weight(tensor, matrix.kind)
         plan.quantized[name] = Target(
-            matrix.shape, examined.tensor.grid, matrix.kind, tied_to=matrix.tied_to
+            matrix.shape, each.tensors[0].grid, matrix.kind, matrix.count, tied_to=matrix.tied_to
         )
     if not plan.quantized:
         raise UserError(
@@ -205,50 +160,6 @@ def _write(
             writer.add_floating(parameter, source.read(parameter).values)
             progress(parameter)
     return plan, reports
-
-
-def _matrices(
-    source: Source, allow_inexact: bool, progress: Progress
-) -> Iterator[tuple[tuple[str, Matrix], _Examined]]:
-    """Every matrix that can be on a grid, in the order of the files."""
-    known = {_parameter(name): (name, matrix) for name, matrix in find_matrices(source.skeleton)
-             if matrix.kind in (WeightKind.LINEAR, WeightKind.EMBEDDING)}  # fmt: skip
-    for parameter in source.shapes:
-        if parameter in known:
-            name, matrix = known[parameter]
-            read = source.read(parameter)
-            yield known[parameter], _examine(name, matrix, read, allow_inexact)
-            progress(parameter)
-
-
-def _examine(name: str, matrix: Matrix, read: Read, allow_inexact: bool) -> _Examined:
-    """Hold what a source says against its own weights, or find integers and scales for these."""
-    found = None if read.tensor is None else search.Finding.of(measured(read.tensor, read.values))
-    if found is None or not found.is_exact:
-        found = search.find(name, read.values)
-    recovered, grid, note = found.recovered, found.grid, read.note
-    if found.is_exact and matrix.never:
-        recovered, note = None, matrix.never
-    elif not found.is_exact:
-        if allow_inexact and not matrix.never and grid is not None and recovered is None:
-            found = search.on(name, read.values, grid)
-            recovered = found.recovered
-        recovered = recovered if allow_inexact and not matrix.never else None
-    report = TensorReport(
-        name,
-        read.said,
-        read.values.numel(),
-        recovered.tensor.grid.name if recovered else None,
-        grid.name if grid is not None and not (recovered and found.is_exact) else None,
-        found.share,
-        found.difference,
-        note,
-    )
-    return _Examined(read, recovered.tensor if recovered else None, report)
-
-
-def _parameter(name: str) -> str:
-    return f"{name}.weight"
 
 
 def _nearest(reports: list[TensorReport]) -> str:

@@ -25,9 +25,10 @@ from lrqat.checkpoint.weight_kinds import WeightKind
 from lrqat.errors import ModelError
 from lrqat.grids.grid import Grid
 from lrqat.models.fuse import manifest_of, save_settings
+from lrqat.models.names_in_files import tensors_by_parameter
 from lrqat.models.stored_model import StoredModel
 from lrqat.models.surgery import SurgeryPlan
-from lrqat.models.tying import is_tied, tensors_by_parameter
+from lrqat.models.tying import is_tied
 from lrqat.models.weight_files import Weights
 
 _NO_TENSORS = "model.safetensors"

@@ -4,13 +4,11 @@ transformers loads a head that differs from the embedding as a head of its own, 
 `tie_word_embeddings` says. What is planned, trained and written follows that.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
+from lrqat.models.names_in_files import tensors_by_parameter
 from lrqat.models.weight_files import Weights
 
 
@@ -70,17 +68,3 @@ def _head_and_embedding(model: Any) -> tuple[Any, Any]:
     getters = ("get_output_embeddings", "get_input_embeddings")
     head, embedding = (getattr(model, name, lambda: None)() for name in getters)
     return head, embedding
-
-
-def tensors_by_parameter(skeleton: Any, tensors: Iterable[str]) -> dict[str, str]:
-    """Parameter of the model -> which tensor of the files it is, if not merged of several."""
-    transforms = get_model_conversion_mapping(skeleton)
-    renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
-    converters = [each for each in transforms if isinstance(each, WeightConverter)]
-    parameters, prefix = skeleton.state_dict(), skeleton.base_model_prefix
-    found = {}
-    for tensor in sorted(tensors):
-        name, merged = rename_source_key(tensor, renamings, converters, prefix, parameters)
-        if merged is None and name in parameters:
-            found[name] = tensor
-    return found

@@ -25,7 +25,7 @@ def folder_of(path, change, config="llama", dtype=torch.bfloat16, **settings):
     model.config.save_pretrained(path)
     make_tokenizer([TEXT], vocabulary=VOCABULARY).save_pretrained(path)
     state = {}
-    for name, value in model.state_dict().items():
+    for name, value in one_by_one(model.state_dict()):
         module = name.removesuffix(".weight")
         changed = change(name, value) if name.endswith(PROJECTION) else {"weight": value}
         parts = changed if name.endswith(".weight") else {}
@@ -34,6 +34,19 @@ def folder_of(path, change, config="llama", dtype=torch.bfloat16, **settings):
         state.pop("lm_head.weight", None)
     save_file(state, path / "model.safetensors", metadata={"format": "pt"})
     return path
+
+
+def one_by_one(state):
+    """Names and values as most files have them: every projection of every expert by itself."""
+    for name, value in state.items():
+        if value.ndim < 3:
+            yield name, value
+            continue
+        stack, _, own = name.rpartition(".")
+        parts = ("gate_proj", "up_proj") if own == "gate_up_proj" else (own,)
+        for i, expert in enumerate(value):
+            for part, rows in zip(parts, expert.chunk(len(parts)), strict=True):
+                yield f"{stack}.{i}.{part}.weight", rows
 
 
 def state_of(path):

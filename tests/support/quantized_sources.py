@@ -45,15 +45,23 @@ def config():
     return hf.LlamaConfig(**SIZES | {"num_hidden_layers": 1, "intermediate_size": 128})
 
 
-def write(kind, folder):
-    """The folder of a random model, and name -> weights of its seven projections."""
+def experts_config():
+    """Of two layers of four experts, which its files hold one by one."""
+    sizes = SIZES | {"intermediate_size": 128, "moe_intermediate_size": 64}
+    return hf.Qwen3MoeConfig(
+        **sizes, num_experts=4, num_experts_per_tok=2, norm_topk_prob=True, head_dim=16
+    )
+
+
+def write(kind, folder, of=None):
+    """The folder of a random model, of `config()` or another, and name -> projections' weights."""
     wanted = {}
 
     def change(name, value):
         parts, wanted[name] = kind.make(value)
         return parts
 
-    return folder_of(folder, change, config(), **kind.settings), wanted
+    return folder_of(folder, change, of or config(), **kind.settings), wanted
 
 
 def pack_bits(codes, bits):

@@ -29,8 +29,9 @@ REFUSED = {
     f"llama.cpp or ONNX, and LLM.int8() multiplies with outliers in another type; {_ORIGINAL}",
     "fp8": f"8-bit floats are in no type of llama.cpp or ONNX that we write; {_ORIGINAL}",
     "fbgemm_fp8": f"8-bit floats are in no type of llama.cpp or ONNX that we write; {_ORIGINAL}",
-    "mxfp4": "its experts are stored as one matrix for all, which no exporter takes one by one; "
-    "llama.cpp's own converter keeps MXFP4 experts as they are",
+    "mxfp4": "no runtime here computes gpt-oss as it was trained: llama.cpp rounds the ends of its "
+    "YaRN ramp (truncate: false), and ONNX has no stacks of experts. llama.cpp's own converter "
+    "keeps the MXFP4 experts as they are",
     "torchao": "its tensors are stored as Python objects; save it dequantised (bfloat16), and "
     "import that",
 }

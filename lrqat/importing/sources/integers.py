@@ -8,7 +8,8 @@ another one, a float16 number is taken that gives the same weights, every one of
 one.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,24 @@ class Integers:
             q, scale = self.q[rows].float(), self.scale[rows].float()
             made[rows] = (q.view(*scale.shape, -1) * scale[..., None]).view(q.shape).to(dtype)
         return made
+
+
+def one_below_the_other(parts: Sequence[Integers]) -> Integers | None:
+    """Matrices of one form as one matrix; None where there are none, or of several forms."""
+    forms = {
+        (p.q.shape[1], p.scale.shape[1], p.scale.dtype, p.bits, p.levels, p.tensor_scale, p.dtype)
+        for p in parts
+    }
+    if len(forms) != 1:
+        return None
+    if len(parts) == 1:
+        return parts[0]
+    return replace(
+        parts[0],
+        q=torch.cat([p.q for p in parts]),
+        scale=torch.cat([p.scale for p in parts]),
+        symmetric=all(p.symmetric for p in parts),
+    )
 
 
 def on_grid(name: str, integers: Integers, said: str) -> Read:

@@ -27,6 +27,11 @@ class Read:
     note: str = ""
 
 
+def expert_name(stack: str, expert: int) -> str:
+    """The weight of an expert, by the parameter that holds them all: as checkpoints call it."""
+    return f"{stack}.{expert}"
+
+
 class Source(Protocol):
     """A file or folder.
 
@@ -46,7 +51,10 @@ class Source(Protocol):
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Parameter -> its shape, of all that are stored, in the order of the files."""
+        """Parameter -> its shape, of all that are stored, in the order of the files.
+
+        A stack of experts that is stored one by one has the `expert_name` of each in its place.
+        """
 
     def read(self, parameter: str) -> Read:
         """One of them. Raises ModelError if it is damaged."""
