@@ -55,6 +55,17 @@ def roundings(checkpoint: Checkpoint, options: Options) -> dict[str, Rounding]:
     return found
 
 
+def integer_products(checkpoint: Checkpoint, options: Options) -> frozenset[str]:
+    """Modules whose integers ONNX Runtime's CPU multiplies with those of 8-bit activations."""
+    if options.preset != "cpu":
+        return frozenset()
+    try:
+        found = roundings(checkpoint, options)
+    except GridError:  # which `refuses_roundings` says
+        return frozenset()
+    return frozenset(n for n, each in found.items() if each.form == QDQ and each.grid.bits == 8)
+
+
 def with_level(checkpoint: Checkpoint, options: Options) -> Options:
     """`options` with the accuracy level that a model trained for the kernel's rounding needs.
 

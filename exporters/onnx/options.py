@@ -15,6 +15,10 @@ OPTIONS_KEY = "lrqat.options"
 # on CPU and CUDA. (core/optimizer/dq_matmulnbits_fusion.cc, which takes unsigned types only.)
 LEVEL_ENTRY = "session.qdq_matmulnbits_accuracy_level"
 FUSION_ENTRY = "session.enable_dq_matmulnbits_fusion"
+# Products of 8-bit activations and 8-bit weights are summed up in 16 bits on x86 without VNNI, and
+# saturate there, unless this is set: for files that have such products. Other processors pay no
+# heed to it. (include/onnxruntime/core/session/onnxruntime_session_options_config_keys.h)
+PRECISION_ENTRY = "session.x64quantprecision"
 _INT2_OPSET = 25
 _FLOAT_TYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 

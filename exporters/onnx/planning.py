@@ -10,6 +10,7 @@ import onnx_ir as ir
 from exporters.embedding_and_head import find_embedding_and_head
 from exporters.onnx.activations import (
     QDQ,
+    integer_products,
     refuses_roundings,
     roundings,
     with_level,
@@ -54,6 +55,7 @@ def plan(checkpoint: Checkpoint, options: Options | None = None) -> Plan:
     checkpoint = text_model(checkpoint)
     chosen = with_level(checkpoint, options or Options()).resolved()
     made = Plan(checkpoint, chosen, find_embedding_and_head(checkpoint))
+    made.integer_products = integer_products(checkpoint, chosen)
     made.refusals += refuses_types(checkpoint, made.embedding_and_head, chosen)
     for name in checkpoint.quantized_names:
         _plan_trained(made, name)
@@ -122,7 +124,11 @@ def _add_product(made: Plan, name: str, shape: tuple[int, ...]) -> None:
     dtype = product_type(grid, shape[0], two_bits=two_bits, integers=integers)
     assert dtype is not None  # refuses_grid
     dtypes: dict[str, ir.DataType | None] = {"integers": dtype, f"{integers}_scales": None}
-    if INTEGER_FORMS[integers].has_zero_points(grid):
+    # Told to be precise (PRECISION_ENTRY), ONNX Runtime makes integers of 8 bits unsigned, and
+    # version 1.32 fails on those that have several scales and no zero-points, if they stay alone.
+    products = made.integer_products
+    unlike = dtype == ir.DataType.INT8 and bool(products) and name not in products
+    if INTEGER_FORMS[integers].has_zero_points(grid) or unlike:
         dtypes[f"{integers}_zero_points"] = dtype
     _add_parts(made, name, shape, dtypes)
 

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from exporters.embedding_and_head import EmbeddingAndHead
 from exporters.onnx.activations import Rounding, cache_bits
-from exporters.onnx.options import Options
+from exporters.onnx.options import PRECISION_ENTRY, Options
 from exporters.onnx.tracing.probe import CacheShape
 from exporters.onnx.weights.embedding_and_head import EmbeddingOrHeadType
 from exporters.planning import any_layer, remarks
@@ -72,6 +72,7 @@ class Plan:
         tensors: every initializer that holds weights.
         choices: what those of the two that are unquantized are stored in.
         roundings: how inputs of layers are rounded, by module name.
+        integer_products: modules whose products are those of 8-bit integers on both sides.
         refusals: reasons not to write; a plan with any cannot be written.
         notes: what a user should know.
         cache: the form of the model's cache; None if the model is refused.
@@ -83,9 +84,16 @@ class Plan:
     tensors: list[PlannedTensor] = field(default_factory=list)
     choices: list[EmbeddingOrHeadType] = field(default_factory=list)
     roundings: dict[str, Rounding] = field(default_factory=dict)
+    integer_products: frozenset[str] = frozenset()
     refusals: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     cache: CacheShape | None = None
+
+    @property
+    def session_entries(self) -> dict[str, str]:
+        """What ONNX Runtime has to be told, to compute the file as meant."""
+        precise = {PRECISION_ENTRY: "1"} if self.integer_products else {}
+        return self.options.session_entries | precise
 
     @property
     def loads_head(self) -> bool:

@@ -118,8 +118,9 @@ def _multiplied(value: ir.Value, tensor: PlannedTensor, planned: Plan) -> bool:
         return False
     node, grid = consumers[0], grid_of(planned.checkpoint, tensor.source)
     form = INTEGER_FORMS[str(planned.options.integer_type)]
-    parts = [tensor.name, f"{tensor.source}.weight_scale"]
-    parts += [f"{tensor.source}.weight_zero_point"] if form.has_zero_points(grid) else []
+    zeros = f"{tensor.source}.weight_zero_point"
+    has_zeros = any(other.name == zeros for other in planned.tensors)
+    parts = [tensor.name, f"{tensor.source}.weight_scale", *([zeros] if has_zeros else [])]
     block = form.block_of(grid, tensor.shape[0])
     expected = (1, 0) if block is None else (0, block)
     return _inputs(node) == parts and _blocks(node) == expected

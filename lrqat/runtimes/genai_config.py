@@ -62,7 +62,7 @@ _COUNTS = (
     "head_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers",
 )  # fmt: skip
 # How quantised products are computed; their values are numbers, and they reach no file.
-_ENTRY = re.compile(r"session\.[a-z_]*matmulnbits[a-z_]*")
+_ENTRY = re.compile(r"session\.([a-z_]*matmulnbits[a-z_]*|x64quantprecision)")
 _FORM: dict[str, Any] = {
     "model": {
         "type": _is_name,

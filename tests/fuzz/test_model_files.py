@@ -163,7 +163,7 @@ def test_genai_configurations(onnx_folder, folder, data):
         assert config["model"]["decoder"].get("filename", "model.onnx") == "model.onnx"
         assert config["model"]["decoder"]["session_options"].keys() <= {
             "log_id", "provider_options", "session.qdq_matmulnbits_accuracy_level",
-            "session.enable_dq_matmulnbits_fusion",
+            "session.enable_dq_matmulnbits_fusion", "session.x64quantprecision",
         }  # fmt: skip
 
 

@@ -113,7 +113,7 @@ def _decoder(plan: Plan, text: Any) -> dict[str, Any]:
         "session_options": {
             "log_id": "onnxruntime-genai",
             "provider_options": [],
-            **plan.options.session_entries,
+            **plan.session_entries,
         },
     }
 

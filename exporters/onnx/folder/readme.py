@@ -29,7 +29,7 @@ def readme(plan: Plan, folder: Path) -> str:
     facts = provenance(plan.checkpoint)
     entries = "\n".join(
         f"options.add_session_config_entry({json.dumps(key)}, {json.dumps(value)})"
-        for key, value in plan.options.session_entries.items()
+        for key, value in plan.session_entries.items()
     )
     return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         name=in_markdown(str(facts.get("lrqat.base_model", "A model"))),
@@ -56,7 +56,7 @@ def _device(plan: Plan, entries: str) -> str:
 
 def _js_options(plan: Plan) -> dict[str, Any]:
     """What transformers.js has to be told; onnxruntime-web joins nested keys with dots."""
-    entries = plan.options.session_entries.items()
+    entries = plan.session_entries.items()
     session = {key.removeprefix("session."): value for key, value in entries}
     device = {"device": "webgpu"} if plan.options.preset == "webgpu" else {}
     extra = {"session_options": {"extra": {"session": session}}}

@@ -10,7 +10,7 @@ import json
 import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-from exporters.onnx.options import OPTIONS_KEY
+from exporters.onnx.options import OPTIONS_KEY, PRECISION_ENTRY
 from exporters.onnx.plans import Plan
 from exporters.onnx.tracing.trace import MOST_OPSET
 from exporters.provenance import provenance
@@ -33,6 +33,8 @@ def describe(model: ir.Model, plan: Plan) -> bool:
     model.metadata_props.clear()
     for key, value in provenance(plan.checkpoint).items():
         model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
+    if PRECISION_ENTRY in plan.session_entries:
+        model.metadata_props[PRECISION_ENTRY] = plan.session_entries[PRECISION_ENTRY]
     model.metadata_props[OPTIONS_KEY] = json.dumps(plan.options.to_json(), sort_keys=True)
     model.producer_name, model.producer_version = "lrqat", __version__
     model.graph.name = "main_graph"

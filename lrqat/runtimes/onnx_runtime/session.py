@@ -15,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.onnx.folder.model_file import read_model
-from exporters.onnx.options import FUSION_ENTRY, LEVEL_ENTRY, Options
+from exporters.onnx.options import FUSION_ENTRY, LEVEL_ENTRY, PRECISION_ENTRY, Options
 from exporters.onnx.verification import exported_options
 from exporters.onnx_genai.products import ACCURACY_LEVEL, MATMUL
 from lrqat import optional_libraries
@@ -114,7 +114,9 @@ class OnnxRuntime:
 def session_entries(folder: str | Path) -> dict[str, str]:
     """What `folder`/model.onnx was exported for; the defaults, level 1, where it does not say."""
     try:
-        return exported_options(read_model(Path(folder))).resolved().session_entries
+        model = read_model(Path(folder))
+        precise = {PRECISION_ENTRY: "1"} if PRECISION_ENTRY in model.metadata_props else {}
+        return exported_options(model).resolved().session_entries | precise
     except UserError:
         return Options().resolved().session_entries
 
