@@ -10,7 +10,8 @@ from lrqat.cli import demo
 
 @pytest.mark.slow
 def test_offline(tmp_path, capsys):
-    options = ["--base-steps", "20", "--steps", "2", "--windows", "2", "--output", str(tmp_path)]
+    options = ["--base-steps", "20", "--block-steps", "2", "--steps", "2", "--windows", "2"]
+    options += ["--output", str(tmp_path)]
     assert demo.main(["--offline", "--json", *options]) == 0
     proofs, table = (json.loads(line) for line in capsys.readouterr().out.splitlines()[-2:])
     assert all(all(proof["verdicts"].values()) for proof in proofs["files"])

@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--output", help="folder of all it makes; default: runs/demo, or runs/demo-offline"
     )
     parser.add_argument("--grid", default="q4_0", help="grid of the projections")
+    parser.add_argument("--block-steps", type=int, help="steps of each block")
     parser.add_argument("--steps", type=int, help="steps of the model as a whole")
     parser.add_argument("--windows", type=int, help="windows of held-out text that are scored")
     parser.add_argument(
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     out.say("1/5 the base model and its text")
     base = offline(folder, args.base_steps) if args.offline else smollm2(folder)
+    if args.block_steps is not None:
+        base.training["block_steps"] = args.block_steps
     steps, windows = args.steps or base.steps, args.windows or base.windows
     out.say(f"2/5 LR-QAT on the grid {args.grid}: block by block, then {steps} steps as a whole")
     fused = folder / f"fused-{args.grid}"
