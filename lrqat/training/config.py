@@ -22,11 +22,11 @@ from lrqat.settings import AUTO, groups_of
 from lrqat.training.model_settings import ModelSettings
 from lrqat.training.output_settings import OutputSettings
 from lrqat.training.settings import (
-    AFTER_BLOCKS,
     NONE,
     SCALE_RATE,
     SELF,
     ActivationSettings,
+    AfterBlocks,
     CalibrationSettings,
     GridSettings,
     ObjectiveSettings,
@@ -47,6 +47,7 @@ class TrainConfig(
     CalibrationSettings,
     ObjectiveSettings,
     ActivationSettings,
+    AfterBlocks,
     StageSettings,
     ScheduleSettings,
     OutputSettings,
@@ -106,8 +107,8 @@ class TrainConfig(
         low_rank, scale = LORA_INITS[self.lora_init].learning_rate, SCALE_RATE
         if after_blocks:
             two = find_grid(self.grid).bits <= 2
-            low_rank = AFTER_BLOCKS["low_rank"]
-            scale = AFTER_BLOCKS["scale of 2 bits" if two else "scale"]
+            low_rank = AfterBlocks.LOW_RANK
+            scale = AfterBlocks.SCALE_OF_2_BITS if two else AfterBlocks.SCALE
         of_method = METHODS[self.method].learning_rate
         low_rank = low_rank if of_method is None else of_method
         return {

@@ -18,10 +18,16 @@ from lrqat.training.optimizers import OPTIMIZERS, refuse_unavailable
 SELF = "self"  # as --teacher: the model itself
 NONE = "none"  # as --teacher
 SCALE_RATE = 1e-2
-# After blocks all is near where it belongs, and higher rates first lead away from there; least so
-# on 2 bits, where there is most left to learn.
-AFTER_BLOCKS = {"low_rank": 5e-4, "scale": 7e-4, "scale of 2 bits": 2e-3}
 EMBEDDING_AND_HEAD = "q8_0"  # their grid; costs next to nothing, and halves what F16 would take
+
+
+class AfterBlocks:
+    """Rates after blocks: all is near where it belongs, and higher ones first lead away from there.
+
+    Least so on 2 bits, where there is most left to learn.
+    """
+
+    LOW_RANK, SCALE, SCALE_OF_2_BITS = 5e-4, 7e-4, 2e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,13 +212,13 @@ class ScheduleSettings(Group):
     learning_rate: float | None = option(
         "peak rate of A and B, in steps of the grid; default: "
         + ", ".join(f"{init.learning_rate:g} from {name}" for name, init in LORA_INITS.items())
-        + f", and after blocks {AFTER_BLOCKS['low_rank']:g}",
+        + f", and after blocks {AfterBlocks.LOW_RANK:g}",
         None,
         at_least(0),
     )
     scale_learning_rate: float | None = option(
         f"peak rate of the scales, in steps of the grid; default: {SCALE_RATE:g}, and after blocks "
-        f"{AFTER_BLOCKS['scale']:g}, on 2 bits {AFTER_BLOCKS['scale of 2 bits']:g}",
+        f"{AfterBlocks.SCALE:g}, on 2 bits {AfterBlocks.SCALE_OF_2_BITS:g}",
         None,
         at_least(0),
     )

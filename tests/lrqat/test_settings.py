@@ -11,7 +11,7 @@ from lrqat.init.starts import LORA_INITS
 from lrqat.models.preparation import Settings
 from lrqat.settings import Group, flag, groups_of
 from lrqat.training.config import TrainConfig
-from lrqat.training.settings import AFTER_BLOCKS, SCALE_RATE, ScheduleSettings
+from lrqat.training.settings import SCALE_RATE, AfterBlocks, ScheduleSettings
 
 GIVEN = {"model": "m", "data": "d", "output": "o"}
 
@@ -68,8 +68,8 @@ def test_starts_and_their_rate_follow_from_what_can_be_measured(given, starts):
     config = TrainConfig(**GIVEN, **given).resolved()
     assert (config.range_init, config.lora_init) == starts
     of_start = LORA_INITS[starts[1]].learning_rate
-    assert config.rates["low_rank"] == (AFTER_BLOCKS["low_rank"] if config.by_blocks else of_start)
-    assert config.rates["scale"] == (AFTER_BLOCKS["scale"] if config.by_blocks else SCALE_RATE)
+    assert config.rates["low_rank"] == (AfterBlocks.LOW_RANK if config.by_blocks else of_start)
+    assert config.rates["scale"] == (AfterBlocks.SCALE if config.by_blocks else SCALE_RATE)
     assert TrainConfig(**GIVEN, **given, learning_rate=0.5).resolved().learning_rate == 0.5
     assert config.resolved() == config
 

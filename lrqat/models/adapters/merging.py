@@ -8,9 +8,7 @@ In float32, and rounded once to the weight's type, before anything is frozen. An
 tokens resizes the model. Source: peft, tuners/lora/layer.py `get_delta_weight`, and dora.py.
 """
 
-import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,15 +18,15 @@ from lrqat.errors import ModelError
 from lrqat.models.adapters.adapter import Adapter, LowRank
 from lrqat.models.adapters.remedy import INSTEAD
 from lrqat.models.tying import is_tied
+from lrqat.named_numbers import name_and_number
 
 _TOKENIZER = "tokenizer_config.json"
-_WEIGHTED = re.compile(r"(.+):(-?\d+\.?\d*|-?\.\d+)")
 
 
 def folder_and_weight(entry: str) -> tuple[str, float]:
     """What an --adapter names: FOLDER, or FOLDER:WEIGHT where there is no folder of that name."""
-    found = None if Path(entry).exists() else _WEIGHTED.fullmatch(entry)
-    return (found[1], float(found[2])) if found else (entry, 1.0)
+    folder, weight = name_and_number(entry)
+    return folder, 1.0 if weight is None else weight
 
 
 @dataclass(frozen=True)

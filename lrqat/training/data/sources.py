@@ -6,15 +6,14 @@ a.jsonl:0.8 b.txt:0.2           four blocks of the first for each of the second
 self, self:prompts.jsonl        what the model writes: text, or answers to prompts
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from lrqat.errors import UserError
+from lrqat.named_numbers import name_and_number
 
 SELF = "self"
 _PROMPTS = f"{SELF}:"
-_SHARE = re.compile(r"(.+):(\d+\.?\d*|\.\d+)")
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def parse_sources(data: str | tuple[str, ...]) -> tuple[Source, ...]:
     entries = (data,) if isinstance(data, str) else tuple(data)
     if len(entries) == 1:
         return (Source(entries[0]),)
-    found = [_parse(entry) for entry in entries]
+    found = [Source(*name_and_number(entry)) for entry in entries]
     names = [source.name for source in found]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -76,13 +75,8 @@ def parse_sources(data: str | tuple[str, ...]) -> tuple[Source, ...]:
         raise UserError(
             f"--data {bare} has no share and others have; give it one ({bare}:0.5), or none to all"
         )
-    if not all(shares):
-        raise UserError("a share of --data is 0; leave that source out")
+    if min(shares) <= 0:
+        raise UserError(f"a share of --data is {min(shares):g}; leave that source out")
     return tuple(
         Source(name, share / sum(shares)) for name, share in zip(names, shares, strict=True)
     )
-
-
-def _parse(entry: str) -> Source:
-    found = None if Path(entry).exists() else _SHARE.fullmatch(entry)
-    return Source(found[1], float(found[2])) if found else Source(entry)

@@ -42,6 +42,7 @@ def test_a_file_whose_name_ends_in_a_number_is_that_file(tmp_path):
     [
         (("a:0.5", "b"), r"--data b has no share and others have; give it one \(b:0.5\)"),
         (("a:0", "b:1"), "a share of --data is 0; leave"),
+        (("a:0.5", "b:-1"), "a share of --data is -1; leave"),
         (("a:1", "a:2"), "names a twice"),
     ],
 )
