@@ -245,7 +245,8 @@ def test_the_program_of_the_readme_for_qnn(up_to_4_bits):
     )
     tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
     logits = torch_logits(model)(np.array(tokenizer.encode("Once upon a time").ids))
-    assert ran.stdout.splitlines()[-1] == tokenizer.decode([int(logits[-1].argmax())])
+    # Qualcomm's library says something of its own, before the token or after it.
+    assert tokenizer.decode([int(logits[-1].argmax())]) in ran.stdout.splitlines()
 
 
 @pytest.mark.slow

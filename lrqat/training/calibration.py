@@ -25,6 +25,7 @@ from lrqat.training.data.blocks import TokenBlocks
 from lrqat.training.settings import ActivationSettings
 
 _FEWEST_TOKENS = 2048  # a batch without gradients; smaller ones are slow
+_REST_TOKENS = 4096  # that the inputs are measured on which a file of importance has not
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,11 @@ def measure_inputs(
     """Run the text through `model`, if the starts in `weights` need to know its inputs.
 
     A tied embedding is measured as the head that it is too. Other embeddings have no inputs, and
-    stacks of experts do not show theirs: they start without. A file of importance has projections
-    alone.
+    stacks of experts do not show theirs: they start without. A file of importance has projections,
+    and seldom the head: what it lacks is measured.
 
     Args:
-        model: whole, in full precision; None if nothing has to be measured.
+        model: whole, in full precision; None if nothing can be measured.
         surgery: which projections.
         weights: `range_init`, `lora_init`, `method` and `rank`, resolved.
         imatrix: file to read the importance from instead, or None.
@@ -92,13 +93,16 @@ def measure_inputs(
     shown = _shown(surgery)
     columns = {name: surgery.quantized[name].shape[1] for name in shown}
     weighted, directed = RANGE_INITS[weights.range_init].weighted, is_directed(weights)
-    read = None
+    read: dict[str, Tensor] = {}
     if weighted and imatrix:
         layers = {name: n for name, n in columns.items() if surgery.quantized[name].is_layer}
         heads = [name for name in layers if is_output_head(name)]  # llama-imatrix leaves it out
         read = imatrix_file.read(imatrix, layers, optional=heads)
-    if not is_measured(weights, imatrix):
-        return Inputs(read or {})
+    if read and not directed:
+        shown = {name: module for name, module in shown.items() if name not in read}
+        batches = batches[: max(1, _REST_TOKENS // batches[0].numel())] if batches else batches
+    if model is None or not shown or not is_measured(weights):
+        return Inputs(read)
     statistics: dict[str, Statistic] = {"squares": sum_of_squares}
     if directed:
         statistics["sketch"] = sketch_of(weights.rank)
@@ -107,7 +111,7 @@ def measure_inputs(
         statistic: {name: of_module[module] for name, module in shown.items()}
         for statistic, of_module in measured.items()
     }
-    importance = read or (means["squares"] if weighted else {})
+    importance = (means["squares"] if weighted else {}) | read
     if not directed:
         return Inputs(importance)
     return Inputs(importance, find_directions(means["sketch"], means["squares"], weights.rank))
@@ -119,9 +123,12 @@ def _shown(surgery: SurgeryPlan) -> dict[str, str]:
     return {name: t.tied_to or name for name, t in targets if t.is_layer or t.tied_to}
 
 
-def is_measured(weights: Settings, imatrix: str | None) -> bool:
-    """Whether the model has to read text before it is put on its grid."""
-    return is_directed(weights) or (RANGE_INITS[weights.range_init].weighted and not imatrix)
+def is_measured(weights: Settings) -> bool:
+    """Whether the model has to read text before it is put on its grid, if it is ever whole.
+
+    With a file of importance too: it lacks the head.
+    """
+    return is_directed(weights) or RANGE_INITS[weights.range_init].weighted
 
 
 def is_directed(weights: Settings) -> bool:

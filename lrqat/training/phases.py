@@ -168,7 +168,7 @@ class _Run:
         needed = [self.whole + self._scoring(self._window)]
         if self.config.by_blocks:
             return max(needed[0], self.prepared + self.second + self._scoring(self._student_window))
-        if is_measured(self.config, self.config.imatrix):
+        if is_measured(self.config):
             lost = self._lost(self._batch_shape(), _LOST_IN_A_PASS)
             needed.append(self.whole + self._batch + inputs + lost)
         prepared = self.prepared + self.mapped
@@ -213,7 +213,7 @@ class _Run:
 
     def _kept_of_inputs(self) -> int:
         """Sums over the tokens, and their means."""
-        if not is_measured(self.config, self.config.imatrix):
+        if not is_measured(self.config):
             return 0
         columns = [t.shape[1] for t in self.plan.quantized.values() if t.is_layer or t.tied_to]
         rank = self.config.rank if is_directed(self.config) else 0
