@@ -5,6 +5,7 @@ by one are one parameter of the model. Its own table of that (`conversion_mappin
 nobody keeps a list of models here.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -16,6 +17,8 @@ from transformers.core_model_loading import (
     WeightRenaming,
     rename_source_key,
 )
+
+_OF_AN_EXPERT = re.compile(r"\.(\d{1,9})\.[^.]+\.weight$")  # experts.17.up_proj.weight
 
 
 def tensors_by_parameter(skeleton: Any, tensors: Iterable[str]) -> dict[str, str]:
@@ -42,9 +45,10 @@ def experts_by_parameter(skeleton: Any, tensors: Iterable[str]) -> dict[str, lis
     found: dict[str, dict[tuple[int, int], str]] = {}
     wanted: dict[str, int] = {}
     for tensor, name, merged in _renamed(skeleton, tensors):
-        if merged in parts:
+        number = _OF_AN_EXPERT.search(tensor)
+        if number and merged in parts:
             place, wanted[name] = parts[merged]
-            found.setdefault(name, {})[_expert_number(tensor), place] = tensor
+            found.setdefault(name, {})[int(number[1]), place] = tensor
     stacks = {}
     for name, of_stack in found.items():
         experts = len(skeleton.get_parameter(name))
@@ -82,8 +86,3 @@ def _stacks_rows(converter: WeightConverter) -> bool:
         and all(isinstance(each, Concatenate) and each.dim == 1 for each in others)
         and len(others) == (len(converter.source_patterns) > 1)
     )
-
-
-def _expert_number(tensor: str) -> int:
-    """17 of "model.layers.3.mlp.experts.17.up_proj.weight"."""
-    return int([part for part in tensor.split(".") if part.isdigit()][-1])
