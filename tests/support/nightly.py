@@ -93,16 +93,16 @@ OFTEN = {
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
-def pytest_collection_modifyitems(items):
-    """Mark them. Raises UsageError for what is listed and is not there."""
-    cases = {}
+def pytest_collection_modifyitems(config, items):
+    """Mark them. Raises UsageError for what is listed and not there, unless cases are named."""
+    cases, asked = {}, any("[" in str(argument) for argument in config.args)
     for item in items:
         test, _, case = item.nodeid.partition("[")
         if test in OFTEN:
             cases.setdefault(test, []).append((case.removesuffix("]"), item))
     for test, found in cases.items():
         for pattern in OFTEN[test]:
-            if not any(fnmatchcase(case, pattern) for case, _ in found) and len(found) > 1:
+            if not asked and not any(fnmatchcase(case, pattern) for case, _ in found):
                 raise pytest.UsageError(f"tests/support/nightly.py: {test} has no case {pattern}")
         for case, item in found:
             if not any(fnmatchcase(case, pattern) for pattern in OFTEN[test]):

@@ -72,10 +72,8 @@ class FolderSource:
         found = set() if layout is None else layout.modules(weights.names)
         self._quantized = {f"{module}.weight": module for module in found}
         known = {*weights.names, *self._quantized}
-        stacks, matrices = (
-            experts_by_parameter(self.skeleton, known),
-            dict(find_matrices(self.skeleton)),
-        )
+        matrices = dict(find_matrices(self.skeleton))
+        stacks = experts_by_parameter(self.skeleton, known)
         self._stacks = {name: parts for name, parts in stacks.items() if name in matrices}
         self._tensors_of = {
             name: [tensor] for name, tensor in tensors_by_parameter(self.skeleton, known).items()
